@@ -1,0 +1,174 @@
+"""What holds for every encoder."""
+
+import pytest
+import torch
+
+from speechattn.encoders import ConformerEncoder, EBranchformerEncoder
+from speechattn.masks import padding_mask
+
+LENGTHS = [70, 31, 52, 17]
+SUBSAMPLINGS = ["none", "linear", "conv2d2", "conv2d4", "conv2d6", "conv2d8"]
+ENCODERS = [ConformerEncoder, EBranchformerEncoder]
+
+
+def build(cls, subsampling="linear", dropout=0.1, **options):
+    torch.manual_seed(0)
+    if cls is EBranchformerEncoder:
+        options["cgmlp_units"] = 40
+    features = 24 if subsampling == "none" else 20
+    encoder = cls(
+        features,
+        24,
+        attention_heads=4,
+        linear_units=36,
+        num_blocks=2,
+        subsampling=subsampling,
+        dropout=dropout,
+        **options,
+    )
+    for name, value in encoder.state_dict().items():  # nothing at its neutral initial value
+        if value.dim() == 1 or "depthwise" in name:
+            value.copy_(torch.rand_like(value) + 0.5 if "var" in name else value + 0.3)
+    return encoder, features
+
+
+def batch(features, lengths=LENGTHS, extra=0, fill=0.0):
+    torch.manual_seed(1)
+    x = torch.randn(len(lengths), max(lengths), features)
+    x = torch.nn.functional.pad(x, (0, 0, 0, extra))
+    lengths = torch.tensor(lengths)
+    return x.masked_fill(~padding_mask(lengths, x.shape[1])[..., None], fill), lengths
+
+
+@pytest.mark.parametrize("fill", [0.0, 1e3, float("nan")], ids=["zeros", "large", "nan"])
+@pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
+@pytest.mark.parametrize("cls", ENCODERS)
+def test_batch_gives_what_items_give(cls, subsampling, fill):
+    encoder, features = build(cls, subsampling)
+    encoder.eval()
+    x, lengths = batch(features, extra=3, fill=fill)
+    y, y_lengths = encoder(x, lengths)
+    for b, n in enumerate(LENGTHS):
+        alone, alone_length = encoder(x[b : b + 1, :n], lengths[b : b + 1])
+        m = y_lengths[b].item()
+        assert alone_length.item() == m == alone.shape[1]
+        assert torch.allclose(y[b, :m], alone[0], atol=1e-5)
+        assert not y[b, m:].any()
+
+
+@pytest.mark.parametrize("cls", ENCODERS)
+def test_training_does_not_see_padding(cls):
+    """Outputs, gradients and running statistics of a training step, dropout off."""
+    results = []
+    for extra, fill in ((0, 0.0), (13, 1e3)):
+        encoder, features = build(cls, dropout=0.0)
+        x, lengths = batch(features, extra=extra, fill=fill)
+        x.requires_grad_()
+        y, _ = encoder(x, lengths)
+        real = padding_mask(lengths, 70)[..., None]
+        y = y[:, :70] * real
+        (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+        grads = [p.grad for p in encoder.parameters()]
+        results.append((y.detach(), x.grad[:, :70] * real, *grads, *encoder.buffers()))
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_training_batch_gives_what_items_give():
+    """No batch statistics in an E-Branchformer."""
+    encoder, features = build(EBranchformerEncoder, dropout=0.0)
+    x, lengths = batch(features)
+    y, _ = encoder(x, lengths)
+    for b, n in enumerate(LENGTHS):
+        alone, _ = encoder(x[b : b + 1, :n], lengths[b : b + 1])
+        assert torch.allclose(y[b, :n], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("cls", ENCODERS)
+def test_gradient_equals_finite_differences(cls):
+    encoder, features = build(cls, "conv2d4", dropout=0.0)
+    encoder.double()
+    x, lengths = batch(features, [23, 15])
+    x = x.double().requires_grad_()
+    y, _ = encoder(x, lengths)
+    weight = torch.randn_like(y)
+    (y * weight).sum().backward()
+    for tensor in (x, *encoder.parameters()):
+        direction = torch.randn_like(tensor)
+        values = []
+        for step in (1e-6, -1e-6):
+            with torch.no_grad():
+                tensor += step * direction
+                values.append((encoder(x, lengths)[0] * weight).sum())
+                tensor -= step * direction
+        slope = (values[0] - values[1]) / 2e-6
+        assert torch.allclose((tensor.grad * direction).sum(), slope, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
+@pytest.mark.parametrize("cls", ENCODERS)
+def test_short_and_empty_items(cls, subsampling):
+    encoder, features = build(cls, subsampling)
+    x, lengths = batch(features, [2, 0])
+    for mode in (True, False):
+        y, y_lengths = encoder.train(mode)(x, lengths)
+        y.sum().backward()
+        assert torch.isfinite(y).all() and y.shape[1] >= 1
+        assert y_lengths.tolist() == ([2, 0] if encoder.subsampling == 1 else [0, 0])
+    assert all(torch.isfinite(p.grad).all() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("cls", ENCODERS)
+def test_layer_drop(cls):
+    encoder, features = build(cls, dropout=0.0, layer_drop=1.0)
+    x, lengths = batch(features)
+    bare = encoder.norm(encoder.positions(encoder.input(x, lengths)[0])[0])
+    real = padding_mask(lengths)[..., None]
+    assert torch.allclose(encoder(x, lengths)[0], bare * real)
+    encoder.eval()
+    assert not torch.allclose(encoder(x, lengths)[0], bare * real, atol=0.1)
+
+
+@pytest.mark.parametrize("cls", ENCODERS)
+def test_attributes(cls):
+    encoder, _ = build(cls, "conv2d6")
+    assert (encoder.output_size, encoder.subsampling) == (24, 6)
+
+
+@pytest.mark.parametrize("cls", ENCODERS)
+def test_bfloat16_autocast(cls):
+    encoder, features = build(cls, dropout=0.0)
+    x, lengths = batch(features)
+    for mode in (True, False):
+        encoder.train(mode)
+        exact, _ = encoder(x, lengths)
+        with torch.autocast("cpu", torch.bfloat16):
+            y, _ = encoder(x, lengths)
+        y.sum().backward()
+        assert (y.float() - exact).abs().max() < 0.2
+        assert (y.float() - exact).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("cls", ENCODERS)
+def test_round_trip_through_state_dict(cls):
+    encoder, features = build(cls)
+    x, lengths = batch(features)
+    encoder(x, lengths)  # running statistics move
+    other = build(cls)[0]
+    other.load_state_dict(encoder.state_dict())
+    assert torch.equal(other.eval()(x, lengths)[0], encoder.eval()(x, lengths)[0])
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "millions"),
+    [
+        (ConformerEncoder, (80, 96, 4, 384, 4, "linear"), (0.9, 1.6)),
+        (ConformerEncoder, (512, 768, 12, 3072, 12, "linear"), (150, 250)),
+        (EBranchformerEncoder, (80, 96, 4, 256, 256, 4, "linear"), (0.7, 1.5)),
+        (EBranchformerEncoder, (512, 768, 12, 3072, 3072, 12, "linear"), (180, 280)),
+    ],
+)
+def test_sizes(cls, options, millions):
+    with torch.device("meta"):
+        count = sum(p.numel() for p in cls(*options).parameters()) / 1e6
+    assert millions[0] < count < millions[1]

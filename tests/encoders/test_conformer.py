@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from speechattn.attention.positions import relative_positions
+from speechattn.encoders.conformer import ConformerBlock, ConformerEncoder
+
+LENGTHS = [11, 4, 1, 8]
+
+
+@pytest.mark.parametrize("macaron", [True, False])
+def test_batch_gives_what_items_give(macaron):
+    torch.manual_seed(0)
+    module = ConformerBlock(8, 2, 16, 5, macaron).eval()
+    for parameter in module.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    x = torch.randn(4, 13, 8) * 3
+    y = module(x, torch.tensor(LENGTHS), relative_positions(13, 8))
+    for b, n in enumerate(LENGTHS):
+        alone = module(x[b : b + 1, :n], torch.tensor([n]), relative_positions(n, 8))
+        assert torch.allclose(y[b, :n], alone[0], atol=1e-5)
+
+
+def test_options_reach_the_blocks():
+    encoder = ConformerEncoder(
+        10,
+        8,
+        attention_heads=2,
+        linear_units=12,
+        num_blocks=3,
+        subsampling="linear",
+        dropout=0.2,
+        attention_dropout=0.3,
+        conv_kernel=7,
+        macaron=False,
+    )
+    assert len(encoder.blocks) == 3
+    for block in encoder.blocks:
+        assert block.macaron is None and block.ff_scale == 1
+        assert block.attention.heads == 2
+        assert block.feed_forward.expand.out_features == 12
+        assert block.convolution.depthwise.kernel_size == (7,)
+        assert (block.dropout.p, block.feed_forward.dropout.p) == (0.2, 0.2)
+        assert block.attention.dropout.p == 0.3

@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch.nn.functional import conv1d
+
+from speechattn.encoders.depthwise import DepthwiseConv
+
+SHAPES = pytest.mark.parametrize(
+    ("lengths", "channels", "kernel"),
+    [([9, 4, 7], 6, 5), ([3], 4, 7), ([12, 1], 16, 31), ([8, 0, 8], 3, 1)],
+    ids=lambda v: str(v),
+)
+
+
+def expected(module, x, lengths):
+    """Item by item through torch's one-dimensional convolution."""
+    rows = []
+    for b, n in enumerate(lengths):
+        item = torch.zeros_like(x[b])
+        if n:
+            y = conv1d(x[b, :n].T, module.weight, module.bias, padding=module.kernel_size[0] // 2,
+                       groups=module.groups)  # fmt: skip
+            item = torch.cat((y.T, item[n:]))
+        rows.append(item)
+    return torch.stack(rows)
+
+
+@SHAPES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equals_conv1d(lengths, channels, kernel, dtype):
+    torch.manual_seed(0)
+    module = DepthwiseConv(channels, kernel).to(dtype)
+    x = torch.randn(len(lengths), max(lengths), channels, dtype=dtype)
+    weight = torch.randn_like(x)
+    for b, n in enumerate(lengths):
+        weight[b, n:] = 0
+    results = []
+    for function in (lambda x: module(x, torch.tensor(lengths)),
+                     lambda x: expected(module, x, lengths)):  # fmt: skip
+        leaf = x.clone().requires_grad_()
+        y = function(leaf) * (weight != 0)
+        grads = torch.autograd.grad((y * weight).sum(), (leaf, module.weight, module.bias))
+        results.append((y, *grads))
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@SHAPES
+def test_same_without_gradient(lengths, channels, kernel):
+    module = DepthwiseConv(channels, kernel)
+    x = torch.randn(len(lengths), max(lengths), channels)
+    y = module(x, torch.tensor(lengths))
+    with torch.no_grad():
+        assert torch.allclose(module(x, torch.tensor(lengths)), y, atol=1e-6)
+
+
+def test_gradients_only_where_asked_for():
+    module = DepthwiseConv(4, 3)
+    module.weight.requires_grad_(False)
+    x = torch.randn(2, 5, 4, requires_grad=True)
+    module(x, torch.tensor([5, 2])).sum().backward()
+    assert module.weight.grad is None
+    assert x.grad is not None and module.bias.grad is not None
+
+
+def test_even_kernel_is_refused():
+    with pytest.raises(ValueError, match="odd"):
+        DepthwiseConv(4, 6)
