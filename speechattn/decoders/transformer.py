@@ -1,0 +1,363 @@
+"""The Transformer decoder: causal self-attention over tokens, cross-attention over the memory.
+
+Legend: B utterances, N hypotheses, U tokens, T memory frames, V units, L layers, H heads, D width,
+Dh = D / H.
+
+Vaswani et al., "Attention Is All You Need" (1706.03762), pre-norm; the arithmetic of ESPnet's
+`espnet2.asr.decoder.transformer_decoder.TransformerDecoder`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from speechattn.masks import padding_mask
+
+NORM_EPS = 1e-12  # ESPnet's; with torch's default of 1e-5 its checkpoints give other numbers
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """What a step needs of the past: never changed in place, so a state may be stepped twice.
+
+    Hypotheses of one utterance are adjacent and each utterance has as many as the others:
+    hypothesis n listens to row n // (N / B) of the memory, which is held once an utterance.
+
+    Attributes:
+        memory: per layer, cross-attention keys and values, each (B, H, T, Dh).
+        memory_mask: (B, 1, 1, T) bool, True where a frame is real; None if all are.
+        cache: per layer, self-attention keys and values, each (N, H, U, Dh).
+    """
+
+    memory: tuple[KeyValue, ...]
+    memory_mask: Tensor | None
+    cache: tuple[KeyValue, ...]
+
+    @property
+    def hypotheses(self) -> int:
+        """N."""
+        return self.cache[0][0].size(0)
+
+    @property
+    def utterances(self) -> int:
+        """B."""
+        return self.memory[0][0].size(0)
+
+    @property
+    def tokens(self) -> int:
+        """U, the tokens fed so far."""
+        return self.cache[0][0].size(2)
+
+    def select(self, index: Tensor) -> "DecoderState":
+        """Reorders, drops or multiplies hypotheses.
+
+        Utterances of which nothing is selected leave the memory. While every run of hypotheses
+        of one utterance is equally long the memory stays shared; otherwise it is copied, one row
+        for each hypothesis.
+
+        Args:
+            index: (M,) int64, each in [0, N).
+
+        Returns:
+            A state of M hypotheses, the m-th continuing hypothesis index[m].
+        """
+        cache = tuple((k.index_select(0, index), v.index_select(0, index)) for k, v in self.cache)
+        owner = index // (self.hypotheses // self.utterances)  # (M,)
+        rows, runs = torch.unique_consecutive(owner, return_counts=True)
+        if runs.numel() and not bool((runs == runs[0]).all()):
+            rows = owner
+        if rows.numel() == self.utterances and bool(
+            (rows == torch.arange(self.utterances, device=rows.device)).all()
+        ):
+            return DecoderState(self.memory, self.memory_mask, cache)
+        memory = tuple((k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.memory)
+        mask = None if self.memory_mask is None else self.memory_mask.index_select(0, rows)
+        return DecoderState(memory, mask, cache)
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Absolute positions of 1706.03762: sines in the even columns, cosines in the odd ones.
+
+    Returns:
+        (length, width) float32.
+    """
+    position = torch.arange(length, dtype=torch.float32)[:, None]
+    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(1e4) / width))
+    table = torch.empty(length, width)
+    table[:, 0::2] = torch.sin(position * rate)
+    table[:, 1::2] = torch.cos(position * rate)
+    return table
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head self-attention; queries, keys and values in one product."""
+
+    def __init__(self, width: int, attention_heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.heads = attention_heads
+        self.dropout = dropout
+        self.project = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n, u, d = x.shape
+        qkv = self.project(x).view(n, u, 3, self.heads, d // self.heads)
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (N, H, U, Dh)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, U, D) -> (N, U, D); token u sees tokens 0..u."""
+        q, k, v = self._heads(x)
+        dropout = self.dropout if self.training else 0.0
+        y = scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return self.output(y.transpose(1, 2).flatten(2))
+
+    def step(self, x: Tensor, past: KeyValue) -> tuple[Tensor, KeyValue]:
+        """(N, 1, D) and the keys and values of U tokens -> (N, 1, D) and those of U + 1."""
+        q, k, v = self._heads(x)
+        k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)  # (N, H, U + 1, Dh)
+        y = scaled_dot_product_attention(q, k, v)
+        return self.output(y.transpose(1, 2).flatten(2)), (k, v)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of tokens over a memory whose keys and values are projected once."""
+
+    def __init__(self, width: int, memory_size: int, attention_heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.heads = attention_heads
+        self.dropout = dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(memory_size, 2 * width)
+        self.output = nn.Linear(width, width)
+
+    def keys(self, memory: Tensor) -> KeyValue:
+        """(B, T, memory_size) -> keys and values, each (B, H, T, Dh)."""
+        b, t, _ = memory.shape
+        kv = self.key_value(memory).view(b, t, 2, self.heads, -1)
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        return k, v
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(B, Q, D) -> (B, H, Q, Dh)."""
+        b, q, d = x.shape
+        return self.query(x).view(b, q, self.heads, d // self.heads).transpose(1, 2)
+
+    def forward(self, x: Tensor, key_value: KeyValue, mask: Tensor | None) -> Tensor:
+        """(B, Q, D) over keys and values (B, H, T, Dh) -> (B, Q, D)."""
+        dropout = self.dropout if self.training else 0.0
+        y = scaled_dot_product_attention(
+            self.queries(x), *key_value, attn_mask=mask, dropout_p=dropout
+        )
+        return self.output(y.transpose(1, 2).flatten(2))
+
+    def weights(self, x: Tensor, key_value: KeyValue, mask: Tensor | None) -> Tensor:
+        """(B, Q, D) -> the attention weights (B, H, Q, T), each row summing to 1."""
+        q, k = self.queries(x), key_value[0]
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
+        return scores.softmax(-1)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each normalised before it is added."""
+
+    def __init__(
+        self,
+        width: int,
+        memory_size: int,
+        attention_heads: int,
+        linear_units: int,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.self_attention = SelfAttention(width, attention_heads, attention_dropout)
+        self.cross_attention = CrossAttention(
+            width, memory_size, attention_heads, attention_dropout
+        )
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, linear_units),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(linear_units, width),
+        )
+        self.norm_self = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm_cross = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm_feed_forward = nn.LayerNorm(width, eps=NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, key_value: KeyValue, mask: Tensor | None) -> Tensor:
+        """(B, U, D) -> (B, U, D)."""
+        x = self.attend(x)
+        x = x + self.dropout(self.cross_attention(self.norm_cross(x), key_value, mask))
+        return self.feed(x)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The self-attention sub-layer, (B, U, D) -> (B, U, D)."""
+        return x + self.dropout(self.self_attention(self.norm_self(x)))
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The feed-forward sub-layer, (..., D) -> (..., D)."""
+        return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
+
+    def step(
+        self, x: Tensor, past: KeyValue, key_value: KeyValue, mask: Tensor | None
+    ) -> tuple[Tensor, KeyValue]:
+        """One token of each hypothesis, (N, 1, D) -> (N, 1, D) and the longer cache."""
+        y, past = self.self_attention.step(self.norm_self(x), past)
+        x = x + y
+        # The hypotheses of an utterance are the queries of one attention over its memory, which
+        # is read once for all of them.
+        grouped = x.view(key_value[0].size(0), -1, x.size(-1))  # (B, N / B, D)
+        y = self.cross_attention(self.norm_cross(grouped), key_value, mask)
+        return self.feed(x + y.view_as(x)), past
+
+
+class TransformerDecoder(nn.Module):
+    """Predicts token u + 1 from tokens 0..u and the memory.
+
+    Equal to ESPnet's TransformerDecoder: embedding * sqrt(D) + sinusoidal positions, pre-norm
+    blocks with ReLU, a last norm and the output layer.
+
+    Args:
+        vocab_size: V, with blank and <sos/eos> among them.
+        memory_size: width of the memory.
+        width: D, even and a multiple of `attention_heads`.
+        attention_heads: H.
+        linear_units: width inside the feed-forward.
+        num_blocks: L.
+        dropout: of embeddings, of sub-layers' outputs and inside the feed-forward, in [0, 1).
+        attention_dropout: of attention weights, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        memory_size: int,
+        width: int = 256,
+        attention_heads: int = 4,
+        linear_units: int = 1024,
+        num_blocks: int = 3,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+    ):
+        super().__init__()
+        if width % attention_heads or width % 2:
+            raise ValueError(
+                f"width {width} has to be even and a multiple of attention_heads {attention_heads}"
+            )
+        if num_blocks < 1:
+            raise ValueError(f"num_blocks is {num_blocks}; a decoder needs at least one")
+        self.vocab_size = vocab_size
+        self.width = width
+        self.embed = nn.Embedding(vocab_size, width)
+        # With unit variance after the scaling tokens and positions start out equally loud.
+        nn.init.normal_(self.embed.weight, std=width**-0.5)
+        self.embed_dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                width, memory_size, attention_heads, linear_units, dropout, attention_dropout
+            )
+            for _ in range(num_blocks)
+        )
+        self.after_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.output = nn.Linear(width, vocab_size)
+        # Not a buffer: it grows with need, and DDP expects buffers of one size on all processes.
+        self._positions = sinusoids(256, width)
+
+    def forward(
+        self, tokens: Tensor, token_lengths: Tensor, memory: Tensor, memory_lengths: Tensor
+    ) -> Tensor:
+        """Logits of the next token after each token.
+
+        Args:
+            tokens: (B, U) int64, starting with <sos>; any value beyond an item's length.
+            token_lengths: (B,) int64.
+            memory: (B, T, memory_size).
+            memory_lengths: (B,) int64, each at least 1.
+
+        Returns:
+            (B, U, V); what stands beyond an item's length means nothing.
+        """
+        x = self._embed_padded(tokens, token_lengths)
+        mask = _memory_mask(memory, memory_lengths)
+        for layer in self.layers:
+            x = layer(x, layer.cross_attention.keys(memory), mask)
+        return self.output(self.after_norm(x))
+
+    def cross_attention(
+        self, tokens: Tensor, token_lengths: Tensor, memory: Tensor, memory_lengths: Tensor
+    ) -> Tensor:
+        """The cross-attention weights of `forward` on the same arguments.
+
+        Returns:
+            (L, B, H, U, T): each row sums to 1 over real frames and is 0 on padding.
+        """
+        x = self._embed_padded(tokens, token_lengths)
+        mask = _memory_mask(memory, memory_lengths)
+        weights = []
+        for layer in self.layers:
+            key_value = layer.cross_attention.keys(memory)
+            query = layer.norm_cross(layer.attend(x))
+            weights.append(layer.cross_attention.weights(query, key_value, mask))
+            x = layer(x, key_value, mask)
+        return torch.stack(weights)
+
+    def init_state(self, memory: Tensor, memory_lengths: Tensor) -> DecoderState:
+        """The state before <sos>, one hypothesis for each row of the memory.
+
+        Args:
+            memory: (N, T, memory_size).
+            memory_lengths: (N,) int64, each at least 1.
+        """
+        cross = tuple(layer.cross_attention.keys(memory) for layer in self.layers)
+        # Contiguous once here, or every step would pay for the strides.
+        cross = tuple((k.contiguous(), v.contiguous()) for k, v in cross)
+        n, h, _, dh = cross[0][0].shape
+        none = cross[0][0].new_empty(n, h, 0, dh)
+        return DecoderState(
+            cross, _memory_mask(memory, memory_lengths), tuple((none, none) for _ in cross)
+        )
+
+    def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """Feeds one token to every hypothesis.
+
+        Args:
+            token: (N,) int64, <sos> first.
+            state: of N hypotheses.
+
+        Returns:
+            Log-probabilities of the next token (N, V), and the state with `token` in it.
+        """
+        x = self._embed(token[:, None], start=state.tokens)  # (N, 1, D)
+        cache = []
+        for layer, past, key_value in zip(self.layers, state.cache, state.memory, strict=True):
+            x, past = layer.step(x, past, key_value, state.memory_mask)
+            cache.append(past)
+        log_probs = self.output(self.after_norm(x[:, 0])).log_softmax(-1)  # (N, V)
+        return log_probs, DecoderState(state.memory, state.memory_mask, tuple(cache))
+
+    def _embed_padded(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        # Padding may be -1 as the loss wants it, which no embedding has.
+        return self._embed(tokens.masked_fill(~padding_mask(lengths, tokens.size(1)), 0))
+
+    def _embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+        stop = start + tokens.size(1)
+        x = self.embed(tokens) * math.sqrt(self.width)
+        if stop > self._positions.size(0) or self._positions.device != x.device:
+            with torch.inference_mode(False):  # kept, so training has to be able to use it
+                table = sinusoids(max(2 * stop, self._positions.size(0)), self.width)
+                self._positions = table.to(x.device)
+        x = x + self._positions[start:stop].to(x.dtype)
+        return self.embed_dropout(x)
+
+
+def _memory_mask(memory: Tensor, lengths: Tensor) -> Tensor | None:
+    mask = padding_mask(lengths, memory.size(1))  # (B, T)
+    return None if bool(mask.all()) else mask[:, None, None]

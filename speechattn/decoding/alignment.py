@@ -1,0 +1,132 @@
+"""When tokens and words were said, from the CTC alignment."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from speechattn.decoding.ctc import ctc_forced_align
+
+WORD_START = "\u2581"  # SentencePiece's mark of a space before a piece
+SPACE = "<space>"
+
+
+@dataclass(frozen=True)
+class TokenTime:
+    """One token in time.
+
+    Attributes:
+        token: id.
+        start: seconds.
+        end: seconds.
+        confidence: mean posterior of the token over its frames, 0..1.
+    """
+
+    token: int
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class WordTime:
+    """One word, or one Chinese character, in time.
+
+    Attributes:
+        word: text without spaces.
+        start: seconds, of its first token.
+        end: seconds, of its last token.
+        confidence: mean of its tokens' confidences, 0..1.
+    """
+
+    word: str
+    start: float
+    end: float
+    confidence: float
+
+
+def token_times(log_probs: Tensor, tokens: list[int], frame_shift: float) -> list[TokenTime]:
+    """The time of each token on the most probable CTC path.
+
+    CTC emits a token for as long as it is sure of it, which is often one frame: a start is where
+    the model recognised the token, an end is not where the sound stopped.
+
+    Args:
+        log_probs: (T, V), one utterance without padding.
+        tokens: U ids, none of them blank.
+        frame_shift: seconds a frame.
+
+    Raises:
+        AlignmentError: too few frames for so many tokens.
+    """
+    return [
+        TokenTime(span.token, span.start * frame_shift, span.end * frame_shift, span.score)
+        for span in ctc_forced_align(log_probs, tokens)
+    ]
+
+
+def word_times(times: Sequence[TokenTime], pieces: Sequence[str]) -> list[WordTime]:
+    """Groups tokens into words.
+
+    A word starts at `<space>`, at a piece that starts with SentencePiece's mark, and at each CJK
+    ideograph or kana, which is a word of its own; what else stands together stays together, and
+    punctuation stays with the word before it. A piece of several words shares its time between
+    its characters evenly.
+
+    Args:
+        times: from `token_times`.
+        pieces: text of each id, the tokenizer's `tokens`.
+    """
+    words: list[_Word] = []
+    open_word = False  # whether the next character may continue the last word
+    for time in times:
+        piece = pieces[time.token]
+        if piece == SPACE:
+            open_word = False
+            continue
+        if piece.startswith("<") and piece.endswith(">") and len(piece) > 2:
+            characters = [piece]  # <unk> is one symbol
+        else:
+            characters = list(piece)
+        step = (time.end - time.start) / max(1, len(characters))
+        for i, character in enumerate(characters):
+            if character == WORD_START or character.isspace():
+                open_word = False
+                continue
+            alone = is_ideograph(character)
+            mark = len(character) == 1 and unicodedata.category(character)[0] in "PM"
+            after_alone = bool(words) and is_ideograph(words[-1].text[0])
+            if not open_word or alone or (after_alone and not mark):
+                start = time.start + i * step
+                words.append(_Word("", start, start, {}))
+            words[-1].text += character
+            words[-1].end = time.start + (i + 1) * step
+            words[-1].confidences[id(time)] = time.confidence
+            open_word = True
+    return [
+        WordTime(w.text, w.start, w.end, sum(w.confidences.values()) / len(w.confidences))
+        for w in words
+    ]
+
+
+def is_ideograph(character: str) -> bool:
+    """Whether a character is a word of its own: a CJK ideograph or kana."""
+    if len(character) != 1:
+        return False
+    code = ord(character)
+    return (
+        0x3040 <= code <= 0x30FF  # kana
+        or 0x3400 <= code <= 0x4DBF  # extension A
+        or 0x4E00 <= code <= 0x9FFF  # unified ideographs
+        or 0xF900 <= code <= 0xFAFF  # compatibility
+        or 0x20000 <= code <= 0x3FFFF  # the supplementary planes of ideographs
+    )
+
+
+@dataclass
+class _Word:
+    text: str
+    start: float
+    end: float
+    confidences: dict[int, float]  # of the tokens in it, each once

@@ -1,0 +1,19 @@
+"""What a search returns."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One reading of an utterance.
+
+    Attributes:
+        tokens: U ids without blank and <sos/eos>.
+        score: what the search ranked by, a weighted sum of `scores`.
+        scores: by scorer, before weighting: natural logs for `decoder` and `ctc`, a count for
+            `length`.
+    """
+
+    tokens: list[int]
+    score: float
+    scores: dict[str, float] = field(default_factory=dict)

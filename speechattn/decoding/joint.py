@@ -1,0 +1,296 @@
+"""Beam search over any number of scorers, batched over utterances and hypotheses.
+
+Legend: B utterances still searched, K beam, H hypotheses held for an utterance (1 at the start, at
+most K), N = B * H, S candidates, T frames, U tokens, V units, P scores of a hypothesis.
+
+Watanabe et al., "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition" (2017), with
+the conventions of ESPnet's BatchBeamSearch. Three differences, each for the better hypothesis:
+where a hypothesis reaches the longest length its <eos> is scored, not given away; <eos> does not
+take a place in the beam before the least length; and the search ends when no running hypothesis
+can overtake the ended ones, which is exact.
+"""
+
+import logging
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from speechattn.decoders import TransformerDecoder
+from speechattn.decoding.ctc import BLANK
+from speechattn.decoding.hypothesis import Hypothesis
+from speechattn.decoding.options import DecodeOptions
+from speechattn.decoding.scorers import CtcPrefixScorer, DecoderScorer, PartialScorer, Scorer
+
+logger = logging.getLogger(__name__)
+
+# Eq. 50 of the paper: for END_STEPS lengths in a row what ended was END_GAP worse than the best.
+END_STEPS, END_GAP = 3, 10.0
+
+
+@dataclass(frozen=True)
+class Beam:
+    """Hypotheses of B utterances.
+
+    Attributes:
+        tokens: (B, H, U) int64; of an ended hypothesis everything from its end on is <eos>.
+        score: (B, H) float64, -inf where a place is empty.
+        parts: (B, H, P) float64, the scores before weighting.
+    """
+
+    tokens: Tensor
+    score: Tensor
+    parts: Tensor
+
+    @classmethod
+    def of(cls, batch: int, hypotheses: int, parts: int, score: float, device) -> "Beam":
+        """Hypotheses of no tokens."""
+        return cls(
+            torch.zeros(batch, hypotheses, 0, dtype=torch.int64, device=device),
+            torch.full((batch, hypotheses), score, dtype=torch.float64, device=device),
+            torch.zeros(batch, hypotheses, parts, dtype=torch.float64, device=device),
+        )
+
+    def rows(self, index: Tensor) -> "Beam":
+        """The utterances index (M,)."""
+        return Beam(self.tokens[index], self.score[index], self.parts[index])
+
+    def best(self, count: int) -> "Beam":
+        """The `count` best hypotheses of each utterance, best first."""
+        score, at = self.score.topk(count, dim=1)
+        at = at[..., None]  # (B, count, 1)
+        return Beam(
+            self.tokens.gather(1, at.expand(-1, -1, self.tokens.size(2))),
+            score,
+            self.parts.gather(1, at.expand(-1, -1, self.parts.size(2))),
+        )
+
+    def merge(self, other: "Beam", eos: int) -> "Beam":
+        """The best of both, as many as here; `other` is one token longer."""
+        tokens = pad(self.tokens, (0, 1), value=eos)
+        return Beam(
+            torch.cat([tokens, other.tokens], 1),
+            torch.cat([self.score, other.score], 1),
+            torch.cat([self.parts, other.parts], 1),
+        ).best(self.score.size(1))
+
+
+def joint_search(
+    decoder: TransformerDecoder | None,
+    ctc_log_probs: Tensor | None,
+    hidden: Tensor,
+    lengths: Tensor,
+    options: DecodeOptions,
+) -> list[list[Hypothesis]]:
+    """Beam search over decoder and CTC prefix scores.
+
+    Args:
+        decoder: in evaluation mode; not used, and may be None, where ctc_weight is 1.
+        ctc_log_probs: (B, T, V); not used, and may be None, where ctc_weight is 0.
+        hidden: (B, T, D), the encoder's output.
+        lengths: (B,) int64, each at least 1.
+        options: of the search; `method` is not looked at.
+
+    Returns:
+        For each utterance up to `nbest` hypotheses, best first.
+    """
+    full, partial = {}, {}
+    if options.ctc_weight < 1:
+        scorer = DecoderScorer(decoder, hidden, lengths)
+        full["decoder"] = (scorer, 1 - options.ctc_weight)
+        vocab_size = decoder.vocab_size
+    if options.ctc_weight > 0:
+        partial["ctc"] = (CtcPrefixScorer(ctc_log_probs, lengths), options.ctc_weight)
+        vocab_size = ctc_log_probs.size(-1)
+    return beam_search(full, partial, lengths, vocab_size, options)
+
+
+def beam_search(
+    full: dict[str, tuple[Scorer, float]],
+    partial: dict[str, tuple[PartialScorer, float]],
+    lengths: Tensor,
+    vocab_size: int,
+    options: DecodeOptions,
+) -> list[list[Hypothesis]]:
+    """Beam search over a weighted sum of scorers and the length bonus.
+
+    Args:
+        full: scorers of all tokens with their weights, each at least 0, by name.
+        partial: scorers of candidates, likewise. With `full` empty all tokens are candidates.
+        lengths: (B,) int64, frames, from which the limits of length follow.
+        vocab_size: V; 0 is blank, V - 1 is <sos/eos>.
+        options: beam, limits of length, bonus; `method` and `ctc_weight` are not looked at.
+
+    Returns:
+        For each utterance at least one and up to `nbest` hypotheses, best first.
+    """
+    search = _Search(full, partial, vocab_size, options)
+    results = search.run(lengths)
+    failed = [b for b, hypotheses in enumerate(results) if not hypotheses]
+    if failed and options.min_length_ratio > 0:
+        logger.warning(
+            "no hypothesis of utterances %s reached min_length_ratio %g within beam %d; "
+            "searched again without it",
+            failed,
+            options.min_length_ratio,
+            options.beam_size,
+        )
+        again = beam_search(
+            full, partial, lengths, vocab_size, replace(options, min_length_ratio=0.0)
+        )
+        for b in failed:
+            results[b] = again[b]
+    return results
+
+
+def length_limits(lengths: Tensor, options: DecodeOptions) -> tuple[Tensor, Tensor]:
+    """The least and the largest number of tokens of each utterance, (B,) int64 each."""
+    most = lengths
+    if options.max_length_ratio > 0:
+        most = (lengths.double() * options.max_length_ratio).long().clamp(min=1)
+    least = (lengths.double() * options.min_length_ratio).long()
+    return torch.minimum(least, most), most
+
+
+class _Search:
+    """One search: scorers and options that every step needs."""
+
+    def __init__(self, full: dict, partial: dict, vocab_size: int, options: DecodeOptions):
+        self.full = [scorer for scorer, _ in full.values()]
+        self.full_weights = [weight for _, weight in full.values()]
+        self.partial = [scorer for scorer, _ in partial.values()]
+        self.names = [*full, *partial, "length"]
+        weights = [*self.full_weights, *(weight for _, weight in partial.values())]
+        self.weights = torch.tensor([*weights, options.length_bonus], dtype=torch.float64)
+        self.vocab_size = vocab_size
+        self.eos = vocab_size - 1
+        self.options = options
+        # Tokens that may stand in a text: all but blank and <sos/eos>.
+        pre_beam = int(options.pre_beam_ratio * options.beam_size)
+        self.pre_beam = vocab_size - 2
+        if self.full and self.partial:
+            self.pre_beam = min(pre_beam, vocab_size - 2)
+
+    def run(self, lengths: Tensor) -> list[list[Hypothesis]]:
+        """Searches until every utterance is done."""
+        b, device = len(lengths), lengths.device
+        self.weights = self.weights.to(device)
+        least, most = length_limits(lengths, self.options)  # (B,)
+        rows = torch.arange(b, device=device)  # which utterance each row of the batch is
+        beam = Beam.of(b, 1, len(self.names), 0.0, device)
+        ended = Beam.of(b, self.options.nbest, len(self.names), -math.inf, device)
+        recent = torch.full((b, END_STEPS), -math.inf, dtype=torch.float64, device=device)
+        token = torch.full((b,), self.eos, device=device)  # <sos>
+        full_states = [scorer.start() for scorer in self.full]
+        partial_states = [scorer.start() for scorer in self.partial]
+        results: list[list[Hypothesis]] = [[] for _ in range(b)]
+        for u in range(int(most.max()) + 1):  # a hypothesis has u tokens when the step begins
+            log_probs = []
+            for i, scorer in enumerate(self.full):
+                scores, full_states[i] = scorer.score(token, full_states[i])  # (N, V)
+                log_probs.append(scores)
+            candidates = self._candidates(log_probs, len(token), device)  # (N, S)
+            parts = [scores.gather(1, candidates).double() for scores in log_probs]
+            parts += [
+                scorer.score(candidates, state).double()
+                for scorer, state in zip(self.partial, partial_states, strict=True)
+            ]
+            beam, origin = self._advance(beam, candidates, parts, u < least, u >= most)
+
+            ends = beam.tokens[..., -1] == self.eos  # (B, H)
+            new = replace(beam, score=beam.score.masked_fill(~ends, -math.inf))
+            ended = ended.merge(new, self.eos)
+            beam = replace(beam, score=beam.score.masked_fill(ends, -math.inf))
+            recent = torch.cat([recent[:, 1:], new.score.amax(1, keepdim=True)], 1)
+
+            done = self._done(beam, ended, recent, most - u)
+            if bool(done.any()):
+                self._collect(ended.rows(done.nonzero()[:, 0]), rows[done], results)
+                keep = (~done).nonzero()[:, 0]
+                if not len(keep):
+                    break
+                rows, least, most, recent = rows[keep], least[keep], most[keep], recent[keep]
+                beam, ended, origin = beam.rows(keep), ended.rows(keep), origin[keep]
+            token, origin = beam.tokens[..., -1].flatten(), origin.flatten()  # (N,)
+            full_states = [
+                scorer.select(state, origin)
+                for scorer, state in zip(self.full, full_states, strict=True)
+            ]
+            partial_states = [
+                scorer.extend(state, origin, token)
+                for scorer, state in zip(self.partial, partial_states, strict=True)
+            ]
+        return results
+
+    def _candidates(self, log_probs: list[Tensor], n: int, device) -> Tensor:
+        """The tokens to consider after each hypothesis, (N, S).
+
+        The last of them is <eos>; one that the pre-beam picked before it takes a place there, as
+        in ESPnet, and is passed over later.
+        """
+        if self.pre_beam < self.vocab_size - 2:
+            total = sum(w * x for w, x in zip(self.full_weights, log_probs, strict=True))
+            best = total[:, BLANK + 1 :].topk(self.pre_beam, dim=1).indices + BLANK + 1
+        else:
+            best = torch.arange(BLANK + 1, self.eos, device=device).expand(n, -1)
+        return pad(best, (0, 1), value=self.eos)
+
+    def _advance(
+        self, beam: Beam, candidates: Tensor, parts: list[Tensor], short: Tensor, full: Tensor
+    ) -> tuple[Beam, Tensor]:
+        """Extends hypotheses by candidates and keeps the K best of each utterance.
+
+        Args:
+            beam: of H hypotheses.
+            candidates: (N, S).
+            parts: what each candidate adds, by scorer, (N, S) each.
+            short: (B,) bool, too short to end.
+            full: (B,) bool, too long to go on.
+
+        Returns:
+            The new beam, and the flat index in the old one of what each hypothesis extends.
+        """
+        b, h = beam.score.shape
+        s = candidates.size(1)
+        added = torch.stack([*parts, torch.ones_like(parts[0])], -1)  # (N, S, P)
+        # A weight of 0 must not turn an impossible token into nan.
+        total = (added * self.weights).nan_to_num(nan=0.0, neginf=-math.inf).sum(-1)
+        total = total.view(b, h, s) + beam.score[..., None]
+        total[..., -1].masked_fill_(short[:, None], -math.inf)
+        twice = candidates[:, :-1].view(b, h, -1) == self.eos
+        total[..., :-1].masked_fill_(full[:, None, None] | twice, -math.inf)
+        score, at = total.flatten(1).topk(min(self.options.beam_size, h * s), dim=1)  # (B, K)
+        flat = at + torch.arange(b, device=at.device)[:, None] * (h * s)
+        origin = flat // s  # (B, K)
+        tokens = torch.cat(
+            [beam.tokens.flatten(0, 1)[origin], candidates.flatten()[flat][..., None]], -1
+        )
+        new_parts = beam.parts.flatten(0, 1)[origin] + added.flatten(0, 1)[flat]
+        return Beam(tokens, score, new_parts), origin
+
+    def _done(self, beam: Beam, ended: Beam, recent: Tensor, remaining: Tensor) -> Tensor:
+        """Utterances of which the search may end, (B,) bool.
+
+        Scores fall with every token but for the bonus, so no running hypothesis ends above its
+        score plus the bonus of the `remaining` tokens. Where the bonus makes that bound useless,
+        or places beyond the first are still open, the paper's end detection decides.
+        """
+        bonus = self.options.length_bonus
+        running = beam.score.amax(1)
+        bound = running + max(0.0, bonus) * remaining
+        over = (bound <= ended.score[:, -1]) | (running == -math.inf)
+        best = ended.score[:, 0]
+        faded = (recent.isfinite() & (recent < best[:, None] - END_GAP)).all(1)
+        return over | (faded & ((bound <= best) | (bonus > 0)))
+
+    def _collect(self, ended: Beam, rows: Tensor, results: list[list[Hypothesis]]) -> None:
+        """Writes the hypotheses of finished utterances into `results`."""
+        columns = (ended.tokens.tolist(), ended.score.tolist(), ended.parts.tolist())
+        for row, *utterance in zip(rows.tolist(), *columns, strict=True):
+            for tokens, score, parts in zip(*utterance, strict=True):
+                if score > -math.inf:
+                    tokens = tokens[: tokens.index(self.eos)]
+                    scores = dict(zip(self.names, parts, strict=True))
+                    results[row].append(Hypothesis(tokens, score, scores))

@@ -1,0 +1,89 @@
+"""How to decode: one set of options for the recipe and for the Transcriber."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import yaml
+
+from speechattn.errors import ConfigError
+
+METHODS = ("joint", "attention", "ctc_greedy")
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """Options of `decode`.
+
+    Attributes:
+        method: `joint`, beam search over decoder and CTC prefix scores; `attention`, the same
+            without CTC; `ctc_greedy`, the best label of each frame.
+        beam_size: hypotheses kept for an utterance, K.
+        ctc_weight: of the CTC prefix score in `joint`, 0..1; the decoder gets the rest. At 1 the
+            decoder is not used.
+        length_bonus: added to the score for each token, <eos> included as in ESPnet; natural log.
+        min_length_ratio: no hypothesis has fewer than int(this * frames) tokens.
+        max_length_ratio: no hypothesis has more than max(1, int(this * frames)) tokens; 0: as
+            many as there are encoder frames.
+        pre_beam_ratio: int(this * beam_size) tokens of each hypothesis, the best by the decoder,
+            get a CTC score; the others are out. <eos> always gets one.
+        nbest: hypotheses returned for an utterance. The search ends when it can no longer
+            change them, so more of them take longer.
+    """
+
+    method: str = "joint"
+    beam_size: int = 10
+    ctc_weight: float = 0.3
+    length_bonus: float = 0.0
+    min_length_ratio: float = 0.0
+    max_length_ratio: float = 0.0
+    pre_beam_ratio: float = 1.5
+    nbest: int = 1
+
+    def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            allowed = (int, float) if f.type is float else f.type
+            if not isinstance(value, allowed) or isinstance(value, bool):
+                raise ConfigError(
+                    f"decode option {f.name}: expected {f.type.__name__}, got {value!r}"
+                )
+        _check(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")
+        _check(self.beam_size >= 1, "beam_size", self.beam_size, "at least 1")
+        _check(0 <= self.ctc_weight <= 1, "ctc_weight", self.ctc_weight, "in 0..1")
+        _check(self.min_length_ratio >= 0, "min_length_ratio", self.min_length_ratio, "0 or more")
+        _check(self.max_length_ratio >= 0, "max_length_ratio", self.max_length_ratio, "0 or more")
+        _check(self.pre_beam_ratio >= 1, "pre_beam_ratio", self.pre_beam_ratio, "1 or more")
+        _check(self.nbest >= 1, "nbest", self.nbest, "at least 1")
+
+    def save(self, path: str | Path) -> None:
+        """Writes YAML."""
+        Path(path).write_text(yaml.safe_dump(asdict(self), sort_keys=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "DecodeOptions":
+        """Reads YAML; what is missing takes its default.
+
+        Raises:
+            ConfigError: the file is no mapping, or a key is unknown or has an unusable value.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: expected a mapping of options, got {values!r}")
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"{path}: unknown option {key!r}; known: {', '.join(known)}")
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+
+def _check(good: bool, key: str, value: object, wanted: str) -> None:
+    if not good:
+        raise ConfigError(f"decode option {key}: has to be {wanted}, got {value!r}")

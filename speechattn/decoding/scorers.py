@@ -1,0 +1,199 @@
+"""What scores hypotheses: a small protocol, the decoder, and CTC prefixes.
+
+Legend: B utterances, N hypotheses, M hypotheses chosen from N, S candidates, T frames, V units.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from speechattn.decoders import DecoderState, TransformerDecoder
+from speechattn.decoding.ctc import BLANK
+from speechattn.masks import padding_mask
+
+# What a frame gives a label that it excludes; finite, because inf - inf is nan. A token that costs
+# a prefix half of it or more has used such a frame: it is impossible.
+LOG_FLOOR = -1e5
+
+
+class Scorer(Protocol):
+    """Scores every token after every hypothesis. No score exceeds 0: the search's end relies on it.
+
+    States are values: methods return new ones and change none.
+    """
+
+    def start(self) -> Any:
+        """The state of B empty hypotheses, one an utterance."""
+
+    def score(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Feeds the last token of each hypothesis (N,), <sos> at first.
+
+        Returns:
+            What each next token adds to the score (N, V), and the state with `token` in it.
+        """
+
+    def select(self, state: Any, index: Tensor) -> Any:
+        """The state of hypotheses index (M,), which may drop, reorder and repeat."""
+
+
+class PartialScorer(Protocol):
+    """Scores chosen tokens only, being too expensive for all. No score exceeds 0."""
+
+    def start(self) -> Any:
+        """The state of B empty hypotheses, one an utterance."""
+
+    def score(self, candidates: Tensor, state: Any) -> Tensor:
+        """What each of the candidates (N, S) adds to its hypothesis's score, (N, S)."""
+
+    def extend(self, state: Any, index: Tensor, token: Tensor) -> Any:
+        """The state of hypotheses index (M,), each with its token (M,) appended."""
+
+
+class DecoderScorer:
+    """The attention decoder as a scorer.
+
+    Args:
+        decoder: in evaluation mode.
+        hidden: (B, T, D), the encoder's output.
+        lengths: (B,) int64.
+    """
+
+    def __init__(self, decoder: TransformerDecoder, hidden: Tensor, lengths: Tensor):
+        self.decoder = decoder
+        self.hidden = hidden
+        self.lengths = lengths
+
+    def start(self) -> DecoderState:
+        return self.decoder.init_state(self.hidden, self.lengths)
+
+    def score(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        return self.decoder.step(token, state)
+
+    def select(self, state: DecoderState, index: Tensor) -> DecoderState:
+        return state.select(index)
+
+
+@dataclass(frozen=True)
+class CtcState:
+    """Forward variables of N prefixes.
+
+    Attributes:
+        label: log-probability that frames 0..t spell the prefix and frame t is its last token,
+            (N, T) float64.
+        blank: the same with a blank at frame t.
+        prefix: log-probability of all that starts with the prefix, (N,) float64.
+        last: the last token, -1 for the empty prefix, (N,) int64.
+        row: the utterance of each hypothesis, (N,) int64.
+    """
+
+    label: Tensor
+    blank: Tensor
+    prefix: Tensor
+    last: Tensor
+    row: Tensor
+
+
+class CtcPrefixScorer:
+    """The probability that the CTC output starts with a prefix; exact over all frames.
+
+    Algorithm 2 of Watanabe et al., "Hybrid CTC/Attention Architecture for End-to-End Speech
+    Recognition" (2017), also the score of CTC-prefix rescoring (2110.05909). Its recursions over
+    frames are linear, so each is written as one cumulative sum: with X[t] the sum of log p up to
+    frame t, g[t] = log p[t] + logaddexp(g[t-1], a[t]) is X[t] + logcumsumexp(a[t] - X[t-1]).
+
+    Args:
+        log_probs: (B, T, V), blank first and <sos/eos> last.
+        lengths: (B,) int64, each at least 1.
+    """
+
+    def __init__(self, log_probs: Tensor, lengths: Tensor):
+        b, t, v = log_probs.shape
+        self.eos = v - 1
+        self.last_frame = lengths - 1
+        # Beyond an utterance's end only blanks, certain ones: what has been spelt stays spelt.
+        pad = ~padding_mask(lengths, t)[:, None]  # (B, 1, T)
+        x = log_probs.float().clamp(min=LOG_FLOOR).transpose(1, 2)
+        x = x.masked_fill(pad, LOG_FLOOR)
+        x[:, BLANK].masked_fill_(pad[:, 0], 0.0)
+        self.log_probs = x.contiguous()  # (B, V, T)
+        self.blank_sum = x[:, BLANK].double().cumsum(-1)  # (B, T)
+
+    def start(self) -> CtcState:
+        b = len(self.blank_sum)
+        device = self.blank_sum.device
+        return CtcState(
+            label=torch.full_like(self.blank_sum, -math.inf),
+            blank=self.blank_sum,
+            prefix=self.blank_sum.new_zeros(b),
+            last=torch.full((b,), -1, device=device),
+            row=torch.arange(b, device=device),
+        )
+
+    def score(self, candidates: Tensor, state: CtcState) -> Tensor:
+        """Log-probability of each candidate after the prefix, (N, S) float64.
+
+        <eos> is the end of the utterance: all frames spell the prefix and nothing more. Blank is
+        no token: -inf.
+        """
+        before = self._before(torch.logaddexp(state.label, state.blank), state.last)  # (N, T)
+        x = self.log_probs[state.row[:, None], candidates]  # (N, S, T)
+        scores = _log_dot(before[:, None], x)  # (N, S)
+        # A repeated token only counts as one where a blank stands before it.
+        again = self._before(state.blank, state.last)
+        last = self.log_probs[state.row, state.last.clamp(min=0)]  # (N, T)
+        scores = torch.where(
+            candidates == state.last[:, None], _log_dot(again, last)[:, None], scores
+        )
+        scores = torch.where(candidates == self.eos, self._whole(state)[:, None], scores)
+        scores = scores.masked_fill(candidates == BLANK, -math.inf)
+        return _possible(scores, state.prefix[:, None]) - _or_zero(state.prefix)[:, None]
+
+    def extend(self, state: CtcState, index: Tensor, token: Tensor) -> CtcState:
+        label, blank = state.label[index], state.blank[index]  # (M, T)
+        last, row = state.last[index], state.row[index]
+        history = torch.where((token == last)[:, None], blank, torch.logaddexp(label, blank))
+        before = self._before(history, last)
+        x = self.log_probs[row, token].double()  # (M, T)
+        new_label = _recursion(before, x.cumsum(-1))
+        none = torch.full_like(new_label[:, :1], -math.inf)
+        new_blank = _recursion(torch.cat([none, new_label[:, :-1]], 1), self.blank_sum[row])
+        prefix = _possible(_log_dot(before, x), state.prefix[index])
+        return CtcState(new_label, new_blank, prefix, token, row)
+
+    def _before(self, history: Tensor, last: Tensor) -> Tensor:
+        """Log-probability of having spelt the prefix before each frame, (N, T) -> (N, T)."""
+        # Before the first frame only the empty prefix has been spelt.
+        first = torch.where(last < 0, 0.0, -math.inf).to(history)[:, None]
+        return torch.cat([first, history[:, :-1]], 1)
+
+    def _whole(self, state: CtcState) -> Tensor:
+        at = self.last_frame[state.row][:, None]
+        return torch.logaddexp(state.label.gather(1, at), state.blank.gather(1, at))[:, 0]
+
+
+def _possible(score: Tensor, prefix: Tensor) -> Tensor:
+    """`score`, or -inf where it, or the prefix it extends, has probability 0."""
+    return score.masked_fill(~(score > prefix + LOG_FLOOR / 2) | (prefix == -math.inf), -math.inf)
+
+
+def _or_zero(prefix: Tensor) -> Tensor:
+    return prefix.masked_fill(prefix == -math.inf, 0.0)
+
+
+def _recursion(enter: Tensor, total: Tensor) -> Tensor:
+    """g[t] = x[t] + logaddexp(g[t-1], enter[t]), with `total` the cumulative sum of x; (M, T)."""
+    before = torch.cat([torch.zeros_like(total[:, :1]), total[:, :-1]], 1)
+    return total + torch.logcumsumexp(enter - before, -1)
+
+
+def _log_dot(a: Tensor, x: Tensor) -> Tensor:
+    """log of the sum over the last axis of exp(a + x), in a's precision.
+
+    `a` is float64 and may be thousands below zero; its largest value is taken out, so that the
+    bulk can be added in x's single precision.
+    """
+    top = a.amax(-1, keepdim=True).clamp(min=-1e30)  # of an impossible prefix all are -inf
+    return top[..., 0] + torch.logsumexp((a - top).to(x.dtype) + x, -1)
