@@ -1,0 +1,261 @@
+"""The GRID audio-visual sentence corpus (Cooke et al. 2006, doi:10.1121/1.2229005).
+
+34 speakers say 1000 six-word commands each ("bin blue at s two please"): 3 s, 25 fps. Two layouts
+are taken:
+
+- published: `s1/*.mpg` (or .mp4, .avi, .mov; also deeper, as `s1/video/mpg_6000/`), with
+  `align/s1/*.align`, `alignments/s1/*.align` or `s1/align/*.align`, and optional precomputed face
+  landmarks `landmarks/s1/*.npz`. Splits are made here.
+- a folder with a `manifest.tsv` of `file speaker split text`; it brings its own splits.
+
+An .align file holds `start end word` lines in 1/1000 of a 25 fps frame; its words, without the
+silences `sil` and `sp`, make the text, and their times go into the supervision's alignment.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from speechattn.data.corpora.manifests import Failure, Utterance, utterance_id, write_manifests
+from speechattn.data.corpora.tsv import read_table
+from speechattn.errors import ConfigError
+
+VIDEO_SUFFIXES = frozenset({".mpg", ".mpeg", ".mp4", ".avi", ".mov", ".mkv", ".webm"})
+SILENCES = frozenset({"sil", "sp"})
+ALIGN_UNITS = 25_000  # a second in an .align file
+_NO_SPEAKERS = frozenset({"align", "alignments", "landmarks", "audio"})
+
+
+def prepare_grid(
+    corpus_dir: str | Path,
+    output_dir: str | Path,
+    split: Literal["utterance", "speaker"] = "utterance",
+    fractions: tuple[float, float, float] = (0.80, 0.07, 0.13),
+    dev_speakers: Sequence[str] = (),
+    test_speakers: Sequence[str] = (),
+    seed: int = 0,
+    workers: int = 2,
+) -> dict[str, Path]:
+    """Manifests of GRID, in either layout; see the module's docstring.
+
+    Args:
+        corpus_dir: the folder with `s1/` or with `manifest.tsv`.
+        output_dir: where manifests and extracted sound go; see `manifests`.
+        split: "utterance" shares each speaker's clips out, so that all speakers are in all splits;
+            "speaker" holds speakers out. A `manifest.tsv` brings its own splits.
+        fractions: of train, dev and test, in clips of each speaker or in speakers.
+        dev_speakers: speakers held out for dev; none named: a fraction of those not in test.
+        test_speakers: speakers held out for test; none named: a fraction.
+        seed: of the choice; a clip's place does not depend on other speakers' clips.
+        workers: files read at a time.
+
+    Returns:
+        Split name ("train", "dev", "test") to the path of its CutSet.
+
+    Raises:
+        ConfigError: not a GRID folder, or splits that cannot be made of it.
+        SpeechattnError: no clip could be used.
+    """
+    corpus_dir = Path(os.path.abspath(corpus_dir))
+    named = (*dev_speakers, *test_speakers)
+    if (corpus_dir / "manifest.tsv").is_file():
+        if split == "speaker" or named:
+            raise ConfigError(f"split: {corpus_dir / 'manifest.tsv'} brings its own splits")
+        utterances, failures = read_table(corpus_dir / "manifest.tsv", language="en")
+        utterances = [_with_landmarks(u, corpus_dir) for u in utterances]
+        return write_manifests(utterances, output_dir, failures, workers)
+    if named and split != "speaker":
+        raise ConfigError("dev_speakers, test_speakers: they need split='speaker'")
+    if min(fractions) < 0 or not 0.99 < sum(fractions) < 1.01:
+        raise ConfigError(f"fractions: {fractions} is not three shares of 1")
+    clips = _find_clips(corpus_dir)
+    if split == "speaker":
+        by_speaker = _speaker_splits(list(clips), fractions, dev_speakers, test_speakers, seed)
+        splits = {path: by_speaker[name] for name, paths in clips.items() for path in paths}
+    else:
+        splits = {}
+        for speaker, paths in clips.items():
+            splits |= _shares([(p, f"{speaker}/{p.stem}") for p in paths], fractions, seed)
+    utterances, failures = [], []
+    for speaker, paths in clips.items():
+        for path in paths:
+            result = _read_clip(corpus_dir, speaker, path, splits[path])
+            (failures if isinstance(result, Failure) else utterances).append(result)
+    unique, repeated = _drop_repeated(utterances)
+    return write_manifests(unique, output_dir, failures + repeated, workers)
+
+
+def read_align(path: str | Path) -> list[tuple[str, float, float]]:
+    """The words of an .align file, without silences.
+
+    Args:
+        path: the file; lines of `start end word`.
+
+    Returns:
+        (word, start, duration), in seconds.
+
+    Raises:
+        ConfigError: a line that is not of this form, or no word at all; names the line.
+    """
+    words = []
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.split("\n"), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        try:
+            start, end = int(fields[0]) / ALIGN_UNITS, int(fields[1]) / ALIGN_UNITS
+            (word,) = fields[2:]
+        except (ValueError, IndexError):
+            raise ConfigError(f"{path}: line {number} is not `start end word`: {line!r}") from None
+        if not 0 <= start <= end:
+            raise ConfigError(f"{path}: line {number} ends before it starts: {line!r}")
+        if word.lower() not in SILENCES:
+            words.append((word, start, round(end - start, 6)))
+    if not words:
+        raise ConfigError(f"{path}: empty text: no word in it")
+    return words
+
+
+# ------------------------------------------------------------------------------------ clips
+
+
+def _find_clips(corpus_dir: Path) -> dict[str, list[Path]]:
+    """Speaker to its video files, both sorted; a speaker is a folder that holds videos."""
+    if not corpus_dir.is_dir():
+        raise ConfigError(f"corpus_dir: no such folder: {corpus_dir}")
+    clips = {}
+    for folder in sorted(corpus_dir.iterdir(), key=_natural):
+        if not folder.is_dir() or folder.name in _NO_SPEAKERS or folder.name.startswith("."):
+            continue
+        files = [
+            file
+            for file in folder.rglob("*")
+            # macOS archives carry a `._name.mpg` beside each file.
+            if file.suffix.lower() in VIDEO_SUFFIXES and not file.name.startswith(".")
+        ]
+        if files:
+            clips[folder.name] = sorted(files)
+    if not clips:
+        raise ConfigError(
+            f"corpus_dir: {corpus_dir} is not a GRID folder: neither manifest.tsv nor videos as "
+            "in s1/bbaf2n.mpg (with align/s1/bbaf2n.align)"
+        )
+    return clips
+
+
+def _natural(path: Path) -> tuple[int, str]:
+    digits = "".join(c for c in path.name if c.isdigit())
+    return int(digits or 0), path.name
+
+
+def _read_clip(corpus_dir: Path, speaker: str, path: Path, split: str) -> Utterance | Failure:
+    name = f"{path.stem}.align"
+    candidates = [
+        corpus_dir / "align" / speaker / name,
+        corpus_dir / "alignments" / speaker / name,
+        corpus_dir / speaker / "align" / name,
+        path.with_suffix(".align"),
+    ]
+    align = next((file for file in candidates if file.is_file()), None)
+    if align is None:
+        return Failure(str(path), None, f"missing file: no {candidates[0]}")
+    try:
+        words = read_align(align)
+    except ConfigError as error:
+        return Failure(str(path), None, str(error))
+    utterance = Utterance(
+        id=utterance_id(speaker, path.stem),
+        path=path,
+        speaker=speaker,
+        split=split,
+        text=" ".join(word for word, _, _ in words),
+        language="en",
+        words=tuple(words),
+    )
+    return _with_landmarks(utterance, corpus_dir)
+
+
+def _with_landmarks(utterance: Utterance, corpus_dir: Path) -> Utterance:
+    if utterance.landmarks is not None:
+        return utterance
+    for suffix in (".npz", ".npy"):
+        file = corpus_dir / "landmarks" / utterance.speaker / (utterance.path.stem + suffix)
+        if file.is_file():
+            return replace(utterance, landmarks=file)
+    return utterance
+
+
+def _drop_repeated(utterances: list[Utterance]) -> tuple[list[Utterance], list[Failure]]:
+    first: dict[str, Utterance] = {}
+    failures = []
+    for utterance in utterances:
+        if utterance.id in first:
+            reason = f"id {utterance.id} is that of {first[utterance.id].path} too"
+            failures.append(Failure(str(utterance.path), None, reason))
+        else:
+            first[utterance.id] = utterance
+    return list(first.values()), failures
+
+
+# ------------------------------------------------------------------------------------ splits
+
+
+def _shares(
+    named: Sequence[tuple[Path | str, str]], fractions: tuple[float, float, float], seed: int
+) -> dict:
+    """Items to "train", "dev" or "test", in an order that only a name and the seed decide.
+
+    Three or more items leave none of the three empty, unless its fraction is 0.
+    """
+    order = sorted(named, key=lambda item: hashlib.sha256(f"{seed}/{item[1]}".encode()).digest())
+    total = len(order)
+    sizes = [round(fraction * total) for fraction in fractions[1:]]
+    if total >= 3:
+        sizes = [max(size, 1) if f > 0 else 0 for size, f in zip(sizes, fractions[1:], strict=True)]
+    sizes = [max(total - sum(sizes), 0), *sizes]
+    labels = [
+        name for name, n in zip(("train", "dev", "test"), sizes, strict=True) for _ in [0] * n
+    ]
+    return {item: label for (item, _), label in zip(order, labels, strict=False)}
+
+
+def _speaker_splits(
+    speakers: list[str],
+    fractions: tuple[float, float, float],
+    dev: Sequence[str],
+    test: Sequence[str],
+    seed: int,
+) -> dict[str, str]:
+    for key, names in (("dev_speakers", dev), ("test_speakers", test)):
+        if unknown := sorted(set(names) - set(speakers)):
+            raise ConfigError(f"{key}: no speaker {', '.join(unknown)}; there are: {speakers}")
+    if both := sorted(set(dev) & set(test)):
+        raise ConfigError(f"dev_speakers, test_speakers: {', '.join(both)} is in both")
+    splits = dict.fromkeys(test, "test") | dict.fromkeys(dev, "dev")
+    rest = [name for name in speakers if name not in splits]
+    shares = (
+        1 - (0 if dev else fractions[1]) - (0 if test else fractions[2]),
+        0 if dev else fractions[1],
+        0 if test else fractions[2],
+    )
+    needed = sum(share > 0 for share in shares)
+    if len(rest) < needed:
+        raise ConfigError(
+            f"split: {len(speakers)} speakers ({', '.join(speakers)}) cannot be held out for "
+            "train, dev and test; name dev_speakers and test_speakers, or split='utterance'"
+        )
+    if needed == 1:
+        return splits | dict.fromkeys(rest, "train")
+    return splits | _two_or_three(rest, shares, seed)
+
+
+def _two_or_three(rest: list[str], shares: tuple[float, float, float], seed: int) -> dict[str, str]:
+    assigned = _shares([(name, name) for name in rest], shares, seed)
+    wanted = {n for n, share in zip(("train", "dev", "test"), shares, strict=True) if share > 0}
+    if set(assigned.values()) != wanted:  # two speakers for two splits
+        assigned = dict(zip(rest, sorted(wanted, reverse=True), strict=True))
+    return assigned

@@ -1,0 +1,324 @@
+"""Transforms of clips against brute force, measurements and torchaudio."""
+
+import pickle
+import random
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from jsonargparse import ArgumentParser
+from torch.utils.data import DataLoader
+
+from speechattn.data.augment import (
+    AdaptiveTimeMask,
+    AddNoise,
+    CenterCrop,
+    ClipTransform,
+    HorizontalFlip,
+    RandomCrop,
+    SpeedPerturb,
+    clip_generator,
+    speed_audio,
+    speed_video,
+)
+
+
+def clip(frames=30, height=96, width=96, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (frames, height, width), dtype=np.uint8)
+
+
+def sound(samples=16000, seed=0):
+    return np.random.default_rng(seed).standard_normal(samples).astype(np.float32) * 0.1
+
+
+TRANSFORMS = [
+    (RandomCrop(88), clip()),
+    (CenterCrop(88), clip()),
+    (HorizontalFlip(0.5), clip()),
+    (AdaptiveTimeMask(), clip(80)),
+    (AdaptiveTimeMask(rate=16000, fill="zero"), sound()),
+    (AddNoise(sound(5000, 1), (0.0, 10.0), p=0.7, babble=3), sound()),
+    (SpeedPerturb(), sound()),
+]
+NAMES = [type(t).__name__ for t, _ in TRANSFORMS]
+
+
+@pytest.mark.parametrize("transform, x", TRANSFORMS, ids=NAMES)
+def test_seed_decides_all(transform, x):
+    """Same seed, same result; numpy or torch alike; nothing global is touched; input stays."""
+    x.flags.writeable = False  # as a memory-mapped store hands it out
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    results = []
+    for seed in range(8):
+        first = transform(x, clip_generator(seed))
+        assert isinstance(first, np.ndarray) and first.dtype == x.dtype
+        np.testing.assert_array_equal(first, transform(x, clip_generator(seed)))
+        np.testing.assert_array_equal(
+            first, pickle.loads(pickle.dumps(transform))(x, clip_generator(seed))
+        )
+        tensor = torch.from_numpy(x.copy())
+        other = transform(tensor, clip_generator(seed))
+        assert isinstance(other, torch.Tensor) and other.dtype == tensor.dtype
+        np.testing.assert_array_equal(first, other.numpy())
+        np.testing.assert_array_equal(tensor.numpy(), x)
+        results.append(first.tobytes())
+    if not isinstance(transform, CenterCrop):
+        assert len(set(results)) > 1
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])
+    assert random.getstate() == states[2]
+
+
+def test_clip_generator_tells_keys_apart():
+    def draw(*keys):
+        return torch.rand(4, generator=clip_generator(*keys)).tolist()
+
+    assert draw(0, 1, "s1_a") == draw(0, 1, "s1_a")
+    keys = [(0, 1, "a"), (1, 0, "a"), (0, 1, "b"), (0, 11, "a"), (0, 1, 1, "a"), ("0\x001", "a")]
+    assert len({tuple(draw(*k)) for k in keys}) == len(keys)
+
+
+class Clips(torch.utils.data.Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        generator = clip_generator(3, 0, f"clip{index}")
+        x = AdaptiveTimeMask()(RandomCrop(20)(clip(30, 24, 24), generator), generator)
+        y = AddNoise(sound(3000, 1), p=0.5)(sound(4000), generator)
+        return torch.from_numpy(x.copy()), torch.from_numpy(y)
+
+
+def test_workers_do_not_change_the_draws():
+    alone, shared = (list(DataLoader(Clips(), num_workers=n)) for n in (0, 2))
+    for one, other in zip(alone, shared, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a, b)
+
+
+# ------------------------------------------------------------------------------------- video
+
+
+def test_crops():
+    x = clip(4, 11, 12)
+    seen = set()
+    for seed in range(400):
+        y = RandomCrop(8)(x, clip_generator(seed))
+        assert y.shape == (4, 8, 8)
+        (place,) = [
+            (i, j)
+            for i in range(4)
+            for j in range(5)
+            if np.array_equal(y, x[:, i : i + 8, j : j + 8])
+        ]
+        seen.add(place)
+    assert len(seen) == 20  # every place, the last row and column too
+    np.testing.assert_array_equal(CenterCrop(8)(x), x[:, 1:9, 2:10])
+    assert CenterCrop()(clip()).shape == RandomCrop()(clip(), clip_generator(0)).shape
+    for transform in (RandomCrop(12), CenterCrop(12)):
+        with pytest.raises(ValueError, match="11x12 have no 12x12"):
+            transform(x, clip_generator(0))
+    assert RandomCrop(11)(x[:, :, :11], clip_generator(0)).shape == (4, 11, 11)
+
+
+def test_flip():
+    x = clip(3)
+    for p, share in ((0.0, 0), (1.0, 200), (0.5, 100)):
+        results = [HorizontalFlip(p)(x, clip_generator(i)) for i in range(200)]
+        flipped = [np.array_equal(y, x[:, :, ::-1]) for y in results]
+        assert all(f or np.array_equal(y, x) for f, y in zip(flipped, results, strict=True))
+        assert abs(sum(flipped) - share) <= (30 if p == 0.5 else 0)
+
+
+@pytest.mark.parametrize("frames, masks", [(1, 1), (5, 1), (25, 1), (26, 2), (75, 3), (130, 6)])
+def test_adaptive_time_mask(frames, masks):
+    x = clip(frames, 3, 5)
+    mean = np.array(
+        [[round(Fraction(int(x[:, i, j].sum()), frames)) for j in range(5)] for i in range(3)]
+    )
+    covered = np.zeros(frames)
+    widest = 0
+    for seed in range(300):
+        y = AdaptiveTimeMask()(x, clip_generator(seed))
+        masked = (y == mean).all((1, 2))
+        np.testing.assert_array_equal(y[~masked], x[~masked])
+        runs = np.flatnonzero(np.diff(np.r_[0, masked, 0])).reshape(-1, 2)
+        assert len(runs) <= masks
+        assert masked.sum() <= 10 * masks
+        widest = max(widest, *(b - a for a, b in runs), 0)
+        covered += masked
+    assert covered.min() > 0  # both ends as well
+    assert widest >= min(10, frames)
+
+
+def test_adaptive_time_mask_options():
+    x = clip(100, 2, 2)
+    assert AdaptiveTimeMask(masks_per_second=0)(x, clip_generator(0)) is x
+    assert AdaptiveTimeMask(max_seconds=0)(x, clip_generator(0)) is x
+    empty = x[:0]
+    assert len(AdaptiveTimeMask()(empty, clip_generator(0))) == 0
+    zero = AdaptiveTimeMask(fill="zero")(x, clip_generator(1))
+    changed = (zero != x).any((1, 2))
+    assert changed.any() and (zero[changed] == 0).all()
+    wave = AdaptiveTimeMask(0.1, 2.0, 16000)(sound(), clip_generator(1))
+    assert 0 < (wave != sound()).sum() <= 2 * 1600
+
+
+# ------------------------------------------------------------------------------------- sound
+
+
+def measured_snr(clean, noisy):
+    noise = noisy.astype(np.float64) - clean
+    return 10 * np.log10(np.sum(clean.astype(np.float64) ** 2) / np.sum(noise**2))
+
+
+@pytest.mark.parametrize("snr", [-10.0, 0.0, 12.5, 20.0])
+@pytest.mark.parametrize("length", [400, 16000, 50001])
+@pytest.mark.parametrize("babble", [1, 4])
+def test_snr_is_exact(snr, length, babble):
+    clean, noise = sound(length), sound(7000, 5) * 3 + 0.01
+    noisy = AddNoise(noise, (snr, snr), p=1.0, babble=babble)(clean, clip_generator(length))
+    assert noisy.shape == clean.shape
+    assert measured_snr(clean, noisy) == pytest.approx(snr, abs=1e-3)
+
+
+def test_snr_range_and_probability():
+    clean, transform = sound(2000), AddNoise(sound(9000, 2), (-5.0, 15.0), p=0.25)
+    results = [transform(clean, clip_generator(i)) for i in range(400)]
+    noisy = [y for y in results if y is not clean]
+    assert 70 < len(noisy) < 130
+    ratios = np.array([measured_snr(clean, y) for y in noisy])
+    assert -5.001 <= ratios.min() < -3 and 13 < ratios.max() <= 15.001
+    assert 3 < ratios.mean() < 7
+
+
+def test_noise_is_an_excerpt_that_goes_round():
+    clean, noise = sound(500), sound(300, 3)
+    starts = set()
+    for seed in range(50):
+        added = AddNoise(noise, (0.0, 0.0), p=1.0)(clean, clip_generator(seed)) - clean
+        rolled = np.stack([np.resize(np.roll(noise, -k), 500) for k in range(300)])
+        similar = rolled @ added / np.linalg.norm(rolled, axis=1) / np.linalg.norm(added)
+        assert similar.max() > 0.9999
+        starts.add(int(similar.argmax()))
+    assert len(starts) > 30
+
+
+def test_noise_from_files(tmp_path):
+    paths = []
+    for index, rate in enumerate((16000, 8000)):
+        paths.append(tmp_path / f"{index}.wav")
+        time = np.arange(rate) / rate
+        soundfile.write(paths[-1], 0.3 * np.sin(2 * np.pi * (500 + 1000 * index) * time), rate)
+    clean, peaks = sound(16000), set()
+    for seed in range(12):
+        added = AddNoise(paths, (0.0, 0.0), 1.0)(clean, clip_generator(seed)) - clean
+        peaks.add(int(np.abs(np.fft.rfft(added)).argmax()))
+    assert peaks == {500, 1500}  # both files; the second resampled
+    one = AddNoise(str(paths[0]), (5.0, 5.0), 1.0)(clean, clip_generator(0))
+    assert measured_snr(clean, one) == pytest.approx(5, abs=1e-3)
+
+
+def test_silence_stays():
+    silent, clean = np.zeros(100, np.float32), sound(100)
+    for x, noise in ((silent, clean), (clean, silent)):
+        y = AddNoise(noise, (0.0, 0.0), p=1.0)(x, clip_generator(0))
+        np.testing.assert_array_equal(y, x)
+    with pytest.raises(ValueError, match="snr_db"):
+        AddNoise(clean, (5.0, 0.0))
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1, 0.95, 1.25])
+def test_speed_audio(factor):
+    samples = 16000
+    time = np.arange(samples) / 16000
+    y = speed_audio(np.sin(2 * np.pi * 400 * time).astype(np.float32), factor)
+    assert abs(len(y) - samples / factor) <= 1
+    spectrum = np.abs(np.fft.rfft(y * np.hanning(len(y)), 1 << 18))
+    assert spectrum.argmax() * 16000 / (1 << 18) == pytest.approx(400 * factor, abs=0.5)
+    # The same curve, read faster
+    inner = np.arange(200, len(y) - 200)
+    ideal = np.sin(2 * np.pi * 400 * inner / 16000 * factor)
+    assert np.abs(y[inner] - ideal).max() < 0.01
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_speed_audio_is_torchaudios(factor):
+    functional = pytest.importorskip("torchaudio.functional")
+    x = torch.from_numpy(sound(12345))
+    peer = functional.resample(x, round(16000 * factor), 16000)
+    torch.testing.assert_close(speed_audio(x, factor), peer, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("factor", ["0.9", "1.0", "1.1", "0.5", "2.0", "1.37"])
+@pytest.mark.parametrize("frames", [1, 2, 7, 74, 75, 250])
+def test_speed_video(factor, frames):
+    exact = Fraction(factor)
+    y = speed_video(np.arange(frames), float(factor))
+    assert abs(len(y) - frames / exact) <= Fraction(1, 2) or len(y) == 1
+    for index, shown in enumerate(y):
+        middle = (index + Fraction(1, 2)) * exact  # in frames of the source
+        assert shown == min(int(middle), frames - 1)
+    pictures = clip(frames, 4, 4)
+    np.testing.assert_array_equal(speed_video(pictures, float(factor)), pictures[y])
+    assert torch.equal(
+        speed_video(torch.from_numpy(pictures), float(factor)).cpu(), torch.from_numpy(pictures[y])
+    )
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_sound_and_lips_stay_together(factor):
+    """A click and a flash at the same moment are at the same moment afterwards."""
+    for frame in (3, 30, 71):
+        frames = np.zeros((75, 2, 2), np.uint8)
+        frames[frame - 1 : frame + 2] = 255
+        samples = np.zeros(48000, np.float32)
+        samples[frame * 640 : (frame + 1) * 640] = np.hanning(640)
+        flash = np.flatnonzero(speed_video(frames, factor)[:, 0, 0]).mean() + 0.5
+        click = speed_audio(samples, factor).argmax() / 640
+        assert abs(flash - click) <= 1
+
+
+def test_speed_perturb():
+    perturb = SpeedPerturb()
+    drawn = [perturb.draw(clip_generator(i)) for i in range(300)]
+    assert all(70 < drawn.count(f) < 130 for f in (0.9, 1.0, 1.1))
+    x = sound(1000)
+    assert {len(perturb(x, clip_generator(i))) for i in range(20)} == {1000, 1112, 910}
+    assert speed_audio(x, 1.0) is x
+    for function in (speed_audio, speed_video):
+        with pytest.raises(ValueError, match="must be positive"):
+            function(x, 0.0)
+
+
+def test_built_from_yaml(tmp_path):
+    """Constructors are annotated well enough for jsonargparse."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--transforms", type=list[ClipTransform])
+    names = {
+        "RandomCrop": {"size": 80},
+        "CenterCrop": {},
+        "HorizontalFlip": {"p": 0.3},
+        "AdaptiveTimeMask": {"max_seconds": 0.2, "fill": "zero"},
+        "AddNoise": {"noise": "babble.flac", "snr_db": [-5, 20], "babble": 2},
+        "SpeedPerturb": {"factors": [0.8, 1.2]},
+    }
+    config = [
+        {"class_path": f"speechattn.data.augment.{name}", "init_args": args}
+        for name, args in names.items()
+    ]
+    config.append(
+        {
+            "class_path": "speechattn.data.augment.AddNoise",
+            "init_args": {"noise": ["a.wav", "b.wav"]},
+        }
+    )
+    built = parser.instantiate(parser.parse_object({"transforms": config})).transforms
+    assert [type(t).__name__ for t in built] == [*names, "AddNoise"]
+    assert built[0].size == 80
+    assert built[4].noise == ["babble.flac"] and tuple(built[4].snr_db) == (-5, 20)
+    assert list(built[6].noise) == ["a.wav", "b.wav"]
+    assert built[5].factors == (0.8, 1.2)
