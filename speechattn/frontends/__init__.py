@@ -1,0 +1,9 @@
+"""From a waveform or mouth crops to one vector a frame."""
+
+from speechattn.frontends.base import Frontend
+from speechattn.frontends.conv1d_resnet import Conv1dResNet
+from speechattn.frontends.fbank import LogMelFbank
+from speechattn.frontends.fusion import MLPFusion
+from speechattn.frontends.resnet3d import ResNet3D
+
+__all__ = ["Conv1dResNet", "Frontend", "LogMelFbank", "MLPFusion", "ResNet3D"]

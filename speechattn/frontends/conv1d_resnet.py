@@ -1,0 +1,111 @@
+"""A 1-D ResNet-18 over the raw waveform (Petridis et al. 1802.06424; Ma et al. 2102.06657)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from speechattn.frontends.base import Frontend
+from speechattn.frontends.resnet3d import Activation, make_activation
+from speechattn.masks import padding_mask
+
+SAMPLES_PER_FRAME = 640  # 25 Hz at 16 kHz: one output for each video frame
+
+
+class BasicBlock1d(nn.Module):
+    """Two convolutions of width 3 and a shortcut, on (B, C, N).
+
+    `forward` is told which positions are real, and keeps the others at zero, so that an item sees
+    past its end what the convolution's own padding would show it.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int, activation: Activation):
+        super().__init__()
+        self.stride = stride
+        self.conv1 = nn.Conv1d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.norm1 = MaskedBatchNorm1d(channels)
+        self.act1 = make_activation(activation, channels)
+        self.conv2 = nn.Conv1d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = MaskedBatchNorm1d(channels)
+        self.act2 = make_activation(activation, channels)
+        self.shortcut: nn.Conv1d | None = None
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Conv1d(in_channels, channels, 1, stride, bias=False)
+            self.shortcut_norm = MaskedBatchNorm1d(channels)
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        y = self.act1(self.norm1(self.conv1(x), real))
+        y = self.norm2(self.conv2(y), real)
+        if self.shortcut is not None:
+            x = self.shortcut_norm(self.shortcut(x), real)
+        return self.act2(y + x)
+
+
+class MaskedBatchNorm1d(nn.BatchNorm1d):
+    """Batch norm whose statistics count real positions only; the others come out as zero."""
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        """x (B, C, N), real (B, N) bool -> (B, C, N)."""
+        rows = x.transpose(1, 2)
+        y = torch.zeros_like(rows)
+        y[real] = super().forward(rows[real]).to(y.dtype)
+        return y.transpose(1, 2)
+
+
+class Conv1dResNet(Frontend):
+    """Waveform at 16 kHz to one vector every 40 ms.
+
+    Args:
+        channels: width of the four stages; the last is the output size.
+        blocks: residual blocks in each stage; (2, 2, 2, 2) is ResNet-18.
+        activation: the non-linearity.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (64, 128, 256, 512),
+        blocks: Sequence[int] = (2, 2, 2, 2),
+        activation: Activation = "swish",
+    ):
+        super().__init__()
+        self.output_size = channels[-1]
+        self.frame_shift = 0.04
+        self.stem = nn.Conv1d(1, channels[0], 80, stride=4, padding=38, bias=False)
+        self.stem_norm = MaskedBatchNorm1d(channels[0])
+        self.stem_act = make_activation(activation, channels[0])
+        trunk = []
+        width = channels[0]
+        for i, (out, depth) in enumerate(zip(channels, blocks, strict=True)):
+            for j in range(depth):
+                trunk.append(BasicBlock1d(width, out, 2 if i > 0 and j == 0 else 1, activation))
+                width = out
+        self.trunk = nn.ModuleList(trunk)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Describes each 40 ms of sound.
+
+        Args:
+            x: (B, N) waveform.
+            lengths: (B,) samples of each item; a last part shorter than a frame is dropped.
+
+        Returns:
+            (B, N // 640, output_size) and (B,) frames.
+        """
+        frames = lengths // SAMPLES_PER_FRAME
+        total = x.shape[1] // SAMPLES_PER_FRAME
+        # Whole frames, so that every stride below divides and lengths stay exact.
+        samples = frames * SAMPLES_PER_FRAME
+        x = x[:, : total * SAMPLES_PER_FRAME]
+        heard = padding_mask(samples, x.shape[1])
+        count = heard.sum(1, keepdim=True).clamp(min=1)
+        x = x * heard
+        x = (x - x.sum(1, keepdim=True) / count) * heard
+        x = x / (x.square().sum(1, keepdim=True) / count).sqrt().clamp(min=1e-5)
+
+        real = padding_mask(samples // 4, x.shape[1] // 4)
+        x = self.stem_act(self.stem_norm(self.stem(x[:, None]), real))  # (B, C, N/4)
+        for block in self.trunk:
+            real = real[:, :: block.stride]
+            x = block(x, real)
+        x = nn.functional.avg_pool1d(x, 20).transpose(1, 2)  # (B, T, F)
+        return x, frames

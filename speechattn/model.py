@@ -1,0 +1,181 @@
+"""SpeechModel: streams of sound and lips, their fusion, a CTC head and a decoder."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+
+from speechattn.data.augment import SpecAugment
+from speechattn.decoders import TransformerDecoder
+from speechattn.encoders import Encoder
+from speechattn.errors import ConfigError
+from speechattn.frontends import Frontend, MLPFusion
+
+Modality = Literal["audio", "video"]
+
+
+class Stream(nn.Module):
+    """One modality from its raw form to hidden frames.
+
+    Args:
+        frontend: raw input to features.
+        encoder: features to hidden frames; its input size is the frontend's output size.
+        augment: masks features in training only.
+    """
+
+    def __init__(self, frontend: Frontend, encoder: Encoder, augment: SpecAugment | None = None):
+        super().__init__()
+        if encoder.input_size != frontend.output_size:
+            raise ConfigError(
+                f"encoder.init_args.input_size is {encoder.input_size}, but the frontend gives "
+                f"{frontend.output_size}"
+            )
+        self.frontend = frontend
+        self.encoder = encoder
+        self.augment = augment
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, ...) and lengths (B,) in the frontend's units -> (B, T, D) and (B,)."""
+        x, lengths = self.frontend(x, lengths)
+        if self.augment is not None:
+            x = self.augment(x, lengths)
+        return self.encoder(x, lengths)
+
+
+@dataclass
+class Encoded:
+    """What a model made of its input.
+
+    Attributes:
+        hidden: (B, T, D).
+        lengths: (B,).
+        streams: each modality's own hidden frames and lengths, before fusion.
+    """
+
+    hidden: Tensor
+    lengths: Tensor
+    streams: dict[str, tuple[Tensor, Tensor]]
+
+
+class SpeechModel(nn.Module):
+    """A recogniser of sound, of lips or of both.
+
+    Args:
+        vocab_size: V, the tokenizer's units with blank, unknown and sos/eos.
+        audio: the stream that hears, (B, N) waveforms in [-1, 1].
+        video: the stream that sees, (B, T, 1, H, W) mouth crops in [0, 255].
+        fusion: joins the two; needed when both are there.
+        decoder: attention decoder; without one the model is CTC only.
+        ctc_dropout: dropout before the CTC head.
+        crop_size: side of the square that the model sees of each mouth crop, in pixels.
+        sample_rate: of the sound that the model hears, in Hz.
+        video_fps: frames a second of the video that the model sees.
+        frame_shift: seconds from one hidden frame to the next.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        audio: Stream | None = None,
+        video: Stream | None = None,
+        fusion: MLPFusion | None = None,
+        decoder: TransformerDecoder | None = None,
+        ctc_dropout: float = 0.1,
+        crop_size: int = 88,
+        sample_rate: int = 16000,
+        video_fps: float = 25.0,
+        frame_shift: float = 0.04,
+    ):
+        super().__init__()
+        if audio is None and video is None:
+            raise ConfigError("a model needs `audio`, `video` or both")
+        if audio is not None and video is not None and fusion is None:
+            raise ConfigError("a model of audio and video needs `fusion`")
+        self.vocab_size = vocab_size
+        self.crop_size = crop_size
+        self.sample_rate = sample_rate
+        self.video_fps = video_fps
+        self.frame_shift = frame_shift
+        self.streams = nn.ModuleDict()
+        if audio is not None:
+            self.streams["audio"] = audio
+        if video is not None:
+            self.streams["video"] = video
+        self.fusion = fusion if len(self.streams) == 2 else None
+        sizes = {name: stream.encoder.output_size for name, stream in self.streams.items()}
+        self.output_size = self.fusion.output_size if self.fusion else next(iter(sizes.values()))
+        self.decoder = decoder
+        self.dropout = nn.Dropout(ctc_dropout)
+        self.ctc = nn.Linear(self.output_size, vocab_size)
+        # Heads on each stream before fusion: used by the loss alone.
+        self.stream_ctc = nn.ModuleDict()
+        if self.fusion is not None:
+            self.stream_ctc.update({n: nn.Linear(size, vocab_size) for n, size in sizes.items()})
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What the model takes: ('audio',), ('video',) or both."""
+        return tuple(self.streams)
+
+    def encode_streams(
+        self,
+        audio: Tensor | None = None,
+        audio_lengths: Tensor | None = None,
+        video: Tensor | None = None,
+        video_lengths: Tensor | None = None,
+    ) -> Encoded:
+        """As `encode`, with each stream's own output."""
+        given = {"audio": (audio, audio_lengths), "video": (video, video_lengths)}
+        streams = {}
+        for name, stream in self.streams.items():
+            x, lengths = given[name]
+            if x is None or lengths is None:
+                raise ValueError(f"this model needs {name}")
+            streams[name] = stream(x, lengths)
+        if self.fusion is None:
+            hidden, lengths = next(iter(streams.values()))
+        else:
+            hidden, lengths = self.fusion(*streams["audio"], *streams["video"])
+        return Encoded(hidden, lengths, streams)
+
+    def encode(
+        self,
+        audio: Tensor | None = None,
+        audio_lengths: Tensor | None = None,
+        video: Tensor | None = None,
+        video_lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Raw input to hidden frames.
+
+        Args:
+            audio: (B, N) waveforms in [-1, 1], for a model that hears.
+            audio_lengths: (B,) samples.
+            video: (B, T, 1, H, W) mouth crops in [0, 255], for a model that sees.
+            video_lengths: (B,) frames.
+
+        Returns:
+            (B, T, D) and (B,).
+        """
+        encoded = self.encode_streams(audio, audio_lengths, video, video_lengths)
+        return encoded.hidden, encoded.lengths
+
+    def ctc_log_probs(self, hidden: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, V), log probabilities with blank at 0."""
+        return self.ctc(self.dropout(hidden)).float().log_softmax(-1)
+
+    def stream_log_probs(self, name: Modality, hidden: Tensor) -> Tensor:
+        """CTC log probabilities of one stream before fusion, (B, T, D) -> (B, T, V)."""
+        return self.stream_ctc[name](self.dropout(hidden)).float().log_softmax(-1)
+
+    def num_parameters(self) -> int:
+        """How many numbers the model learns."""
+        return sum(p.numel() for p in self.parameters())
+
+    @staticmethod
+    def from_pretrained(folder: str | Path, allow: Iterable[str] = ()) -> "SpeechModel":
+        """Reads a model directory (see `speechattn.model_dir`)."""
+        from speechattn.model_dir import load_model
+
+        return load_model(folder, allow)

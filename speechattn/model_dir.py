@@ -1,0 +1,103 @@
+"""The model directory: config.yaml, model.safetensors, the tokenizer's files and meta.json.
+
+`config.yaml` holds what made the model (`model:`), how it decodes (`decode:`) and how mouths are
+cut out of its videos (`roi:`). No pickle is read, and no class outside the package is built unless
+the caller allows its package.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from speechattn import __version__
+from speechattn.config import build, read_yaml
+from speechattn.data.tokenizer import Tokenizer
+from speechattn.errors import ConfigError
+from speechattn.model import SpeechModel
+
+CONFIG, WEIGHTS, META = "config.yaml", "model.safetensors", "meta.json"
+
+
+def build_model(config: dict[str, Any], vocab_size: int, allow: Iterable[str] = ()) -> SpeechModel:
+    """Builds a model from its `model:` section.
+
+    Args:
+        config: arguments of `SpeechModel`; `vocab_size` may be left out, here and in the decoder.
+        vocab_size: units of the tokenizer.
+        allow: packages beside this one whose classes the section may name.
+    """
+    config = json.loads(json.dumps(config))  # a deep copy of plain values
+    config["vocab_size"] = vocab_size
+    if config.get("decoder"):
+        arguments = config["decoder"]
+        if "class_path" in arguments:
+            arguments = arguments.setdefault("init_args", {})
+        arguments["vocab_size"] = vocab_size
+    return build(SpeechModel, config, "model", allow)
+
+
+def save_model_dir(
+    folder: str | Path,
+    config: dict[str, Any],
+    weights: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    meta: dict[str, Any],
+) -> None:
+    """Writes a model directory.
+
+    Args:
+        folder: made if it is not there.
+        config: sections `model`, and optionally `decode` and `roi`.
+        weights: the model's state dict.
+        tokenizer: its files go beside.
+        meta: facts about the training, JSON values.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {key: config[key] for key in ("model", "decode", "roi") if key in config}
+    (folder / CONFIG).write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
+    tokenizer.save(folder)
+    meta = {"speechattn": __version__, "vocab_size": tokenizer.vocab_size, **meta}
+    (folder / META).write_text(json.dumps(meta, indent=2, ensure_ascii=False), encoding="utf-8")
+    # Last, under another name first: a directory with weights is a whole one.
+    part = folder / (WEIGHTS + ".part")
+    save_file({k: v.contiguous().cpu() for k, v in weights.items()}, part)
+    part.replace(folder / WEIGHTS)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration of a model directory."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{folder} is no model directory: {CONFIG} is missing")
+    return read_yaml(path)
+
+
+def read_meta(folder: str | Path) -> dict[str, Any]:
+    """The facts about a model's training; empty if there are none."""
+    path = Path(folder) / META
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def load_model(folder: str | Path, allow: Iterable[str] = ()) -> SpeechModel:
+    """Builds the model of a directory and loads its weights, in evaluation mode, on the CPU."""
+    folder = Path(folder)
+    config = read_config(folder)
+    if "model" not in config:
+        raise ConfigError(f"{folder / CONFIG}: the section `model` is missing")
+    model = build_model(config["model"], Tokenizer.load(folder).vocab_size, allow)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise ConfigError(f"{folder} is no model directory: {WEIGHTS} is missing")
+    try:
+        weights = load_file(path)
+        model.load_state_dict(weights)
+    except (SafetensorError, RuntimeError) as error:
+        raise ConfigError(f"{path} does not fit its {CONFIG}: {error}") from error
+    return model.eval()
