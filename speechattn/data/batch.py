@@ -1,0 +1,84 @@
+"""A batch: what a model is trained on and decodes, padded, with lengths."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Item:
+    """One utterance, ready for a batch.
+
+    Attributes:
+        id: the cut's id.
+        text: its transcript, empty if unknown.
+        tokens: ids of the transcript.
+        audio: (N,) float32 in [-1, 1], or None.
+        video: (T, H, W) uint8 crops, or None.
+    """
+
+    id: str
+    text: str
+    tokens: Sequence[int]
+    audio: np.ndarray | None = None
+    video: np.ndarray | None = None
+
+
+@dataclass
+class Batch:
+    """Padded items; everything beyond an item's length is zero.
+
+    Attributes:
+        ids: B cut ids.
+        texts: B transcripts.
+        tokens: (B, U) int64.
+        token_lengths: (B,) int64.
+        audio: (B, N) float32, or None for a model that only sees.
+        audio_lengths: (B,) samples.
+        video: (B, T, 1, H, W) uint8, or None for a model that only hears.
+        video_lengths: (B,) frames.
+    """
+
+    ids: list[str]
+    texts: list[str]
+    tokens: Tensor
+    token_lengths: Tensor
+    audio: Tensor | None = None
+    audio_lengths: Tensor | None = None
+    video: Tensor | None = None
+    video_lengths: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The same batch with its tensors on `device`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = value.to(device, non_blocking=non_blocking)
+        return Batch(**values)
+
+
+def pad(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Stacks arrays that differ in their first axis; (B, longest, ...) and (B,) lengths."""
+    lengths = torch.tensor([len(a) for a in arrays], dtype=torch.int64)
+    padded = np.zeros((len(arrays), int(lengths.max()), *arrays[0].shape[1:]), arrays[0].dtype)
+    for row, a in zip(padded, arrays, strict=True):
+        row[: len(a)] = a
+    return torch.from_numpy(padded), lengths
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Items, all of the same modalities, to a batch."""
+    tokens, token_lengths = pad([np.asarray(i.tokens, dtype=np.int64) for i in items])
+    batch = Batch([i.id for i in items], [i.text for i in items], tokens, token_lengths)
+    if items[0].audio is not None:
+        batch.audio, batch.audio_lengths = pad([i.audio for i in items])
+    if items[0].video is not None:
+        video, batch.video_lengths = pad([i.video for i in items])
+        batch.video = video.unsqueeze(2)  # (B, T, 1, H, W)
+    return batch

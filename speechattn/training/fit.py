@@ -1,0 +1,248 @@
+"""Training from a configuration, resumed where it stopped, and the average of its best epochs."""
+
+import csv
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+)
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from speechattn.config import build
+from speechattn.data.datamodule import DataOptions, SpeechData
+from speechattn.data.tokenizer import Tokenizer
+from speechattn.errors import ConfigError
+from speechattn.losses import JointLoss
+from speechattn.model_dir import build_model, save_model_dir
+from speechattn.training.options import TrainingOptions
+from speechattn.training.task import SpeechTask
+
+logger = logging.getLogger(__name__)
+
+PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+CHECKPOINT = re.compile(r"epoch=(\d+)-error=([\d.]+)\.ckpt$")
+
+
+class EpochTable(Callback):
+    """Appends a row of figures to `metrics.csv` after every epoch; a resumed run goes on with it.
+
+    Lightning's own CSV logger starts its file anew on resume.
+    """
+
+    columns = (
+        "epoch step train_loss train_ctc_loss train_att_loss train_stream_loss "
+        "valid_loss valid_ctc_loss valid_att_loss valid_error lr seconds"
+    ).split()
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.started = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        self.started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        row = {name: metrics[name] for name in self.columns if name in metrics}
+        row = {k: f"{v:.6g}" for k, v in row.items()}
+        row["epoch"], row["step"] = trainer.current_epoch, trainer.global_step
+        row["lr"] = f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}"
+        row["seconds"] = f"{time.monotonic() - self.started:.1f}"
+        new = not self.path.exists()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        logger.info(
+            "epoch %d: train loss %s, valid loss %s, valid error %s %%, %s s",
+            *(row.get(k, "-") for k in ("epoch", "train_loss", "valid_loss", "valid_error")),
+            row["seconds"],
+        )
+
+
+def set_noise(config: dict[str, Any], noise: str | Path | None) -> None:
+    """Names the file for every AddNoise of `data.audio_transforms`, or drops them without one."""
+    data = config.get("data") or {}
+    kept = []
+    for transform in data.get("audio_transforms") or []:
+        if transform["class_path"].split(".")[-1] == "AddNoise":
+            if noise is None:
+                logger.warning("no --noise FILE: training without added noise")
+                continue
+            transform.setdefault("init_args", {})["noise"] = str(noise)
+        kept.append(transform)
+    if kept or data.get("audio_transforms"):
+        data["audio_transforms"] = kept
+
+
+def train(
+    config: dict[str, Any],
+    train_cuts: str | Path,
+    valid_cuts: str | Path,
+    tokenizer_dir: str | Path,
+    exp: str | Path,
+    crops: str | Path | None = None,
+    allow: Iterable[str] = (),
+) -> Path:
+    """Trains a model, from where an earlier call with the same `exp` stopped.
+
+    Args:
+        config: sections `model`, `loss`, `data`, `training`.
+        train_cuts: Lhotse cuts to learn from.
+        valid_cuts: Lhotse cuts that rank the epochs.
+        tokenizer_dir: the tokenizer's files.
+        exp: the experiment; `train/` below it is written.
+        crops: the mouth crops of the cuts, for a model that sees.
+        allow: packages beside this one whose classes the configuration may name.
+
+    Returns:
+        `exp/train`.
+    """
+    folder = Path(exp) / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    options: TrainingOptions = build(TrainingOptions, config.get("training", {}), "training", allow)
+    data_options: DataOptions = build(DataOptions, config.get("data", {}), "data", allow)
+    loss: JointLoss = build(JointLoss, config.get("loss", {}), "loss", allow)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    L.seed_everything(options.seed, workers=True, verbose=False)
+    tokenizer = Tokenizer.load(tokenizer_dir)
+    model = build_model(config["model"], tokenizer.vocab_size, allow)
+    logger.info("%s, %.2f M parameters", "+".join(model.modalities), model.num_parameters() / 1e6)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    data = SpeechData(
+        data_options,
+        train_cuts,
+        valid_cuts,
+        tokenizer,
+        model.modalities,
+        crops,
+        model.crop_size,
+        model.sample_rate,
+        options.seed,
+    )
+    last = folder / "last.ckpt"
+    trainer = make_trainer(options, folder)
+    resume = last if last.exists() else None
+    if resume:
+        logger.info("going on from %s", resume)
+    # Our own file: it holds the optimiser and the loops, which weights_only would refuse.
+    trainer.fit(SpeechTask(model, loss, options), data, ckpt_path=resume, weights_only=False)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    facts = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+    (folder / "done.json").write_text(json.dumps(facts), encoding="utf-8")
+    return folder
+
+
+def make_trainer(options: TrainingOptions, folder: Path) -> L.Trainer:
+    """The Lightning trainer that the options describe."""
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            folder,
+            filename="epoch={epoch:03d}-error={valid_error:.3f}",
+            auto_insert_metric_name=False,
+            monitor="valid_error",
+            save_top_k=options.keep,
+            save_last=True,
+        ),
+        LearningRateMonitor("step"),
+        EpochTable(folder / "metrics.csv"),
+    ]
+    if options.patience:
+        callbacks.append(EarlyStopping("valid_error", patience=options.patience))
+    # A bar that redraws itself fills a log file with its every state.
+    interactive = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    if interactive:
+        callbacks.append(RichProgressBar())
+    return L.Trainer(
+        max_epochs=options.max_epochs,
+        accelerator="auto",
+        devices=options.devices,
+        num_nodes=options.nodes,
+        strategy="ddp" if options.devices * options.nodes > 1 else "auto",
+        precision=PRECISION[options.precision],
+        accumulate_grad_batches=options.accumulate,
+        gradient_clip_val=options.clip,
+        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
+        callbacks=callbacks,
+        use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,
+        enable_progress_bar=interactive,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+    )
+
+
+def best_checkpoints(folder: str | Path) -> list[Path]:
+    """The kept checkpoints of a training folder, best first; the later of two equals first."""
+    found = []
+    for path in Path(folder).glob("epoch=*.ckpt"):
+        match = CHECKPOINT.search(path.name)
+        if match:
+            found.append((float(match[2]), -int(match[1]), path))
+    return [path for _, _, path in sorted(found)]
+
+
+def average_weights(checkpoints: Iterable[Path]) -> dict[str, Tensor]:
+    """The mean of the models in Lightning checkpoints; counters are taken from the first."""
+    paths = list(checkpoints)
+    mean: dict[str, Tensor] = {}
+    for path in paths:
+        state = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+        for name, value in state.items():
+            name = name.removeprefix("model.")
+            if not value.is_floating_point():
+                mean.setdefault(name, value)
+            elif name in mean:
+                mean[name] += value.double() / len(paths)
+            else:
+                mean[name] = value.double() / len(paths)
+    return {k: v.float() if v.is_floating_point() else v for k, v in mean.items()}
+
+
+def average(
+    config: dict[str, Any],
+    exp: str | Path,
+    tokenizer_dir: str | Path,
+    best: int = 5,
+    meta: dict[str, Any] | None = None,
+) -> Path:
+    """Averages the best epochs of `exp/train` into the model directory `exp/model`."""
+    exp = Path(exp)
+    paths = best_checkpoints(exp / "train")[:best]
+    if not paths:
+        raise ConfigError(f"{exp / 'train'} has no checkpoint to average: train first")
+    tokenizer = Tokenizer.load(tokenizer_dir)
+    weights = average_weights(paths)
+    model = build_model(config["model"], tokenizer.vocab_size)
+    model.load_state_dict(weights)
+    meta = {
+        "averaged": [path.name for path in paths],
+        "parameters": model.num_parameters(),
+        "modalities": list(model.modalities),
+        **(meta or {}),
+    }
+    save_model_dir(exp / "model", config, weights, tokenizer, meta)
+    logger.info("averaged %s", ", ".join(path.name for path in paths))
+    return exp / "model"

@@ -1,0 +1,104 @@
+"""The Lightning module: one training step, one validation step, the optimiser."""
+
+import lightning as L
+import torch
+from kaldialign import edit_distance
+from torch import nn
+
+from speechattn.data.batch import Batch
+from speechattn.decoding.ctc import ctc_greedy
+from speechattn.losses import JointLoss
+from speechattn.model import SpeechModel
+from speechattn.training.options import TrainingOptions
+from speechattn.training.schedule import noam, warmup_cosine
+
+
+class SpeechTask(L.LightningModule):
+    """Trains a `SpeechModel`.
+
+    Validation reports the token error rate of greedy CTC decoding: it costs no search, and it ranks
+    the checkpoints of a run.
+
+    Args:
+        model: what is trained.
+        loss: what is minimised.
+        options: optimiser and schedule.
+    """
+
+    def __init__(self, model: SpeechModel, loss: JointLoss, options: TrainingOptions):
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.options = options
+        self.errors = 0
+        self.tokens = 0
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        parts = self.loss(self.model, batch)
+        self.record("train", parts, len(batch))
+        return parts.total
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        parts = self.loss(self.model, batch)
+        self.record("valid", parts, len(batch))
+        hidden, lengths = self.model.encode(
+            batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
+        )
+        found = ctc_greedy(self.model.ctc_log_probs(hidden), lengths)
+        for hyp, ref, n in zip(found, batch.tokens.tolist(), batch.token_lengths, strict=True):
+            ref = ref[:n]
+            self.errors += edit_distance(ref, hyp.tokens)["total"]
+            self.tokens += len(ref)
+
+    def on_validation_epoch_end(self) -> None:
+        counts = torch.tensor([self.errors, self.tokens], dtype=torch.float64)
+        self.errors = self.tokens = 0
+        if self.trainer.world_size > 1:
+            counts = self.all_gather(counts).sum(0)
+        self.log("valid_error", 100.0 * counts[0] / counts[1].clamp(min=1), prog_bar=True)
+
+    def record(self, stage: str, parts, size: int) -> None:
+        values = {
+            "loss": parts.total,
+            "ctc_loss": parts.ctc,
+            "att_loss": parts.attention,
+            "stream_loss": parts.streams,
+        }
+        for name, value in values.items():
+            if value is not None:
+                self.log(
+                    f"{stage}_{name}",
+                    value.detach(),
+                    on_step=False,
+                    on_epoch=True,
+                    prog_bar=name == "loss",
+                    batch_size=size,
+                    sync_dist=True,
+                )
+
+    def configure_optimizers(self):
+        options = self.options
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": list(decayed(self.model, True)), "weight_decay": options.weight_decay},
+                {"params": list(decayed(self.model, False)), "weight_decay": 0.0},
+            ],
+            lr=options.lr,
+            betas=options.betas,
+        )
+        total = int(self.trainer.estimated_stepping_batches)
+
+        def factor(step: int) -> float:
+            if options.schedule == "noam":
+                return noam(step, options.warmup_steps)
+            return warmup_cosine(step, options.warmup_steps, total)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+def decayed(model: nn.Module, wanted: bool):
+    """Parameters that weight decay is for (matrices and kernels), or the others."""
+    for parameter in model.parameters():
+        if (parameter.ndim > 1) == wanted:
+            yield parameter
