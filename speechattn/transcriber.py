@@ -1,0 +1,209 @@
+"""Transcriber: a trained model directory and files in, transcripts out."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from speechattn.config import build
+from speechattn.data.augment import CenterCrop
+from speechattn.data.batch import Batch, Item, collate
+from speechattn.data.datamodule import fit_audio
+from speechattn.data.roi import MouthCropper, RoiOptions
+from speechattn.data.tokenizer import Tokenizer
+from speechattn.data.video import iter_video, probe, read_audio
+from speechattn.decoding import DecodeOptions, Hypothesis, decode, token_times, word_times
+from speechattn.decoding.ctc import AlignmentError
+from speechattn.errors import MediaError
+from speechattn.model import SpeechModel
+from speechattn.model_dir import load_model, read_config
+from speechattn.transcript import Span, Transcript
+
+logger = logging.getLogger(__name__)
+
+# A square video of at most so many times the crop's side is taken for a mouth crop, not a face.
+READY_CROP = 1.5
+
+
+class Transcriber:
+    """Turns files into transcripts with one trained model.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: the model's units.
+        decode_options: the search; what the model was tested with by default.
+        roi_options: how mouths are cut out; what the model was trained with.
+        device: where the model runs.
+    """
+
+    def __init__(
+        self,
+        model: SpeechModel,
+        tokenizer: Tokenizer,
+        decode_options: DecodeOptions | None = None,
+        roi_options: RoiOptions | None = None,
+        device: str | torch.device = "cpu",
+    ):
+        self.model = model.to(device).eval()
+        self.tokenizer = tokenizer
+        self.decode_options = decode_options or DecodeOptions()
+        self.cropper = MouthCropper(roi_options or RoiOptions())
+        self.device = torch.device(device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        decode_options: DecodeOptions | None = None,
+        device: str | torch.device = "cpu",
+        allow: Iterable[str] = (),
+    ) -> "Transcriber":
+        """Reads a model directory.
+
+        Args:
+            folder: with config.yaml, model.safetensors and the tokenizer's files.
+            decode_options: instead of those in config.yaml.
+            device: where the model runs.
+            allow: packages beside this one whose classes config.yaml may name.
+
+        Raises:
+            ConfigError: the directory is not whole, or names what it may not.
+        """
+        config = read_config(folder)
+        options = decode_options or build(DecodeOptions, config.get("decode", {}), "decode")
+        roi = build(RoiOptions, config.get("roi", {}), "roi")
+        return cls(load_model(folder, allow), Tokenizer.load(folder), options, roi, device)
+
+    def transcribe(
+        self, paths: str | Path | Sequence[str | Path], batch_size: int = 8
+    ) -> Transcript | list[Transcript]:
+        """Transcribes one file, or several.
+
+        Args:
+            paths: face videos, mouth crops (square videos no larger than 1.5 times the model's
+                crop, or .npy arrays (T, H, W) uint8 at the model's frame rate) or sound files, as
+                the model needs; a video's own sound is taken where the model hears.
+            batch_size: files that are decoded together.
+
+        Returns:
+            A transcript for a single path. For several, one for each in their order; a file that
+            cannot be used has its reason in `error`.
+
+        Raises:
+            MediaError: a single path cannot be used.
+        """
+        if isinstance(paths, (str, Path)):
+            return self.recognise(collate([self.load(paths)]))[0]
+        results: list[Transcript] = []
+        for start in range(0, len(paths), batch_size):
+            results += self._transcribe_some(paths[start : start + batch_size])
+        return results
+
+    def _transcribe_some(self, paths: Sequence[str | Path]) -> list[Transcript]:
+        items, results = [], {}
+        for i, path in enumerate(paths):
+            try:
+                items.append((i, self.load(path)))
+            except MediaError as error:
+                results[i] = Transcript(str(path), error=str(error))
+        if items:
+            found = self.recognise(collate([item for _, item in items]))
+            results.update({i: t for (i, _), t in zip(items, found, strict=True)})
+        return [results[i] for i in range(len(paths))]
+
+    def load(self, path: str | Path) -> Item:
+        """Reads what the model needs of a file.
+
+        Raises:
+            MediaError: it has none of it.
+        """
+        audio = video = None
+        if "video" in self.model.modalities:
+            video = self.read_mouth(path)
+        if "audio" in self.model.modalities:
+            audio = read_audio(path, self.model.sample_rate)
+            if video is not None:
+                samples = round(len(video) / self.model.video_fps * self.model.sample_rate)
+                audio = fit_audio(audio, samples)
+        if video is not None:
+            video = CenterCrop(self.model.crop_size)(video)
+        return Item(str(path), "", [], audio, video)
+
+    def read_mouth(self, path: str | Path) -> np.ndarray:
+        """The mouth crops of a file, (T, size, size) uint8, as the ROI stage makes them."""
+        size = self.cropper.options.size
+        if Path(path).suffix == ".npy":
+            return read_crop_array(path, size)
+        info = probe(path)
+        if not info.has_video:
+            raise MediaError(path, "no video stream, and this model reads lips")
+        if info.width == info.height and info.width <= READY_CROP * size:
+            frames = [f.grey() for f in iter_video(path, self.cropper.options.fps)]
+            return resize(np.stack(frames), size)
+        return self.cropper.crop(path).frames
+
+    @torch.inference_mode()
+    def recognise(self, batch: Batch) -> list[Transcript]:
+        """Decodes a batch: the one path of recipe and application.
+
+        Returns:
+            A transcript for each item, in order.
+        """
+        batch = batch.to(self.device)
+        hidden, lengths = self.model.encode(
+            batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
+        )
+        found = decode(self.model, hidden, lengths, self.decode_options)
+        log_probs = self.model.ctc_log_probs(hidden)
+        return [
+            self.to_transcript(
+                name, nbest[0], log_probs[i, : int(lengths[i])], self.duration(batch, i)
+            )
+            for i, (name, nbest) in enumerate(zip(batch.ids, found, strict=True))
+        ]
+
+    def duration(self, batch: Batch, i: int) -> float:
+        """Seconds of the i-th item's input."""
+        if batch.video_lengths is not None:
+            return int(batch.video_lengths[i]) / self.model.video_fps
+        return int(batch.audio_lengths[i]) / self.model.sample_rate
+
+    def to_transcript(
+        self, name: str, best: Hypothesis, log_probs: torch.Tensor, duration: float
+    ) -> Transcript:
+        """A hypothesis in time, by aligning it to the CTC posteriors (T, V)."""
+        pieces = self.tokenizer.tokens
+        text = self.tokenizer.decode(best.tokens)
+        try:
+            times = token_times(log_probs, best.tokens, self.model.frame_shift)
+        except AlignmentError as error:
+            # Only a search that ignores CTC can say more than there are frames for.
+            logger.warning("%s: no times, %s", name, error)
+            return Transcript(name, text, duration=duration)
+        tokens = [Span(pieces[t.token], t.start, t.end, t.confidence) for t in times]
+        words = [Span(w.word, w.start, w.end, w.confidence) for w in word_times(times, pieces)]
+        confidence = float(np.mean([t.confidence for t in tokens])) if tokens else 0.0
+        return Transcript(name, text, tokens, words, confidence, duration)
+
+
+def resize(frames: np.ndarray, size: int) -> np.ndarray:
+    """Scales square grey frames (T, H, H) to (T, size, size)."""
+    if frames.shape[1:] == (size, size):
+        return frames
+    return np.stack([cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in frames])
+
+
+def read_crop_array(path: str | Path, size: int) -> np.ndarray:
+    """Reads mouth crops stored by numpy."""
+    try:
+        frames = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise MediaError(path, f"cannot be read as a numpy array: {error}") from error
+    if frames.ndim != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
+        raise MediaError(path, f"crops are (T, H, W) uint8, not {frames.shape} {frames.dtype}")
+    if frames.shape[1] != frames.shape[2]:
+        raise MediaError(path, f"crops are square, not {frames.shape[2]} x {frames.shape[1]}")
+    return resize(frames, size)
