@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+# GRID: from raw videos to error rates, stage by stage. See `run.sh --help`.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Usage: recipes/grid/run.sh --data-dir DIR --modality audio|video|av --exp DIR [options]
+
+Trains and measures a recogniser on GRID, in its published layout (s1/*.mpg or *.mp4 with
+align/s1/*.align) or as a folder with manifest.tsv (file speaker split text).
+
+Stages:
+  0  manifests   Lhotse cuts; the sound of each video as FLAC
+  1  mouth ROI   find faces, cut out mouths, write a contact sheet (not for audio)
+  2  tokens      the tokenizer, from the training transcripts
+  3  train       resumes where it stopped
+  4  average     the best epochs into EXP/model
+  5  decode      EXP/decode_<set>/hyp.tsv
+  6  score       EXP/decode_<set>/score.json
+Work that is finished is skipped; to do a stage again, remove what it wrote.
+
+Options:
+  --data-dir DIR      the corpus
+  --modality NAME     audio, video or av (default: video)
+  --exp DIR           the experiment (default: exp/grid_<modality>)
+  --dump DIR          manifests, crops and tokens, shared by experiments
+                      (default: data_<corpus folder's name>, beside the experiment)
+  --config FILE       (default: conf/<modality>.yaml beside this script)
+  --split NAME        utterance or speaker, for the published layout (default: utterance)
+  --test-speakers S   held out, e.g. "s1 s20", with --split speaker
+  --dev-speakers S
+  --noise FILE        sound mixed into training (its first two thirds) and, at --snr dB, into one
+                      more test set (its last third)
+  --snr DB            of the noisy test set (default: 0)
+  --decode-sets S     splits to decode (default: "test")
+  --set KEY=VALUE     change the config; may be repeated
+  --nj N              worker processes (default: 2)
+  --stage N           first stage (default: 0)
+  --stop-stage M      last stage (default: 6)
+TEXT
+}
+
+fail() { echo "run.sh: $*" >&2; exit 1; }
+stage_is() { [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ]; }
+say() { echo "== stage $1: $2"; }
+newer() { [ -e "$1" ] && [ ! "$2" -nt "$1" ]; } # $1 is there and not older than $2
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+data_dir= modality=video exp= dump= config= split=utterance test_speakers= dev_speakers=
+noise= snr=0 decode_sets=test nj=2 stage=0 stop_stage=6
+overrides=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help) usage; exit 0 ;;
+    --set) overrides+=(--set "${2?--set needs KEY=VALUE}"); shift 2 ;;
+    --data-dir | --modality | --exp | --dump | --config | --split | --test-speakers | \
+      --dev-speakers | --noise | --snr | --decode-sets | --nj | --stage | --stop-stage)
+      [ $# -ge 2 ] || fail "$1 needs a value"
+      name=${1#--}; printf -v "${name//-/_}" '%s' "$2"; shift 2 ;;
+    *) fail "unknown option $1; see --help" ;;
+  esac
+done
+case $modality in audio | video | av) ;; *) fail "--modality is audio, video or av, not $modality" ;; esac
+[ -n "$data_dir" ] || fail "--data-dir is needed; see --help"
+[ -d "$data_dir" ] || fail "--data-dir $data_dir: no such folder"
+[ -z "$noise" ] || [ -f "$noise" ] || fail "--noise $noise: no such file"
+command -v speechattn > /dev/null || fail "speechattn is not installed: make setup, then PATH=\$PWD/.venv/bin:\$PATH"
+data_dir=$(cd "$data_dir" && pwd)
+exp=${exp:-exp/grid_$modality}
+dump=${dump:-$(dirname "$exp")/data_$(basename "$data_dir")}
+config=${config:-$here/conf/$modality.yaml}
+[ -f "$config" ] || fail "--config $config: no such file"
+mkdir -p "$exp" "$dump"
+
+# One dump is of one corpus: mixed ones would train on whatever came last.
+if [ -f "$dump/corpus" ] && [ "$(cat "$dump/corpus")" != "$data_dir $split" ]; then
+  fail "$dump holds $(cat "$dump/corpus"), not $data_dir $split: choose another --dump"
+fi
+echo "$data_dir $split" > "$dump/corpus"
+
+manifests=$dump/manifests tokens=$dump/tokens model=$exp/model
+crops=()
+[ "$modality" = audio ] || crops=(--crops "$dump/crops")
+
+if stage_is 0; then
+  say 0 "manifests into $manifests"
+  # shellcheck disable=SC2086  # speakers are several words
+  speechattn prepare grid "$data_dir" "$manifests" --split "$split" --workers "$nj" \
+    ${dev_speakers:+--dev-speakers $dev_speakers} ${test_speakers:+--test-speakers $test_speakers}
+fi
+
+if stage_is 1; then
+  if [ "$modality" = audio ]; then
+    say 1 "no mouths needed for audio"
+  else
+    say 1 "mouth crops into $dump/crops"
+    speechattn roi "$manifests"/cuts_{train,dev,test}.jsonl.gz --output "$dump/crops" \
+      --config "$config" --workers "$nj"
+  fi
+fi
+
+if stage_is 2; then
+  if [ -f "$tokens/tokens.txt" ]; then
+    say 2 "tokens are there"
+  else
+    say 2 "tokens into $tokens"
+    speechattn tokens "$manifests/cuts_train.jsonl.gz" --output "$tokens"
+  fi
+fi
+
+if stage_is 3; then
+  if [ -f "$exp/train/done.json" ]; then
+    say 3 "trained"
+  else
+    say 3 "train in $exp/train"
+    speechattn train --config "$config" --train-cuts "$manifests/cuts_train.jsonl.gz" \
+      --valid-cuts "$manifests/cuts_dev.jsonl.gz" --tokens "$tokens" --exp "$exp" \
+      ${noise:+--noise "$noise"} "${crops[@]}" "${overrides[@]}"
+  fi
+fi
+
+if stage_is 4; then
+  if newer "$model/model.safetensors" "$exp/train/done.json"; then
+    say 4 "averaged"
+  else
+    say 4 "average into $model"
+    speechattn average --config "$config" --tokens "$tokens" --exp "$exp" \
+      --data-dir "$data_dir" "${overrides[@]}"
+  fi
+fi
+
+# decode SET NAME [more options]
+decode() {
+  local set=$1 output=$exp/decode_$2
+  shift 2
+  if newer "$output/hyp.tsv" "$model/model.safetensors"; then
+    say 5 "$output is decoded"
+    return
+  fi
+  say 5 "decode into $output"
+  # What another model left half done is of no use.
+  newer "$output/transcripts.jsonl" "$model/model.safetensors" || rm -f "$output/transcripts.jsonl"
+  speechattn decode --model "$model" --cuts "$manifests/cuts_$set.jsonl.gz" \
+    --output "$output" "${crops[@]}" "$@"
+}
+
+if stage_is 5; then
+  for set in $decode_sets; do
+    decode "$set" "$set"
+    if [ -n "$noise" ] && [ "$modality" != video ]; then
+      decode "$set" "${set}_noise_${snr}dB" --noise "$noise" --snr "$snr" --noise-part 0.667 1
+    fi
+  done
+fi
+
+if stage_is 6; then
+  for folder in "$exp"/decode_*/; do
+    folder=${folder%/}
+    [ -f "$folder/hyp.tsv" ] || continue
+    if newer "$folder/score.json" "$folder/hyp.tsv"; then
+      say 6 "$folder is scored"
+    else
+      say 6 "score $folder"
+    fi
+    speechattn score --decode-dir "$folder"
+  done
+fi
