@@ -33,10 +33,14 @@ class DepthwiseConv(nn.Conv1d):
         x = x.masked_fill(~padding_mask(lengths, x.shape[1])[..., None], 0.0)
         if x.device.type != "cpu":
             return super().forward(x.transpose(1, 2)).transpose(1, 2)
-        needs_grad = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if not needs_grad or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            return _convolve(x, self.weight, self.bias)
-        return _CpuConvolution.apply(x, self.weight, self.bias)
+        # Never in half precision: oneDNN's bfloat16 kernel hangs at some shapes (7 x 82 frames of 144
+        # channels, torch 2.14), and at these sizes it is no faster.
+        with torch.autocast("cpu", enabled=False):
+            needs_grad = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+            convolve = _CpuConvolution.apply if needs_grad else _convolve
+            wide = torch.promote_types(x.dtype, torch.float32)
+            weight, bias = self.weight.to(wide), self.bias.to(wide)
+            return convolve(x.to(wide), weight, bias).to(x.dtype)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -65,3 +65,17 @@ def test_gradients_only_where_asked_for():
 def test_even_kernel_is_refused():
     with pytest.raises(ValueError, match="odd"):
         DepthwiseConv(4, 6)
+
+
+@pytest.mark.timeout(60, method="thread")  # what hangs is not Python, a signal would not reach it
+@pytest.mark.parametrize("batch, frames, channels", [(7, 82, 144), (5, 74, 144), (8, 75, 192)])
+def test_mixed_precision_neither_hangs_nor_loses_digits(batch, frames, channels):
+    """oneDNN's bfloat16 kernel never returns for the first two shapes (torch 2.14)."""
+    convolution = DepthwiseConv(channels, 15)
+    x = torch.randn(batch, frames, channels, requires_grad=True)
+    lengths = torch.full((batch,), frames)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = convolution(x, lengths)
+    mixed.sum().backward()
+    torch.testing.assert_close(mixed, convolution(x, lengths))
+    assert x.grad.isfinite().all()
