@@ -26,6 +26,8 @@ Options:
   --dump DIR          manifests, crops and tokens, shared by experiments
                       (default: data_<corpus folder's name>, beside the experiment)
   --config FILE       (default: conf/<modality>.yaml beside this script)
+  --token-kind KIND   char, bpe or unigram (default: bpe, which makes each of GRID's words a unit)
+  --vocab-size N      of bpe and unigram (default: 150)
   --split NAME        utterance or speaker, for the published layout (default: utterance)
   --test-speakers S   held out, e.g. "s1 s20", with --split speaker
   --dev-speakers S
@@ -46,14 +48,14 @@ say() { echo "== stage $1: $2"; }
 newer() { [ -e "$1" ] && [ ! "$2" -nt "$1" ]; } # $1 is there and not older than $2
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-data_dir= modality=video exp= dump= config= split=utterance test_speakers= dev_speakers=
+data_dir= modality=video exp= dump= config= token_kind=bpe vocab_size=150 split=utterance test_speakers= dev_speakers=
 noise= snr=0 decode_sets=test nj=2 stage=0 stop_stage=6
 overrides=()
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
     --set) overrides+=(--set "${2?--set needs KEY=VALUE}"); shift 2 ;;
-    --data-dir | --modality | --exp | --dump | --config | --split | --test-speakers | \
+    --data-dir | --modality | --exp | --dump | --config | --token-kind | --vocab-size | --split | --test-speakers | \
       --dev-speakers | --noise | --snr | --decode-sets | --nj | --stage | --stop-stage)
       [ $# -ge 2 ] || fail "$1 needs a value"
       name=${1#--}; printf -v "${name//-/_}" '%s' "$2"; shift 2 ;;
@@ -78,7 +80,8 @@ if [ -f "$dump/corpus" ] && [ "$(cat "$dump/corpus")" != "$data_dir $split" ]; t
 fi
 echo "$data_dir $split" > "$dump/corpus"
 
-manifests=$dump/manifests tokens=$dump/tokens model=$exp/model
+manifests=$dump/manifests tokens=$dump/tokens_$token_kind model=$exp/model
+[ "$token_kind" = char ] || tokens+=_$vocab_size
 crops=()
 [ "$modality" = audio ] || crops=(--crops "$dump/crops")
 
@@ -104,7 +107,8 @@ if stage_is 2; then
     say 2 "tokens are there"
   else
     say 2 "tokens into $tokens"
-    speechattn tokens "$manifests/cuts_train.jsonl.gz" --output "$tokens"
+    speechattn tokens "$manifests/cuts_train.jsonl.gz" --output "$tokens" \
+      --kind "$token_kind" $([ "$token_kind" = char ] || echo --vocab-size "$vocab_size")
   fi
 fi
 
