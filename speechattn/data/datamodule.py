@@ -130,8 +130,11 @@ def read_cuts(
     """The cuts of a manifest that a model of these modalities can use; the others are reported.
 
     Raises:
-        ConfigError: none can be used, or the model sees and there are no crops.
+        ConfigError: there is no such file, none can be used, or the model sees and there are no
+            crops.
     """
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such manifest")
     cuts = list(CutSet.from_file(path))
     usable = cuts
     if "video" in modalities:
@@ -196,6 +199,10 @@ class SpeechData(L.LightningDataModule):
         if len(short) < len(cuts):
             logger.warning(
                 "%d cuts longer than %g s left out", len(cuts) - len(short), options.max_seconds
+            )
+        if not short:
+            raise ConfigError(
+                f"data.max_seconds: all of {train_cuts} is longer than {options.max_seconds:g} s"
             )
         common = (tokenizer, modalities, store)
         self.train = SpeechDataset(

@@ -1,0 +1,59 @@
+"""Face detectors: what the mouth cropper asks of one, and the interface that others can fill.
+
+Legend: F faces, H and W height and width of the picture. Points are (x, y) in pixels, in the order
+of `POINTS`, as seen in the picture: "left" is on the left of it.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+POINTS = ("left eye", "right eye", "nose tip", "left mouth corner", "right mouth corner")
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One face in one picture.
+
+    Attributes:
+        box: float32 (4,): left, top, right, bottom in pixels; may reach past the picture.
+        score: 0 to 1, the detector's own confidence.
+        points: float32 (5, 2): the five points of `POINTS`.
+    """
+
+    box: np.ndarray
+    score: float
+    points: np.ndarray
+
+    @property
+    def area(self) -> float:
+        """Area of the box in square pixels."""
+        width, height = np.maximum(self.box[2:] - self.box[:2], 0)
+        return float(width * height)
+
+
+@runtime_checkable
+class FaceDetector(Protocol):
+    """Finds faces in one picture."""
+
+    def detect(self, frame: np.ndarray) -> list[Face]:
+        """Every face in `frame`, uint8 RGB (H, W, 3); best first."""
+        ...
+
+
+@runtime_checkable
+class RefiningDetector(FaceDetector, Protocol):
+    """A detector that can follow faces more cheaply than it can find them."""
+
+    def refine(self, frame: np.ndarray, faces: list[Face]) -> list[Face]:
+        """Where `faces`, from a picture shortly before, are in `frame`; lost ones are left out."""
+        ...
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two boxes (4,)."""
+    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    shared = float(np.prod(np.maximum(sides, 0)))
+    union = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared
+    return shared / union if union > 0 else 0.0

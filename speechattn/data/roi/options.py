@@ -1,0 +1,43 @@
+"""Everything that decides what a mouth crop looks like, in one place."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RoiOptions:
+    """How mouths are found and cut out. A model must be used with the values it was trained with.
+
+    Attributes:
+        size: side of the square crop in pixels.
+        fps: frames per second of the crops; the video is resampled to it by time stamps.
+        detect_every: the face is located in every so many-th frame, and interpolated between.
+        search_every: every so many frames the whole picture is searched again, so that a new face
+            is seen; between searches known faces are followed (a detector that cannot follow
+            searches every time). A face that gets lost starts a search at once.
+        smoothing: landmarks are averaged over a centred window of so many frames; odd.
+        mouth_width: width of an average mouth as a fraction of the crop's side. The mouth is in
+            the middle of the crop. 0.45 shows nose tip to chin, as published crops do.
+        max_gap: seconds for which a face may go unseen and still be the same one; its place is
+            interpolated.
+        link_overlap: intersection over union from which a face is taken for the one in the
+            previous located frame.
+        tie: faces seen at least this fraction of the time of the one seen longest count as seen
+            equally long; the largest of them is taken.
+    """
+
+    size: int = 96
+    fps: float = 25.0
+    detect_every: int = 2
+    search_every: int = 50
+    smoothing: int = 13
+    mouth_width: float = 0.45
+    max_gap: float = 1.0
+    link_overlap: float = 0.3
+    tie: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("size", "fps", "detect_every", "search_every", "smoothing", "mouth_width"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"RoiOptions.{name} must be positive, not {getattr(self, name)}")
+        if self.smoothing % 2 == 0:
+            raise ValueError(f"RoiOptions.smoothing must be odd, not {self.smoothing}")

@@ -1,0 +1,343 @@
+"""Character and word error rates with alignments, intervals and per-speaker rows.
+
+Counts are those of a Levenshtein alignment with unit costs (kaldialign), after the text rule of
+`speechattn.evaluation.text`. Error rates are sums over the test set: errors / reference units.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import kaldialign
+import numpy as np
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from speechattn.errors import SpeechattnError
+from speechattn.evaluation.alignment import Pair, format_alignment
+from speechattn.evaluation.bootstrap import MIN_SPEAKERS, BootstrapOptions, error_rate_interval
+from speechattn.evaluation.text import UNITS, TextNormalization, Unit, normalize, split_units
+
+RATE_NAMES = {"char": "CER", "word": "WER"}
+
+
+@dataclass(frozen=True)
+class ErrorCounts:
+    """Sums over one or more utterances.
+
+    Args:
+        insertions: units of the hypothesis that no reference unit stands for.
+        deletions: units of the reference that the hypothesis lacks.
+        substitutions: units taken for another.
+        reference_length: units of the reference.
+        utterances: number of utterances.
+        wrong_utterances: how many of them have an error.
+    """
+
+    insertions: int
+    deletions: int
+    substitutions: int
+    reference_length: int
+    utterances: int
+    wrong_utterances: int
+
+    @property
+    def errors(self) -> int:
+        return self.insertions + self.deletions + self.substitutions
+
+    @property
+    def error_rate(self) -> float | None:
+        """Percent, above 100 where insertions make it so; None without reference units."""
+        return 100 * self.errors / self.reference_length if self.reference_length else None
+
+    @property
+    def sentence_error_rate(self) -> float | None:
+        """Percent of the utterances that have an error."""
+        return 100 * self.wrong_utterances / self.utterances if self.utterances else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts and rates under the names of score.json."""
+        return {
+            "error_rate": self.error_rate,
+            "errors": self.errors,
+            "insertions": self.insertions,
+            "deletions": self.deletions,
+            "substitutions": self.substitutions,
+            "reference_length": self.reference_length,
+            "utterances": self.utterances,
+            "sentence_error_rate": self.sentence_error_rate,
+        }
+
+
+@dataclass(frozen=True)
+class UtteranceScore:
+    """One utterance: its units and its errors.
+
+    Args:
+        id: utterance id.
+        speaker: speaker, or None where the tables carry none.
+        reference: units of the reference.
+        hypothesis: units of the hypothesis; empty for a missing one.
+        insertions, deletions, substitutions: errors of the alignment.
+    """
+
+    id: str
+    speaker: str | None
+    reference: tuple[str, ...]
+    hypothesis: tuple[str, ...]
+    insertions: int
+    deletions: int
+    substitutions: int
+
+    @property
+    def errors(self) -> int:
+        return self.insertions + self.deletions + self.substitutions
+
+    def alignment(self) -> list[Pair]:
+        """Pairs (reference unit, hypothesis unit); an empty string stands for none."""
+        return kaldialign.align(self.reference, self.hypothesis, "")
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """Scores of one hypothesis table against its reference, in one unit.
+
+    Args:
+        unit: ``char`` or ``word``.
+        total: counts over all utterances.
+        ci_low, ci_high: ends of the bootstrap interval in percent; None where there is none.
+        ci_level: coverage of the interval.
+        ci_blocks: what was resampled, ``utterance`` or ``speaker``.
+        speakers: counts by speaker; empty where the tables carry none.
+        utterances: the utterances in the reference's order.
+        missing: ids without a hypothesis, scored as deletions.
+        extra: ids of the hypotheses that have no reference, left out.
+        normalization: the text rule that was applied.
+    """
+
+    unit: Unit
+    total: ErrorCounts
+    ci_low: float | None
+    ci_high: float | None
+    ci_level: float
+    ci_blocks: str
+    speakers: dict[str, ErrorCounts]
+    utterances: tuple[UtteranceScore, ...]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    normalization: TextNormalization
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of score.json for this unit; rates in percent, null where undefined."""
+        return {
+            "unit": self.unit,
+            **self.total.to_dict(),
+            "ci_low": self.ci_low,
+            "ci_high": self.ci_high,
+            "ci_level": self.ci_level,
+            "ci_blocks": self.ci_blocks,
+            "speakers": {name: counts.to_dict() for name, counts in self.speakers.items()},
+            "missing": list(self.missing),
+            "extra": list(self.extra),
+            "normalization": asdict(self.normalization),
+        }
+
+    def worst(self, count: int) -> list[UtteranceScore]:
+        """The utterances with most errors, the higher rate first among equals; none without."""
+        wrong = [utterance for utterance in self.utterances if utterance.errors]
+        wrong.sort(key=lambda u: (-u.errors, -u.errors / max(1, len(u.reference)), u.id))
+        return wrong[:count]
+
+    def confusions(self, count: int) -> list[tuple[Pair, int]]:
+        """The most frequent errors as ((reference unit, hypothesis unit), how often)."""
+        pairs = Counter(
+            pair
+            for utterance in self.utterances
+            if utterance.errors
+            for pair in utterance.alignment()
+            if pair[0] != pair[1]
+        )
+        return sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:count]
+
+    def render(self, console: Console | None = None, show_alignments: bool = False) -> None:
+        """Prints the table, and the aligned errors of every wrong utterance on request."""
+        console = console or Console()
+        console.print(self._rich_table())
+        if self.ci_low is not None:
+            console.print(
+                f"{self.ci_level:.0%} interval by bootstrap over {self.ci_blocks}s", style="dim"
+            )
+        for ids, meaning in (
+            (self.missing, "without a hypothesis, counted as deletions"),
+            (self.extra, "without a reference, left out"),
+        ):
+            if ids:
+                console.print(f"{len(ids)} {meaning}: {_shortened(ids)}", style="yellow")
+        if show_alignments:
+            for utterance in self.utterances:
+                if utterance.errors:
+                    title = utterance.id + (f" ({utterance.speaker})" if utterance.speaker else "")
+                    console.print(
+                        f"\n{title}: {utterance.errors} errors / {len(utterance.reference)}\n"
+                        + format_alignment(utterance.alignment()),
+                        markup=False,
+                        highlight=False,
+                        soft_wrap=True,
+                    )
+
+    def _rich_table(self) -> RichTable:
+        name = RATE_NAMES[self.unit]
+        table = RichTable(title=f"{name} by {self.unit}")
+        table.add_column("", overflow="fold")
+        for header in ("utts", self.unit + "s", "ins", "del", "sub", f"{name} %", "CI %", "SER %"):
+            table.add_column(header, justify="right", no_wrap=True)
+        interval = format_interval(self.ci_low, self.ci_high)
+        table.add_row("all", *_cells(self.total, interval), end_section=bool(self.speakers))
+        for speaker, counts in self.speakers.items():
+            table.add_row(speaker, *_cells(counts, ""))
+        return table
+
+
+def score(
+    reference: Mapping[str, str],
+    hypothesis: Mapping[str, str],
+    unit: Unit = "char",
+    speakers: Mapping[str, str] | None = None,
+    normalization: TextNormalization | None = None,
+    allow_missing: bool = False,
+    allow_extra: bool = False,
+    bootstrap: BootstrapOptions | None = None,
+) -> ScoreReport:
+    """Scores hypotheses against references.
+
+    Args:
+        reference: text by utterance id; it may be empty, and what is heard there is insertions.
+        hypothesis: text by utterance id.
+        unit: ``char`` or ``word``, as defined in `speechattn.evaluation.text`.
+        speakers: speaker by utterance id; asks for per-speaker rows.
+        normalization: the text rule.
+        allow_missing: score an id without a hypothesis as an empty one, so that all its units count
+            as deletions, instead of refusing.
+        allow_extra: leave out an id without a reference instead of refusing.
+        bootstrap: how the confidence interval is computed.
+
+    Raises:
+        SpeechattnError: ids differ without being allowed to, the speakers do not cover the
+            references, or the references hold nothing to score.
+    """
+    if unit not in UNITS:
+        raise SpeechattnError(f"unit must be one of {', '.join(UNITS)}, not {unit!r}")
+    normalization = normalization or TextNormalization()
+    bootstrap = bootstrap or BootstrapOptions()
+    missing = tuple(key for key in reference if key not in hypothesis)
+    extra = tuple(key for key in hypothesis if key not in reference)
+    if missing and not allow_missing:
+        raise SpeechattnError(
+            f"{len(missing)} of {len(reference)} references have no hypothesis: "
+            f"{_shortened(missing)}; allow missing ids to count them as deletions"
+        )
+    if extra and not allow_extra:
+        raise SpeechattnError(
+            f"{len(extra)} of {len(hypothesis)} hypotheses have no reference: "
+            f"{_shortened(extra)}; allow extra ids to leave them out"
+        )
+    if speakers:
+        unknown = [key for key in reference if key not in speakers]
+        if unknown:
+            raise SpeechattnError(f"{len(unknown)} ids have no speaker: {_shortened(unknown)}")
+
+    utterances = tuple(
+        _score_one(
+            key,
+            speakers[key] if speakers else None,
+            split_units(normalize(text, normalization), unit),
+            split_units(normalize(hypothesis.get(key, ""), normalization), unit),
+        )
+        for key, text in reference.items()
+    )
+    total = _sum(utterances)
+    if not total.reference_length:
+        raise SpeechattnError(
+            f"nothing to score: {len(reference)} references without a single {unit}"
+        )
+    by_speaker: dict[str, list[UtteranceScore]] = {}
+    for utterance in utterances:
+        if utterance.speaker is not None:
+            by_speaker.setdefault(utterance.speaker, []).append(utterance)
+    by_speaker = dict(sorted(by_speaker.items()))
+    blocks = bootstrap.blocks
+    if blocks == "auto":
+        blocks = "speaker" if len(by_speaker) >= MIN_SPEAKERS else "utterance"
+    if blocks == "speaker" and not by_speaker:
+        raise SpeechattnError("a bootstrap over speakers needs a table with a speaker column")
+    interval = error_rate_interval(
+        np.array([u.errors for u in utterances]),
+        np.array([len(u.reference) for u in utterances]),
+        bootstrap,
+        [str(u.speaker) for u in utterances] if blocks == "speaker" else None,
+    )
+    return ScoreReport(
+        unit=unit,
+        total=total,
+        ci_low=100 * interval[0] if interval else None,
+        ci_high=100 * interval[1] if interval else None,
+        ci_level=bootstrap.level,
+        ci_blocks=blocks,
+        speakers={name: _sum(items) for name, items in by_speaker.items()},
+        utterances=utterances,
+        missing=missing,
+        extra=extra,
+        normalization=normalization,
+    )
+
+
+def format_interval(low: float | None, high: float | None) -> str:
+    """``1.2 - 3.4`` with an en dash, or nothing."""
+    return "" if low is None or high is None else f"{low:.1f}\u2013{high:.1f}"
+
+
+def _score_one(
+    key: str, speaker: str | None, reference: Sequence[str], hypothesis: Sequence[str]
+) -> UtteranceScore:
+    found = kaldialign.edit_distance(reference, hypothesis)
+    return UtteranceScore(
+        id=key,
+        speaker=speaker,
+        reference=tuple(reference),
+        hypothesis=tuple(hypothesis),
+        insertions=found["ins"],
+        deletions=found["del"],
+        substitutions=found["sub"],
+    )
+
+
+def _sum(utterances: Iterable[UtteranceScore]) -> ErrorCounts:
+    utterances = list(utterances)
+    return ErrorCounts(
+        insertions=sum(u.insertions for u in utterances),
+        deletions=sum(u.deletions for u in utterances),
+        substitutions=sum(u.substitutions for u in utterances),
+        reference_length=sum(len(u.reference) for u in utterances),
+        utterances=len(utterances),
+        wrong_utterances=sum(u.errors > 0 for u in utterances),
+    )
+
+
+def _cells(counts: ErrorCounts, interval: str) -> list[str]:
+    numbers = (
+        counts.utterances,
+        counts.reference_length,
+        counts.insertions,
+        counts.deletions,
+        counts.substitutions,
+    )
+    rates = [
+        "\u2013" if rate is None else f"{rate:.2f}"
+        for rate in (counts.error_rate, counts.sentence_error_rate)
+    ]
+    return [*map(str, numbers), rates[0], interval, rates[1]]
+
+
+def _shortened(ids: Sequence[str], count: int = 5) -> str:
+    return ", ".join(ids[:count]) + (", ..." if len(ids) > count else "")

@@ -1,0 +1,251 @@
+"""Reading of an experiment folder for tables and reports: whatever is there, nothing required.
+
+::
+
+    exp/<name>/train/metrics.csv            learning curves
+               model/meta.json              facts about the model ("modality", "synthetic", ...)
+               decode_<split>/hyp.tsv ref.tsv score.json
+               decode_<split>/details/<utterance>.npz
+"""
+
+import csv
+import json
+import logging
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speechattn.data.tokenizer import Tokenizer
+from speechattn.errors import SpeechattnError
+from speechattn.evaluation.bootstrap import BootstrapOptions
+from speechattn.evaluation.error_rate import ScoreReport
+from speechattn.evaluation.score_files import score_files
+from speechattn.evaluation.text import UNITS, Unit
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Decode:
+    """One decoded split.
+
+    Args:
+        split: name after ``decode_``.
+        folder: ``decode_<split>``.
+        scores: score.json's entries by unit; may be empty.
+        details: files under ``details/``, sorted.
+    """
+
+    split: str
+    folder: Path
+    scores: dict[str, dict[str, Any]]
+    details: tuple[Path, ...]
+
+    def report(self, unit: Unit) -> ScoreReport | None:
+        """Scores of the utterances, without an interval; None where the tables are not there."""
+        ref, hyp = self.folder / "ref.tsv", self.folder / "hyp.tsv"
+        if not (ref.is_file() and hyp.is_file()):
+            return None
+        try:
+            return score_files(
+                ref,
+                hyp,
+                unit,
+                allow_missing=True,
+                allow_extra=True,
+                bootstrap=BootstrapOptions(replications=0),
+            )
+        except SpeechattnError as error:
+            log.warning("left out of the report: %s", error)
+            return None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment folder.
+
+    Args:
+        name: how it is called in tables.
+        folder: its path.
+        meta: content of meta.json, or empty.
+        metrics: columns of metrics.csv as (rows,) float64 with NaN for blanks; may be empty.
+        decodes: its decoded splits.
+    """
+
+    name: str
+    folder: Path
+    meta: dict[str, Any]
+    metrics: dict[str, np.ndarray]
+    decodes: tuple[Decode, ...]
+
+    @property
+    def modality(self) -> str:
+        """``audio``, ``video`` or both joined by a plus, as meta.json says; else empty."""
+        listed = self.meta.get("modalities") or [self.meta.get("modality", "")]
+        return "+".join(map(str, listed))
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether meta.json says that the data was made by a synthesiser."""
+        return bool(self.meta.get("synthetic"))
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a decoder saw and did on one utterance.
+
+    Args:
+        id: utterance id.
+        text: the hypothesis.
+        reference: the reference.
+        tokens: U decoded tokens, without start and end.
+        frame_shift: seconds per encoder frame.
+        ctc: (T, V) posteriors in [0, 1], or None.
+        cross_attention: (L, H, U', T) weights; U' may hold a row more, for the end. Or None.
+        crops: (Tv, height, width) uint8 mouth crops over the same time as `ctc`, or None.
+        vocabulary: V token strings, or None where nothing tells.
+    """
+
+    id: str
+    text: str
+    reference: str
+    tokens: tuple[str, ...]
+    frame_shift: float
+    ctc: np.ndarray | None
+    cross_attention: np.ndarray | None
+    crops: np.ndarray | None
+    vocabulary: tuple[str, ...] | None
+
+    @property
+    def duration(self) -> float:
+        """Seconds that the pictures span; 0 where there are none."""
+        for array, axis in ((self.ctc, 0), (self.cross_attention, -1)):
+            if array is not None:
+                return array.shape[axis] * self.frame_shift
+        return 0.0 if self.crops is None else len(self.crops) / 25.0
+
+
+def read_experiments(folders: Iterable[str | Path] | Mapping[str, str | Path]) -> list[Experiment]:
+    """Reads experiment folders; a mapping names them, else a folder's own name does.
+
+    Raises:
+        SpeechattnError: a folder does not exist.
+    """
+    named = (
+        list(folders.items())
+        if isinstance(folders, Mapping)
+        else [(Path(folder).resolve().name, folder) for folder in folders]
+    )
+    return [read_experiment(folder, name) for name, folder in named]
+
+
+def read_experiment(folder: str | Path, name: str | None = None) -> Experiment:
+    """Reads one experiment folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SpeechattnError(f"{folder}: no such experiment folder")
+    meta = _read_json(folder / "model" / "meta.json") or _read_json(folder / "meta.json")
+    return Experiment(
+        name=name or folder.resolve().name,
+        folder=folder,
+        meta=meta,
+        metrics=read_metrics(folder / "train" / "metrics.csv"),
+        decodes=tuple(
+            Decode(
+                split=path.name.removeprefix("decode_"),
+                folder=path,
+                scores=read_scores(path),
+                details=tuple(sorted((path / "details").glob("*.npz"))),
+            )
+            for path in sorted(folder.glob("decode_*"))
+            if path.is_dir()
+        ),
+    )
+
+
+def read_scores(decode_dir: Path) -> dict[str, dict[str, Any]]:
+    """Entries of ``score.json`` by unit; it holds one unit's or ``{"char": ..., "word": ...}``."""
+    content = _read_json(decode_dir / "score.json")
+    if content.get("unit") in UNITS:
+        content = {content["unit"]: content}
+    return {unit: content[unit] for unit in UNITS if isinstance(content.get(unit), dict)}
+
+
+def read_metrics(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a CSV of numbers; a cell that is no number is NaN. Empty without the file."""
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in (rows[0] if rows else {}) if name]
+    return {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
+
+
+def read_details(path: Path, vocabulary: tuple[str, ...] | None = None) -> Details | None:
+    """Reads ``details/<utterance>.npz``; None, with a warning, when the file is damaged.
+
+    Args:
+        path: the file.
+        vocabulary: token strings for the V of the posteriors; the file's own come first.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("left out of the report: %s: %s", path, error)
+        return None
+    ctc = _ranked(content, "ctc", 2)
+    if "vocabulary" in content:
+        vocabulary = tuple(map(str, content["vocabulary"]))
+    if vocabulary and ctc is not None and len(vocabulary) != ctc.shape[1]:
+        vocabulary = None
+    tokens = tuple(map(str, content.get("tokens", ())))
+    return Details(
+        id=path.stem,
+        text=str(content.get("text", "")),
+        reference=str(content.get("reference", "")),
+        tokens=tokens,
+        frame_shift=float(content.get("frame_shift", 0.04)),
+        ctc=None if ctc is None else ctc.astype(np.float32),
+        cross_attention=_ranked(content, "cross_attention", 4),
+        crops=_ranked(content, "crops", 3),
+        vocabulary=vocabulary or None,
+    )
+
+
+def read_vocabulary(model_dir: Path) -> tuple[str, ...] | None:
+    """The tokens of a model directory, or None where there is no tokenizer."""
+    if not model_dir.is_dir():
+        return None
+    try:
+        return tuple(Tokenizer.load(model_dir).tokens)
+    except SpeechattnError as error:
+        log.info("no token names from %s: %s", model_dir, error)
+        return None
+
+
+def _ranked(content: Mapping[str, np.ndarray], name: str, rank: int) -> np.ndarray | None:
+    array = content.get(name)
+    return array if array is not None and array.ndim == rank and array.size else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        log.warning("left out of the report: %s: %s", path, error)
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _number(cell: str | None) -> float:
+    try:
+        return float(cell) if cell else float("nan")
+    except ValueError:
+        return float("nan")

@@ -1,0 +1,101 @@
+"""Scoring of transcript tables on disk: what ``speechattn score`` and a recipe's stage 6 do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from speechattn.errors import SpeechattnError
+from speechattn.evaluation.bootstrap import BootstrapOptions
+from speechattn.evaluation.error_rate import ScoreReport, score
+from speechattn.evaluation.tables import read_table, write_whole
+from speechattn.evaluation.text import UNITS, TextNormalization, Unit
+
+
+def score_files(
+    ref: str | Path,
+    hyp: str | Path,
+    unit: Unit = "char",
+    json_path: str | Path | None = None,
+    show_alignments: bool = False,
+    allow_missing: bool = False,
+    allow_extra: bool = False,
+    normalization: TextNormalization | None = None,
+    bootstrap: BootstrapOptions | None = None,
+    console: Console | None = None,
+) -> ScoreReport:
+    """What ``speechattn score`` does: reads two tables, scores, prints, writes JSON.
+
+    Speakers are the reference table's, or the hypothesis table's where only that one has them;
+    where both have, they must agree.
+
+    Args:
+        ref, hyp: tables as `speechattn.evaluation.tables` describes them.
+        unit: ``char`` or ``word``.
+        json_path: where `ScoreReport.to_dict` is written.
+        show_alignments: print the aligned errors.
+        allow_missing, allow_extra, normalization, bootstrap: as for `score`.
+        console: where the table is printed; None prints nothing.
+    """
+    reference, hypothesis = read_table(ref), read_table(hyp)
+    for key, speaker in hypothesis.speakers.items():
+        if reference.speakers.get(key, speaker) != speaker:
+            raise SpeechattnError(
+                f"{hyp}: {key!r} is of speaker {speaker!r}, but of "
+                f"{reference.speakers[key]!r} in {ref}"
+            )
+    speakers = reference.speakers
+    if not speakers and hypothesis.speakers:
+        # A missing hypothesis leaves its speaker unknown; the row is then named so.
+        speakers = {key: hypothesis.speakers.get(key, "unknown") for key in reference.texts}
+    try:
+        report = score(
+            reference.texts,
+            hypothesis.texts,
+            unit,
+            speakers,
+            normalization,
+            allow_missing,
+            allow_extra,
+            bootstrap,
+        )
+    except SpeechattnError as error:
+        raise SpeechattnError(f"{hyp} against {ref}: {error}") from None
+    if json_path is not None:
+        write_json(json_path, report.to_dict())
+    if console is not None:
+        report.render(console, show_alignments)
+    return report
+
+
+def score_both(
+    decode_dir: str | Path,
+    allow_missing: bool = False,
+    normalization: TextNormalization | None = None,
+    bootstrap: BootstrapOptions | None = None,
+) -> dict[str, ScoreReport]:
+    """Scores ``hyp.tsv`` against ``ref.tsv`` of a decode folder by character and by word.
+
+    Writes ``score.json`` beside them: ``{"char": {...}, "word": {...}}`` with `ScoreReport.to_dict`
+    in each.
+    """
+    folder = Path(decode_dir)
+    reports = {
+        unit: score_files(
+            folder / "ref.tsv",
+            folder / "hyp.tsv",
+            unit,
+            allow_missing=allow_missing,
+            normalization=normalization,
+            bootstrap=bootstrap,
+        )
+        for unit in UNITS
+    }
+    write_json(folder / "score.json", {unit: r.to_dict() for unit, r in reports.items()})
+    return reports
+
+
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+    """Writes strict JSON (no NaN), whole or not at all."""
+    write_whole(path, json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
