@@ -72,8 +72,6 @@ def heads_picture(attention: np.ndarray) -> str:
         attention: (L, H, U, T) weights.
     """
     layers, heads = attention.shape[:2]
-    # A thumbnail needs no more pixels than it has on screen.
-    small = attention[:, :, :, :: max(1, attention.shape[3] // 160)].astype(np.float32)
     columns = heads + 1
     cell = (WIDTH - 0.6) / max(columns, 5)
     with matplotlib.rc_context(RC):
@@ -88,7 +86,8 @@ def heads_picture(attention: np.ndarray) -> str:
             hspace=0.12,
         )
         for layer in range(layers):
-            pictures = [*small[layer], small[layer].mean(axis=0)]
+            weights = attention[layer].astype(np.float32)
+            pictures = [_shrink(picture, 120, 200) for picture in (*weights, weights.mean(axis=0))]
             for column, (axes, picture) in enumerate(zip(grid[layer], pictures, strict=True)):
                 axes.imshow(
                     picture,
@@ -198,7 +197,7 @@ def _posteriors(axes: Axes, details: Details, rows: list[int], inches: float) ->
     ):
         if len(values):
             axes.imshow(
-                values,
+                _shrink(values),
                 aspect="auto",
                 cmap=cmap,
                 vmin=0,
@@ -218,7 +217,7 @@ def _attention(axes: Axes, details: Details, inches: float) -> None:
     mean = details.cross_attention[-1].astype(np.float32).mean(axis=0)  # (U', T)
     count = len(mean)
     axes.imshow(
-        mean,
+        _shrink(mean),
         aspect="auto",
         cmap=HEAT,
         vmin=0,
@@ -251,6 +250,15 @@ def _row_labels(axes: Axes, count: int, inches: float) -> None:
 
 def _side_label(axes: Axes, text: str) -> None:
     axes.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9)
+
+
+def _shrink(picture: np.ndarray, rows: int = 400, columns: int = 1000) -> np.ndarray:
+    """At most so many cells, each the highest of those it stands for, so that no spike is lost."""
+    for axis, limit in enumerate((rows, columns)):
+        size = picture.shape[axis]
+        if size > limit:
+            picture = np.maximum.reduceat(picture, np.arange(limit) * size // limit, axis=axis)
+    return picture
 
 
 def _ceiling(values: np.ndarray) -> float:

@@ -129,15 +129,16 @@ def _write_metrics(path: Path, rng: np.random.Generator) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-@pytest.fixture
-def experiments(tmp_path: Path) -> dict[str, Path]:
-    """Three experiments: audio-visual and audio on English, video on Chinese and bare."""
+@pytest.fixture(scope="session")
+def experiments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three experiments, to be read only: two on English and one on Chinese without attention."""
+    folder = tmp_path_factory.mktemp("exp")
     return {
-        "grid_av": make_experiment(tmp_path / "grid_av"),
+        "grid_av": make_experiment(folder / "grid_av"),
         "grid_audio": make_experiment(
-            tmp_path / "grid_audio", 1, modality="audio", error=0.2, crops=False
+            folder / "grid_audio", 1, modality="audio", error=0.2, crops=False
         ),
         "cnvsrc <video>": make_experiment(
-            tmp_path / "zh", 2, "zh", "video", error=0.3, attention=False, synthetic=True
+            folder / "zh", 2, "zh", "video", error=0.3, attention=False, synthetic=True
         ),
     }
