@@ -17,7 +17,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     level = logging.DEBUG if args.verbose else logging.INFO
     logging.basicConfig(level=level, format="%(levelname).1s %(name)s: %(message)s")
-    quiet_libraries()
     try:
         return args.run(args) or 0
     except SpeechattnError as error:
@@ -26,12 +25,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"speechattn {args.command}: interrupted; run it again to go on", file=sys.stderr)
         return 130
-
-
-def quiet_libraries() -> None:
-    """Libraries may warn; their chatter is not the user's."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "matplotlib", "PIL"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -135,8 +128,12 @@ def add_overrides(sub: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="change the config, e.g. --set training.max_epochs=5",
     )
+    add_allow(sub, "the config")
+
+
+def add_allow(sub: argparse.ArgumentParser, who: str) -> None:
     sub.add_argument(
-        "--allow", action="append", default=[], help="a plug-in package the config may name"
+        "--allow", action="append", default=[], help=f"a plug-in package that {who} may name"
     )
 
 
@@ -160,6 +157,7 @@ def add_decoding_commands(command) -> None:
     )
     sub.add_argument("--details", type=int, default=6, help="utterances to look at closely")
     sub.add_argument("--batch-seconds", type=float, default=60.0)
+    add_allow(sub, "the model")
     add_device(sub)
 
     sub = command("score", commands.score, "error rate of transcripts against references")
@@ -179,9 +177,7 @@ def add_decoding_commands(command) -> None:
     sub.add_argument("--output-dir", type=Path, help="a file for each input, else all to stdout")
     sub.add_argument("--options", type=Path, help="YAML of decode options; else the model's")
     sub.add_argument("--batch-size", type=int, default=8, help="files decoded together")
-    sub.add_argument(
-        "--allow", action="append", default=[], help="a plug-in package the model may name"
-    )
+    add_allow(sub, "the model")
     add_device(sub)
 
     sub = command("report", commands.report, "one HTML page on one or more experiments")

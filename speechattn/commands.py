@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from argparse import Namespace
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def average(args: Namespace) -> None:
     if args.data_dir is not None:
         meta["corpus"] = args.data_dir.resolve().name
         meta["synthetic"] = (args.data_dir / SYNTHETIC_MARK).is_file()
-    average(read_config(args), args.exp, args.tokens, args.best, meta)
+    average(read_config(args), args.exp, args.tokens, args.best, meta, args.allow)
 
 
 def decode(args: Namespace) -> None:
@@ -153,8 +154,7 @@ def load_transcriber(args: Namespace):
     from speechattn.transcriber import Transcriber
 
     options = DecodeOptions.load(args.options) if args.options else None
-    allow = getattr(args, "allow", ())
-    return Transcriber.from_pretrained(args.model, options, args.device, allow)
+    return Transcriber.from_pretrained(args.model, options, args.device, args.allow)
 
 
 def score(args: Namespace) -> None:
@@ -186,6 +186,13 @@ def transcribe(args: Namespace) -> int:
 
     from speechattn.transcript import format_transcripts
 
+    if args.output_dir is not None:
+        names = Counter(Path(file).name for file in args.files)
+        if twice := [name for name, n in names.items() if n > 1]:
+            raise SpeechattnError(
+                f"--output-dir: several files are called {twice[0]}, and one transcript would "
+                "overwrite the other"
+            )
     transcriber = load_transcriber(args)
     transcripts = []
     with Progress(console=Console(stderr=True), transient=True) as progress:

@@ -4,7 +4,9 @@ A configuration may come from a stranger (a model directory), so what it names i
 anything is imported: only classes of this package, or of packages that the caller allowed.
 """
 
+import re
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Reads a YAML file that holds a mapping."""
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path} must hold a mapping at its top")
@@ -43,7 +47,21 @@ def override(config: dict[str, Any], assignments: Iterable[str]) -> None:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise ConfigError(f"{assignment!r}: an override is written key=value")
-        set_key(config, key.strip(), yaml.safe_load(value))
+        try:
+            set_key(config, key.strip(), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{assignment!r}: the value is not YAML: {error}") from error
+
+
+def check_sections(config: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuses a section of another name: one misspelt would be left out in silence.
+
+    Raises:
+        ConfigError: it names the section.
+    """
+    for name in config:
+        if name not in known:
+            raise ConfigError(f"{name}: no such section; there are {', '.join(known)}")
 
 
 def check_class_paths(config: Any, allow: Iterable[str] = (), key: str = "") -> None:
@@ -65,6 +83,32 @@ def check_class_paths(config: Any, allow: Iterable[str] = (), key: str = "") -> 
     elif isinstance(config, list):
         for i, value in enumerate(config):
             check_class_paths(value, allow, f"{key}[{i}]")
+    elif isinstance(config, str):
+        # jsonargparse reads a component out of a string too: a class path, or YAML with one in it.
+        top, dot, _ = config.partition(".")
+        if dot and top not in packages and _importable(top):
+            raise ConfigError(
+                f"{key}: {config!r} could be read as a class of {top!r}, which is not part of "
+                f"{PACKAGE}; a file's name is safe with its folder before it, as in ./{config}"
+            )
+        inside = _yaml(config)
+        if inside != config:
+            check_class_paths(inside, allow, key)
+
+
+def _importable(module: str) -> bool:
+    """Whether there is a top-level module of this name; nothing of it is run."""
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # no name, or a module without a spec, such as __main__
+        return bool(module)
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def build(kind: type, config: Mapping[str, Any], section: str, allow: Iterable[str] = ()) -> Any:
@@ -79,11 +123,15 @@ def build(kind: type, config: Mapping[str, Any], section: str, allow: Iterable[s
     Raises:
         ConfigError: a key that is unknown, missing, of the wrong type or not allowed.
     """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{section}: a section of keys and values is needed, not {config!r}")
     check_class_paths(config, allow, section)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, section, fail_untyped=True)
     try:
         parsed = parser.parse_object({section: dict(config)})
         return parser.instantiate(parsed)[section]
-    except ArgumentError as error:
-        raise ConfigError(str(error)) from error
+    except (ArgumentError, ValueError, TypeError) as error:
+        # Also what constructors say of their arguments. What follows repeats the configuration.
+        reason = re.sub(r"\n\s*(Given value|- Expected a <class 'NoneType'>).*", "", str(error))
+        raise ConfigError(f"{section}: {reason}") from error

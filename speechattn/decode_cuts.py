@@ -75,13 +75,15 @@ def decode_cuts(
         with (output / PARTIAL).open("a", encoding="utf-8") as file:
             for indices in track(list(batches), description=f"decode {output.name}"):
                 batch = collate([dataset[i] for i in indices])
-                for transcript in transcriber.recognise(batch):
+                found = transcriber.recognise(batch)
+                # Before the transcripts: what has one is not looked at again.
+                for i, transcript in enumerate(found):
+                    if transcript.id in chosen:
+                        write_details(output / "details", transcriber, batch, i, transcript.text)
+                for transcript in found:
                     done[transcript.id] = transcript.text
                     file.write(json.dumps(asdict(transcript), ensure_ascii=False) + "\n")
                 file.flush()
-                for i, name in enumerate(batch.ids):
-                    if name in chosen:
-                        write_details(output / "details", transcriber, batch, i, done[name])
     write_table(
         output / "ref.tsv",
         {cut.id: cut_text(cut) for cut in cuts},
@@ -97,13 +99,12 @@ def read_partial(path: Path) -> dict[str, str]:
     texts: dict[str, str] = {}
     if not path.exists():
         return texts
-    whole = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            transcript = json.loads(line)
-            texts[transcript["id"]] = transcript["text"]
-            whole.append(line)
-    path.write_text("".join(whole), encoding="utf-8")
+    # As bytes: the end may be half a character, and a text may hold U+2028 and its like.
+    *lines, _ = path.read_bytes().split(b"\n")
+    for line in lines:
+        transcript = json.loads(line)
+        texts[transcript["id"]] = transcript["text"]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
     return texts
 
 

@@ -1,5 +1,6 @@
 """SpeechModel: streams of sound and lips, their fusion, a CTC head and a decoder."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,14 @@ class SpeechModel(nn.Module):
             self.streams["audio"] = audio
         if video is not None:
             self.streams["video"] = video
+        for name, stream in self.streams.items():
+            step = getattr(stream.frontend, "frame_shift", 1.0 / video_fps)
+            if not math.isclose(step * stream.encoder.subsampling, frame_shift, rel_tol=1e-3):
+                raise ConfigError(
+                    f"frame_shift is {frame_shift:g} s, but a hidden frame of {name} takes "
+                    f"{step * stream.encoder.subsampling:g} s (frontend {step:g} s, encoder "
+                    f"subsampling {stream.encoder.subsampling})"
+                )
         self.fusion = fusion if len(self.streams) == 2 else None
         sizes = {name: stream.encoder.output_size for name, stream in self.streams.items()}
         self.output_size = self.fusion.output_size if self.fusion else next(iter(sizes.values()))

@@ -32,9 +32,11 @@ def build_model(config: dict[str, Any], vocab_size: int, allow: Iterable[str] = 
         vocab_size: units of the tokenizer.
         allow: packages beside this one whose classes the section may name.
     """
+    if not isinstance(config, dict):
+        raise ConfigError(f"model: a section of keys and values is needed, not {config!r}")
     config = json.loads(json.dumps(config))  # a deep copy of plain values
     config["vocab_size"] = vocab_size
-    if config.get("decoder"):
+    if isinstance(config.get("decoder"), dict):
         arguments = config["decoder"]
         if "class_path" in arguments:
             arguments = arguments.setdefault("init_args", {})

@@ -13,7 +13,7 @@ from speechattn.data.augment import CenterCrop
 from speechattn.data.batch import Batch, Item, collate
 from speechattn.data.datamodule import fit_audio
 from speechattn.data.roi import MouthCropper, RoiOptions
-from speechattn.data.tokenizer import Tokenizer
+from speechattn.data.tokenizer import UNK, UNK_MARK, Tokenizer
 from speechattn.data.video import iter_video, probe, read_audio
 from speechattn.decoding import DecodeOptions, Hypothesis, decode, token_times, word_times
 from speechattn.decoding.ctc import AlignmentError
@@ -184,7 +184,11 @@ class Transcriber:
             logger.warning("%s: no times, %s", name, error)
             return Transcript(name, text, duration=duration)
         tokens = [Span(pieces[t.token], t.start, t.end, t.confidence) for t in times]
-        words = [Span(w.word, w.start, w.end, w.confidence) for w in word_times(times, pieces)]
+        words = [
+            # Written as in the text.
+            Span(w.word.replace(UNK, UNK_MARK), w.start, w.end, w.confidence)
+            for w in word_times(times, pieces)
+        ]
         confidence = float(np.mean([t.confidence for t in tokens])) if tokens else 0.0
         return Transcript(name, text, tokens, words, confidence, duration)
 
@@ -199,8 +203,10 @@ def resize(frames: np.ndarray, size: int) -> np.ndarray:
 def read_crop_array(path: str | Path, size: int) -> np.ndarray:
     """Reads mouth crops stored by numpy."""
     try:
-        frames = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # Not np.load: it takes archives as well.
+        with open(path, "rb") as file:
+            frames = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise MediaError(path, f"cannot be read as a numpy array: {error}") from error
     if frames.ndim != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         raise MediaError(path, f"crops are (T, H, W) uint8, not {frames.shape} {frames.dtype}")

@@ -108,10 +108,9 @@ def cues(transcript: Transcript) -> list[Span]:
     position = 0
     for group in groups:
         # The transcript's own text between the words keeps its spacing, whatever the language.
-        start = text.find(group[0].text, position)
-        position = start
+        start = position = max(text.find(group[0].text, position), position)
         for word in group:
-            position = text.find(word.text, position) + len(word.text)
+            position = max(text.find(word.text, position), position) + len(word.text)
         confidence = sum(w.confidence for w in group) / len(group)
         spans.append(Span(text[start:position], group[0].start, group[-1].end, confidence))
     return spans

@@ -89,8 +89,10 @@ class Conv1dResNet(Frontend):
             lengths: (B,) samples of each item; a last part shorter than a frame is dropped.
 
         Returns:
-            (B, N // 640, output_size) and (B,) frames.
+            (B, N // 640, output_size), at least one frame wide, and (B,) frames.
         """
+        if x.shape[1] < SAMPLES_PER_FRAME:
+            x = nn.functional.pad(x, (0, SAMPLES_PER_FRAME - x.shape[1]))
         frames = lengths // SAMPLES_PER_FRAME
         total = x.shape[1] // SAMPLES_PER_FRAME
         # Whole frames, so that every stride below divides and lengths stay exact.
@@ -100,7 +102,8 @@ class Conv1dResNet(Frontend):
         count = heard.sum(1, keepdim=True).clamp(min=1)
         x = x * heard
         x = (x - x.sum(1, keepdim=True) / count) * heard
-        x = x / (x.square().sum(1, keepdim=True) / count).sqrt().clamp(min=1e-5)
+        # Clamped before the root, whose gradient at 0 is infinite.
+        x = x / (x.square().sum(1, keepdim=True) / count).clamp(min=1e-10).sqrt()
 
         real = padding_mask(samples // 4, x.shape[1] // 4)
         x = self.stem_act(self.stem_norm(self.stem(x[:, None]), real))  # (B, C, N/4)

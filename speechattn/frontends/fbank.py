@@ -69,10 +69,10 @@ class LogMelFbank(Frontend):
 
         Args:
             x: (B, N) waveform in [-1, 1].
-            lengths: (B,) samples of each item; an item needs at least one window.
+            lengths: (B,) samples of each item.
 
         Returns:
-            (B, T, num_bins) and (B,) frames.
+            (B, T, num_bins) and (B,) frames; T is at least 1, an item shorter than a window has 0.
         """
         lengths = ((lengths - self.window_size) // self.hop + 1).clamp(min=0)
         # Energies span many orders of magnitude, more than half precision holds.
@@ -82,14 +82,17 @@ class LogMelFbank(Frontend):
         y = y * real
         if self.normalise == "utterance":
             count = lengths.clamp(min=1)[:, None, None]
+            # Around the first frame: a sum of energies near 26 rounds as the padding falls.
+            y = (y - y[:, :1]) * real
             mean = y.sum(1, keepdim=True) / count
             y = (y - mean) * real
-            y = y / (y.square().sum(1, keepdim=True) / count).sqrt().clamp(min=1e-5)
+            # Clamped before the root, whose gradient at 0 is infinite.
+            y = y / (y.square().sum(1, keepdim=True) / count).clamp(min=1e-10).sqrt()
         return y, lengths
 
     def energies(self, x: Tensor) -> Tensor:
         if x.shape[1] < self.window_size:
-            return x.new_zeros(x.shape[0], 0, self.output_size)
+            x = nn.functional.pad(x, (0, self.window_size - x.shape[1]))
         frames = x.unfold(1, self.window_size, self.hop)  # (B, T, W)
         frames = frames - frames.mean(-1, keepdim=True)
         before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)

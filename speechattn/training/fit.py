@@ -5,8 +5,10 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,10 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from speechattn.config import build
+from speechattn.config import build, check_sections
 from speechattn.data.datamodule import DataOptions, SpeechData
 from speechattn.data.tokenizer import Tokenizer
+from speechattn.decoding import DecodeOptions
 from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss
 from speechattn.model_dir import build_model, save_model_dir
@@ -34,7 +37,16 @@ from speechattn.training.options import TrainingOptions
 from speechattn.training.task import SpeechTask
 
 logger = logging.getLogger(__name__)
+# Lightning turns its own chatter on when it is imported: advertisements, what was found on the
+# machine. Warnings stay, but for those that say what resuming is and what torch will rename.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
+warnings.filterwarnings("ignore", message=".*does not have many workers")
 
+SECTIONS = ("model", "loss", "data", "training", "decode", "roi")
+# Layer drop leaves parameters without a gradient; so does a head whose loss has no weight.
+DISTRIBUTED = "ddp_find_unused_parameters_true"
 PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 CHECKPOINT = re.compile(r"epoch=(\d+)-error=([\d.]+)\.ckpt$")
 
@@ -84,11 +96,13 @@ def set_noise(config: dict[str, Any], noise: str | Path | None) -> None:
     data = config.get("data") or {}
     kept = []
     for transform in data.get("audio_transforms") or []:
-        if transform["class_path"].split(".")[-1] == "AddNoise":
+        named = transform["class_path"] if isinstance(transform, dict) else str(transform)
+        if named.split(".")[-1] == "AddNoise":
             if noise is None:
                 logger.warning("no --noise FILE: training without added noise")
                 continue
-            transform.setdefault("init_args", {})["noise"] = str(noise)
+            transform = transform if isinstance(transform, dict) else {"class_path": named}
+            transform["init_args"] = {**(transform.get("init_args") or {}), "noise": str(noise)}
         kept.append(transform)
     if kept or data.get("audio_transforms"):
         data["audio_transforms"] = kept
@@ -106,7 +120,8 @@ def train(
     """Trains a model, from where an earlier call with the same `exp` stopped.
 
     Args:
-        config: sections `model`, `loss`, `data`, `training`.
+        config: sections `model`, `loss`, `data`, `training`, and what goes into the model
+            directory, `decode` and `roi`.
         train_cuts: Lhotse cuts to learn from.
         valid_cuts: Lhotse cuts that rank the epochs.
         tokenizer_dir: the tokenizer's files.
@@ -117,16 +132,20 @@ def train(
     Returns:
         `exp/train`.
     """
+    check_sections(config, SECTIONS)
+    options: TrainingOptions = build(
+        TrainingOptions, config.get("training") or {}, "training", allow
+    )
+    data_options: DataOptions = build(DataOptions, config.get("data") or {}, "data", allow)
+    loss: JointLoss = build(JointLoss, config.get("loss") or {}, "loss", allow)
+    build(DecodeOptions, config.get("decode") or {}, "decode")  # used after hours: wrong at once
     folder = Path(exp) / "train"
     folder.mkdir(parents=True, exist_ok=True)
-    options: TrainingOptions = build(TrainingOptions, config.get("training", {}), "training", allow)
-    data_options: DataOptions = build(DataOptions, config.get("data", {}), "data", allow)
-    loss: JointLoss = build(JointLoss, config.get("loss", {}), "loss", allow)
     if options.threads:
         torch.set_num_threads(options.threads)
     L.seed_everything(options.seed, workers=True, verbose=False)
     tokenizer = Tokenizer.load(tokenizer_dir)
-    model = build_model(config["model"], tokenizer.vocab_size, allow)
+    model = build_model(config.get("model"), tokenizer.vocab_size, allow)
     logger.info("%s, %.2f M parameters", "+".join(model.modalities), model.num_parameters() / 1e6)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     data = SpeechData(
@@ -146,9 +165,13 @@ def train(
     if resume:
         logger.info("going on from %s", resume)
     # Our own file: it holds the optimiser and the loops, which weights_only would refuse.
-    trainer.fit(SpeechTask(model, loss, options), data, ckpt_path=resume, weights_only=False)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(SpeechTask(model, loss, options), data, ckpt_path=resume, weights_only=False)
+    except SystemExit:
+        # So Lightning ends on Ctrl-C, and it leaves Ctrl-C without effect.
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from None
     facts = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
     (folder / "done.json").write_text(json.dumps(facts), encoding="utf-8")
     return folder
@@ -164,6 +187,8 @@ def make_trainer(options: TrainingOptions, folder: Path) -> L.Trainer:
             monitor="valid_error",
             save_top_k=options.keep,
             save_last=True,
+            # Else a resumed run whose folder was moved writes last-v1.ckpt, never read again.
+            enable_version_counter=False,
         ),
         LearningRateMonitor("step"),
         EpochTable(folder / "metrics.csv"),
@@ -179,7 +204,7 @@ def make_trainer(options: TrainingOptions, folder: Path) -> L.Trainer:
         accelerator="auto",
         devices=options.devices,
         num_nodes=options.nodes,
-        strategy="ddp" if options.devices * options.nodes > 1 else "auto",
+        strategy=DISTRIBUTED if options.devices * options.nodes > 1 else "auto",
         precision=PRECISION[options.precision],
         accumulate_grad_batches=options.accumulate,
         gradient_clip_val=options.clip,
@@ -227,6 +252,7 @@ def average(
     tokenizer_dir: str | Path,
     best: int = 5,
     meta: dict[str, Any] | None = None,
+    allow: Iterable[str] = (),
 ) -> Path:
     """Averages the best epochs of `exp/train` into the model directory `exp/model`."""
     exp = Path(exp)
@@ -235,7 +261,7 @@ def average(
         raise ConfigError(f"{exp / 'train'} has no checkpoint to average: train first")
     tokenizer = Tokenizer.load(tokenizer_dir)
     weights = average_weights(paths)
-    model = build_model(config["model"], tokenizer.vocab_size)
+    model = build_model(config.get("model"), tokenizer.vocab_size, allow)
     model.load_state_dict(weights)
     meta = {
         "averaged": [path.name for path in paths],

@@ -1,6 +1,7 @@
 """The Lightning module: one training step, one validation step, the optimiser."""
 
 import lightning as L
+import numpy as np
 import torch
 from kaldialign import edit_distance
 from torch import nn
@@ -32,6 +33,13 @@ class SpeechTask(L.LightningModule):
         self.options = options
         self.errors = 0
         self.tokens = 0
+
+    def on_train_epoch_start(self) -> None:
+        # Dropout is drawn by epoch, so that a resumed run goes on as if it had never stopped.
+        draws = np.random.SeedSequence(
+            (self.options.seed, self.trainer.current_epoch, self.trainer.global_rank)
+        )
+        torch.manual_seed(int(draws.generate_state(1)[0]))
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         parts = self.loss(self.model, batch)
