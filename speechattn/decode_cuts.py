@@ -33,9 +33,9 @@ def decode_cuts(
 ) -> Path:
     """Decodes the cuts of a manifest into `output`.
 
-    Writes `hyp.tsv`, `ref.tsv` (with speakers), `transcripts.jsonl` (tokens and words in time) and
-    `details/<id>.npz` (posteriors, cross-attention, crops) for a few utterances spread over the
-    set. A run that was interrupted goes on with the utterances that are missing.
+    Writes `hyp.tsv`, `ref.tsv` (with speakers, if all are known), `transcripts.jsonl` (tokens and
+    words in time) and `details/<id>.npz` (posteriors, cross-attention, crops) for a few utterances
+    spread over the set. A run that was interrupted goes on with the utterances that are missing.
 
     Args:
         transcriber: the model and how it decodes.
@@ -58,7 +58,8 @@ def decode_cuts(
     left = [cut for cut in cuts if cut.id not in done]
     if len(left) < len(cuts):
         logger.info("%s: %d of %d decoded before", output, len(cuts) - len(left), len(cuts))
-    chosen = {cuts[i * len(cuts) // max(1, details)].id for i in range(min(details, len(cuts)))}
+    details = min(details, len(cuts))
+    chosen = {cuts[i * len(cuts) // details].id for i in range(details)}
     if left:
         dataset = SpeechDataset(
             left,
@@ -84,11 +85,10 @@ def decode_cuts(
                     done[transcript.id] = transcript.text
                     file.write(json.dumps(asdict(transcript), ensure_ascii=False) + "\n")
                 file.flush()
-    write_table(
-        output / "ref.tsv",
-        {cut.id: cut_text(cut) for cut in cuts},
-        {cut.id: cut.supervisions[0].speaker for cut in cuts},
-    )
+    speakers = {cut.id: cut.supervisions[0].speaker for cut in cuts if cut.supervisions}
+    known = len(speakers) == len(cuts) and all(speakers.values())
+    texts = {cut.id: cut_text(cut) for cut in cuts}
+    write_table(output / "ref.tsv", texts, speakers if known else None)
     transcriber.decode_options.save(output / "options.yaml")
     write_table(output / "hyp.tsv", {cut.id: done[cut.id] for cut in cuts})
     return output / "hyp.tsv"

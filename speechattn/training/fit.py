@@ -28,6 +28,7 @@ from torch import Tensor
 
 from speechattn.config import build, check_sections
 from speechattn.data.datamodule import DataOptions, SpeechData
+from speechattn.data.roi import RoiOptions
 from speechattn.data.tokenizer import Tokenizer
 from speechattn.decoding import DecodeOptions
 from speechattn.errors import ConfigError
@@ -47,7 +48,7 @@ warnings.filterwarnings("ignore", message=".*does not have many workers")
 SECTIONS = ("model", "loss", "data", "training", "decode", "roi")
 # Layer drop leaves parameters without a gradient; so does a head whose loss has no weight.
 DISTRIBUTED = "ddp_find_unused_parameters_true"
-PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 CHECKPOINT = re.compile(r"epoch=(\d+)-error=([\d.]+)\.ckpt$")
 
 
@@ -138,7 +139,9 @@ def train(
     )
     data_options: DataOptions = build(DataOptions, config.get("data") or {}, "data", allow)
     loss: JointLoss = build(JointLoss, config.get("loss") or {}, "loss", allow)
-    build(DecodeOptions, config.get("decode") or {}, "decode")  # used after hours: wrong at once
+    # Used hours later; what is wrong in them is said now.
+    build(DecodeOptions, config.get("decode") or {}, "decode")
+    build(RoiOptions, config.get("roi") or {}, "roi")
     folder = Path(exp) / "train"
     folder.mkdir(parents=True, exist_ok=True)
     if options.threads:

@@ -35,7 +35,7 @@ class TrainingOptions:
     weight_decay: float = 0.01
     accumulate: int = 1
     clip: float = 5.0
-    precision: Literal["32", "bf16", "fp16"] = "32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     keep: int = 5
     patience: int = 0
     seed: int = 0

@@ -34,12 +34,11 @@ class SpeechTask(L.LightningModule):
         self.errors = 0
         self.tokens = 0
 
-    def on_train_epoch_start(self) -> None:
-        # Dropout is drawn by epoch, so that a resumed run goes on as if it had never stopped.
-        draws = np.random.SeedSequence(
-            (self.options.seed, self.trainer.current_epoch, self.trainer.global_rank)
-        )
-        torch.manual_seed(int(draws.generate_state(1)[0]))
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        # Dropout is drawn by batch, so that a resumed run goes on as if it had never stopped.
+        trainer = self.trainer
+        keys = (self.options.seed, trainer.current_epoch, index, trainer.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(keys).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         parts = self.loss(self.model, batch)

@@ -1,0 +1,95 @@
+"""The GRID recipe as a user runs it: a shell, media files on disk, every stage."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "grid"
+TINY = [
+    "--set", "training.max_epochs=2", "--set", "training.keep=2", "--set", "data.num_workers=0",
+    "--set", "decode.beam_size=2",
+]  # fmt: skip
+
+
+def run(*arguments: object, check: bool = True) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [RECIPE / "run.sh", *map(str, arguments)],
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if check:
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def test_help_lists_the_stages():
+    text = run("--help").stdout
+    for stage in ("manifests", "mouth ROI", "tokens", "train", "average", "decode", "score"):
+        assert stage in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "--data-dir is needed"),
+        (["--data-dir", "/nonexistent"], "no such folder"),
+        (["--data-dir", ".", "--modality", "smell"], "audio, video or av"),
+        (["--data-dir", ".", "--speed", "2"], "unknown option"),
+        (["--data-dir"], "needs a value"),
+        (["--data-dir", ".", "--noise", "/nonexistent.flac"], "no such file"),
+    ],
+)
+def test_says_what_is_wrong(arguments, reason):
+    done = run(*arguments, check=False)
+    assert done.returncode == 1
+    assert reason in done.stderr
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Sixteen synthetic clips in GRID's published layout."""
+    synth = pytest.importorskip("speechattn.data.synth")
+    folder = tmp_path_factory.mktemp("grid") / "corpus"
+    synth.synth_corpus(folder, "en", speakers=2, utterances=12, workers=1, progress=False)
+    return folder
+
+
+@pytest.mark.slow
+def test_all_stages_and_again(corpus, tmp_path):
+    exp = tmp_path / "av"
+    config = RECIPE / "conf" / "demo" / "av.yaml"
+    wav = next((corpus / "s1").glob("*.mp4"))
+    common = ["--data-dir", corpus, "--modality", "av", "--exp", exp, "--config", config]
+    first = run(*common, "--noise", wav, *TINY)
+    assert "stage 3: train in" in first.stdout
+    for name in ("decode_test", "decode_test_noise_0dB"):
+        hyp = (exp / name / "hyp.tsv").read_text().splitlines()
+        ref = (exp / name / "ref.tsv").read_text().splitlines()
+        assert [line.split("\t")[0] for line in hyp] == [line.split("\t")[0] for line in ref]
+        score = json.loads((exp / name / "score.json").read_text())
+        assert set(score) == {"char", "word"}
+        assert list((exp / name / "details").glob("*.npz"))
+    assert json.loads((exp / "model" / "meta.json").read_text())["synthetic"] is True
+    assert (exp.parent / "data_corpus" / "crops" / "contact_sheet.png").stat().st_size > 10_000
+
+    weights = (exp / "model" / "model.safetensors").stat().st_mtime_ns
+    again = run(*common, "--noise", wav, *TINY)
+    for line in ("tokens are there", "stage 3: trained", "averaged", "is decoded", "is scored"):
+        assert line in again.stdout
+    assert (exp / "model" / "model.safetensors").stat().st_mtime_ns == weights
+
+
+@pytest.mark.slow
+def test_other_corpus_in_the_same_dump_is_refused(corpus, tmp_path):
+    common = ["--modality", "audio", "--dump", tmp_path / "dump", "--stop-stage", 0]
+    run("--data-dir", corpus, "--exp", tmp_path / "a", *common)
+    other = tmp_path / "other"
+    other.mkdir()
+    done = run("--data-dir", other, "--exp", tmp_path / "b", *common, check=False)
+    assert done.returncode == 1 and "choose another --dump" in done.stderr

@@ -1,0 +1,241 @@
+"""The command line: help, exit statuses, and what it imports."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from speechattn import __version__
+from speechattn.cli import main, make_parser
+from speechattn.evaluation import write_table
+
+COMMANDS = (
+    "synth-corpus prepare roi tokens train average decode score transcribe report doctor".split()
+)
+
+
+@pytest.fixture
+def tables(tmp_path):
+    texts = {"u1": "bin blue at five now", "u2": "set red by two please"}
+    write_table(tmp_path / "ref.tsv", texts, {"u1": "s1", "u2": "s2"})
+    write_table(tmp_path / "hyp.tsv", {**texts, "u2": "set red two please"})
+    return tmp_path
+
+
+def exit_status(arguments) -> int:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    return raised.value.code
+
+
+def test_help_names_every_command(capsys):
+    assert exit_status(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in COMMANDS)
+    for command in COMMANDS:
+        assert exit_status([command, "--help"]) == 0
+        assert "usage: speechattn " + command in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert exit_status(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_wrong_usage(capsys):
+    for arguments in ([], ["sing"], ["score", "--unit", "phone"], ["transcribe", "x.wav"]):
+        assert exit_status(arguments) == 2
+    capsys.readouterr()
+
+
+def test_score(tables, capsys):
+    arguments = ["score", "--ref", str(tables / "ref.tsv"), "--hyp", str(tables / "hyp.tsv")]
+    assert main([*arguments, "--unit", "word", "--json", str(tables / "s.json")]) == 0
+    assert "10.0" in capsys.readouterr().out
+    assert "10" in (tables / "s.json").read_text()
+    assert json.loads((tables / "s.json").read_text())
+    assert main([*arguments, "--alignments"]) == 0
+
+
+def test_score_of_a_decode_dir(tables, capsys):
+    assert main(["score", "--decode-dir", str(tables)]) == 0
+    assert json.loads((tables / "score.json").read_text()).keys() == {"char", "word"}
+    capsys.readouterr()
+
+
+def test_score_exit_statuses(tables, capsys):
+    both = ["--ref", str(tables / "ref.tsv"), "--hyp", str(tables / "hyp.tsv")]
+    write_table(tables / "hyp.tsv", {"u1": "bin blue"})
+    assert main(["score", *both]) == 1
+    assert "u2" in capsys.readouterr().err
+    assert main(["score", *both, "--allow-missing"]) == 0
+    write_table(tables / "hyp.tsv", {"u1": "bin", "u2": "set", "u3": "lay"})
+    assert main(["score", *both]) == 1
+    assert "u3" in capsys.readouterr().err
+    assert main(["score", *both, "--allow-extra"]) == 0
+    assert main(["score", "--ref", str(tables / "ref.tsv")]) == 1
+    assert main(["score", "--ref", str(tables / "no.tsv"), "--hyp", str(tables / "hyp.tsv")]) == 1
+    assert "no.tsv" in capsys.readouterr().err
+
+
+def test_score_does_not_import_torch(tables):
+    script = (
+        "import sys; from speechattn.cli import main; "
+        "status = main(sys.argv[1:]); "
+        "heavy = {'torch', 'lhotse', 'lightning', 'cv2', 'av'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else status)"
+    )
+    for arguments in (
+        ["score", "--ref", str(tables / "ref.tsv"), "--hyp", str(tables / "hyp.tsv")],
+        ["score", "--decode-dir", str(tables)],
+    ):
+        run = subprocess.run(
+            [sys.executable, "-c", script, *arguments], capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+
+
+# ------------------------------------------------------------------------------ transcribe
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    for name in ("a", "b"):
+        soundfile.write(
+            tmp_path / f"{name}.wav", 0.1 * np.random.default_rng(0).random(8000), 16000
+        )
+    (tmp_path / "empty.wav").touch()
+    return tmp_path
+
+
+def test_transcribe(tiny_model_dir, sounds, capsys):
+    model = str(tiny_model_dir("audio"))
+    files = [str(sounds / "a.wav"), str(sounds / "b.wav")]
+    assert main(["transcribe", "--model", model, *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == files
+    for kind in ("json", "srt", "vtt", "tsv"):
+        assert main(["transcribe", "--model", model, files[0], "--format", kind]) == 0
+        assert capsys.readouterr().out or kind == "srt"
+
+
+def test_transcribe_with_failures(tiny_model_dir, sounds, capsys):
+    model = str(tiny_model_dir("audio"))
+    files = [str(sounds / name) for name in ("empty.wav", "a.wav", "gone.wav", "b.wav")]
+    for batch in ("1", "8"):
+        assert main(["transcribe", "--model", model, "--batch-size", batch, *files]) == 1
+        out, err = capsys.readouterr()
+        assert [line.split("\t")[0] for line in out.splitlines()] == [files[1], files[3]]
+        assert f"{files[0]}: empty" in err and f"{files[2]}: no such file" in err
+    assert main(["transcribe", "--model", model, files[0]]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "empty.wav" in err
+
+
+def test_transcribe_into_a_folder(tiny_model_dir, sounds, capsys):
+    model, output = str(tiny_model_dir("audio")), sounds / "out"
+    files = [str(sounds / name) for name in ("a.wav", "empty.wav", "b.wav")]
+    arguments = ["transcribe", "--model", model, "--format", "vtt", "--output-dir", str(output)]
+    assert main([*arguments, *files]) == 1
+    assert sorted(p.name for p in output.iterdir()) == ["a.wav.vtt", "b.wav.vtt"]
+    assert (output / "a.wav.vtt").read_text().startswith("WEBVTT")
+    (sounds / "more").mkdir()
+    twice = str(sounds / "more" / "a.wav")
+    capsys.readouterr()
+    assert main([*arguments, *files, twice]) == 1
+    assert "a.wav" in capsys.readouterr().err
+
+
+def test_transcribe_options(tiny_model_dir, sounds, capsys):
+    model = str(tiny_model_dir("audio"))
+    options = sounds / "options.yaml"
+    options.write_text("method: ctc_greedy\n")
+    arguments = ["transcribe", "--model", model, str(sounds / "a.wav"), "--options", str(options)]
+    assert main(arguments) == 0
+    options.write_text("beem_size: 3\n")
+    capsys.readouterr()
+    assert main(arguments) == 1
+    assert "beem_size" in capsys.readouterr().err
+
+
+def test_no_model(sounds, capsys):
+    assert main(["transcribe", "--model", str(sounds), str(sounds / "a.wav")]) == 1
+    assert "no model directory" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------ a whole path
+
+
+def test_tokens_train_average_decode_score(tiny_corpus, tiny_model, tmp_path, capsys):
+    data, exp = tiny_corpus.folder, tmp_path / "exp"
+    config = tmp_path / "c.yaml"
+    sections = {"model": tiny_model("audio"), "decode": {"beam_size": 2}}
+    config.write_text(yaml.safe_dump(sections))
+    train_cuts, dev_cuts = data / "cuts_train.jsonl.gz", data / "cuts_dev.jsonl.gz"
+    tokens, model, decoded = tmp_path / "tokens", exp / "model", exp / "decode_dev"
+    common = f"--config {config} --tokens {tokens} --exp {exp}"
+    common += " --set training.max_epochs=1 --set data.num_workers=0"
+    for line in (
+        f"tokens {train_cuts} --output {tokens}",
+        f"train {common} --train-cuts {train_cuts} --valid-cuts {dev_cuts}",
+        f"average {common} --best 1",
+        f"decode --model {model} --cuts {dev_cuts} --output {decoded} --details 1"
+        f" --noise {data / 'noise.wav'} --snr 10 --noise-part 0.5 1",
+        f"score --decode-dir {decoded}",
+    ):
+        assert main(line.split()) == 0, line
+    assert (decoded / "score.json").exists()
+    assert json.loads((exp / "train" / "done.json").read_text())["epochs"] == 1
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train {common} --config {tmp}/none.yaml", "none.yaml"),
+        ("train {common} --config {tmp}/c.yaml --set training.epochs=3", "epochs"),
+        ("train {common} --config {tmp}/c.yaml --set traning.max_epochs=3", "traning"),
+        ("train {common} --config {tmp}/c.yaml --set a", "key=value"),
+        ("train {common} --config {tmp}/c.yaml", "none.jsonl.gz"),
+        ("average --config {tmp}/c.yaml --tokens {data}/tokens --exp {tmp}", "train first"),
+        ("decode --model {tmp} --cuts x --output {tmp}/d", "config.yaml"),
+        ("decode --model {model} --cuts {tmp}/no.jsonl.gz --output {tmp}/d", "no.jsonl.gz"),
+        ("decode --model {model} --cuts x --output {tmp}/d --noise {tmp}/n.wav", "n.wav"),
+    ],
+)
+def test_errors_are_one_line(
+    tiny_corpus, tiny_model, tiny_model_dir, tmp_path, capsys, line, message
+):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"model": tiny_model("audio")}))
+    common = (
+        f"--tokens {tiny_corpus.folder}/tokens --exp {tmp_path} "
+        f"--train-cuts {tmp_path}/none.jsonl.gz --valid-cuts {tmp_path}/none.jsonl.gz"
+    )
+    line = line.format(
+        common=common, tmp=tmp_path, data=tiny_corpus.folder, model=tiny_model_dir("audio")
+    )
+    assert main(line.split()) == 1
+    err = capsys.readouterr().err
+    assert message in err and f"speechattn {line.split()[0]}: " in err
+
+
+def test_interrupt(tables, monkeypatch, capsys):
+    parser = make_parser()
+
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    parsed = parser.parse_args(["score"])
+    parsed.run = interrupted
+    monkeypatch.setattr(type(parser), "parse_args", lambda self, arguments: parsed)
+    assert main([]) == 130
+    assert "run it again" in capsys.readouterr().err
+
+
+def test_doctor(capsys):
+    assert main(["doctor"]) == 0
+    assert "torch" in json.loads(capsys.readouterr().out)

@@ -1,0 +1,144 @@
+"""SpeechModel: padding invariance of the whole, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+from speechattn.data.batch import Item, collate
+from speechattn.errors import ConfigError
+from speechattn.frontends import LogMelFbank, MLPFusion
+from speechattn.model import SpeechModel
+from speechattn.model_dir import build_model
+
+VOCAB = 9
+FRAMES = (12, 74, 3, 31)  # 3: sound for a single hidden frame
+
+
+def items(modality: str) -> list[Item]:
+    rng = np.random.default_rng(0)
+    found = []
+    for i, frames in enumerate(FRAMES):
+        audio = video = None
+        if modality != "video":
+            samples = frames * 640 if modality == "av" else frames * 640 + 37 * i
+            audio = 0.1 * rng.standard_normal(samples).astype(np.float32)
+        if modality != "audio":
+            video = rng.integers(0, 256, (frames, 16, 16), dtype=np.uint8)
+        tokens = rng.integers(1, VOCAB - 1, 2 + 3 * i).tolist()
+        found.append(Item(str(i), "", tokens, audio, video))
+    return found
+
+
+def outputs(model: SpeechModel, batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Everything that the model says of a batch, each with its lengths."""
+    encoded = model.encode_streams(
+        batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
+    )
+    found = {
+        "hidden": (encoded.hidden, encoded.lengths),
+        "ctc": (model.ctc_log_probs(encoded.hidden), encoded.lengths),
+    }
+    for name, (hidden, lengths) in encoded.streams.items():
+        found[name] = (hidden, lengths)
+        if model.fusion is not None:
+            found[f"{name} ctc"] = (model.stream_log_probs(name, hidden), lengths)
+    logits = model.decoder(batch.tokens, batch.token_lengths, encoded.hidden, encoded.lengths)
+    found["decoder"] = (logits, batch.token_lengths)
+    return found
+
+
+@pytest.mark.parametrize("encoder", ["conformer", "e_branchformer"])
+@pytest.mark.parametrize("modality", ["audio", "video", "av"])
+def test_padding_changes_nothing(tiny_model, modality, encoder):
+    torch.manual_seed(0)
+    model = build_model(tiny_model(modality, encoder, dropout=0.1), VOCAB).eval()
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(std=0.3)
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 2.0)
+    single = items(modality)
+    with torch.inference_mode():
+        together = outputs(model, collate(single))
+        for i, item in enumerate(single):
+            alone = outputs(model, collate([item]))
+            assert alone.keys() == together.keys()
+            for name, (value, lengths) in alone.items():
+                n = int(lengths[0])
+                assert n == int(together[name][1][i]) > 0, name
+                torch.testing.assert_close(
+                    together[name][0][i, :n], value[0, :n], atol=1e-5, rtol=1e-5, msg=name
+                )
+
+
+def test_hidden_frames(tiny_model):
+    """25 a second, whatever the modality; conv2d4 pads nothing and loses the last one or two."""
+    expected = {
+        "audio": [10, 72, 1, 30],
+        "video": list(FRAMES),
+        "av": [10, 72, 1, 29],
+    }
+    for modality, frames in expected.items():
+        model = build_model(tiny_model(modality), VOCAB).eval()
+        batch = collate(items(modality))
+        hidden, lengths = model.encode(
+            batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
+        )
+        assert lengths.tolist() == frames, modality
+        assert hidden.shape[2] == model.output_size == 16
+        assert (hidden.shape[1] >= lengths).all()
+        assert model.modalities == (("audio", "video") if modality == "av" else (modality,))
+
+
+@pytest.mark.parametrize("samples", [0, 1, 399, 400, 1359])
+def test_sound_too_short_for_a_frame(tiny_model, samples):
+    model = build_model(tiny_model("audio"), VOCAB).eval()
+    hidden, lengths = model.encode(torch.randn(1, samples), torch.tensor([samples]))
+    assert lengths.tolist() == [0]
+    assert hidden.shape[0] == 1
+
+
+def test_log_probs_are_probabilities(tiny_model):
+    model = build_model(tiny_model("av"), VOCAB).eval()
+    hidden = torch.randn(2, 5, 16)
+    for log_probs in (model.ctc_log_probs(hidden), model.stream_log_probs("audio", hidden)):
+        assert log_probs.dtype == torch.float32
+        torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 5))
+
+
+def test_needs_its_modalities(tiny_model):
+    model = build_model(tiny_model("av"), VOCAB)
+    with pytest.raises(ValueError, match="needs video"):
+        model.encode(audio=torch.zeros(1, 16000), audio_lengths=torch.tensor([16000]))
+
+
+def test_refuses_half_a_model(tiny_model):
+    with pytest.raises(ConfigError, match="needs `audio`, `video` or both"):
+        SpeechModel(VOCAB)
+    streams = build_model(tiny_model("av"), VOCAB).streams
+    with pytest.raises(ConfigError, match="needs `fusion`"):
+        SpeechModel(VOCAB, streams["audio"], streams["video"])
+    with pytest.raises(ConfigError, match="frame_shift is 0.02 s.*audio"):
+        SpeechModel(VOCAB, streams["audio"], frame_shift=0.02)
+    with pytest.raises(ConfigError, match="frame_shift is 0.04 s.*video.*0.02"):
+        SpeechModel(VOCAB, video=streams["video"], video_fps=50.0)
+    assert SpeechModel(VOCAB, streams["audio"], fusion=MLPFusion(1, 1, 1, 1)).fusion is None
+
+
+def test_masks_features_in_training_only(tiny_model):
+    config = tiny_model("audio")
+    config["audio"]["augment"] = {"freq_masks": 1, "freq_width": 10}
+    torch.manual_seed(0)
+    model = build_model(config, VOCAB)
+    audio, lengths = 0.1 * torch.randn(2, 8000), torch.tensor([8000, 6000])
+    model.train()
+    assert not torch.equal(model.encode(audio, lengths)[0], model.encode(audio, lengths)[0])
+    model.eval()
+    torch.testing.assert_close(model.encode(audio, lengths)[0], model.encode(audio, lengths)[0])
+    assert isinstance(model.streams["audio"].frontend, LogMelFbank)
+
+
+def test_num_parameters(tiny_model):
+    model = build_model(tiny_model("video"), VOCAB)
+    learnt = [v for v in model.state_dict(keep_vars=True).values() if v.requires_grad]
+    assert model.num_parameters() == sum(v.numel() for v in learnt)

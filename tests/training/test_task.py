@@ -1,0 +1,84 @@
+"""The Lightning module: its optimiser, and the error it validates by."""
+
+import lightning as L
+import pytest
+import torch
+from kaldialign import edit_distance
+
+from speechattn.data.datamodule import DataOptions, SpeechData
+from speechattn.data.tokenizer import Tokenizer
+from speechattn.decoding.ctc import ctc_greedy
+from speechattn.losses import JointLoss
+from speechattn.model_dir import build_model
+from speechattn.training import TrainingOptions
+from speechattn.training.task import SpeechTask, decayed
+
+
+@pytest.fixture
+def task(tiny_model, tiny_corpus):
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.load(tiny_corpus.folder / "tokens")
+    model = build_model(tiny_model("av"), tokenizer.vocab_size)
+    return SpeechTask(model, JointLoss(stream_ctc_weight=0.2), TrainingOptions(weight_decay=0.03))
+
+
+@pytest.fixture
+def data(tiny_corpus):
+    folder = tiny_corpus.folder
+    return SpeechData(
+        DataOptions(batch_seconds=3.0, num_workers=0),
+        folder / "cuts_train.jsonl.gz",
+        folder / "cuts_train.jsonl.gz",
+        Tokenizer.load(folder / "tokens"),
+        ("audio", "video"),
+        folder / "crops",
+        crop_size=16,
+    )
+
+
+def test_decay_is_for_matrices(task):
+    model = task.model
+    with_decay, without = list(decayed(model, True)), list(decayed(model, False))
+    assert {id(p) for p in with_decay + without} == {id(p) for p in model.parameters()}
+    assert len(with_decay) + len(without) == len(list(model.parameters()))
+    assert any(p is model.ctc.weight for p in with_decay)
+    assert any(p is model.ctc.bias for p in without)
+    assert any(p is model.fusion.norm.weight for p in without)
+
+
+def test_validation_error_is_that_of_the_set(task, data):
+    """Errors over tokens of the whole set, not a mean over batches."""
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    (found,) = trainer.validate(task, data, verbose=False)
+    model = task.model.eval()
+    errors = count = loss = size = 0
+    for batch in data.val_dataloader():
+        with torch.no_grad():
+            hidden, lengths = model.encode(
+                batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
+            )
+            loss += float(task.loss(model, batch).total) * len(batch)
+        size += len(batch)
+        hyps = ctc_greedy(model.ctc_log_probs(hidden), lengths)
+        for hyp, ref, n in zip(hyps, batch.tokens.tolist(), batch.token_lengths, strict=True):
+            errors += edit_distance(ref[:n], hyp.tokens)["total"]
+            count += int(n)
+    assert found["valid_error"] == pytest.approx(100 * errors / count)
+    assert found["valid_loss"] == pytest.approx(loss / size, rel=1e-4)
+    assert found["valid_error"] > 0
+
+
+def test_optimiser(task, data):
+    trainer = L.Trainer(
+        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(task, data)
+    (optimizer,) = trainer.optimizers
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.03, 0.0]
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.98)
+    # Warm-up of 500 steps: the rate after n of them.
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * (trainer.global_step + 1) / 500)
