@@ -33,8 +33,8 @@ class DepthwiseConv(nn.Conv1d):
         x = x.masked_fill(~padding_mask(lengths, x.shape[1])[..., None], 0.0)
         if x.device.type != "cpu":
             return super().forward(x.transpose(1, 2)).transpose(1, 2)
-        # Never in half precision: oneDNN's bfloat16 kernel hangs at some shapes (7 x 82 frames of 144
-        # channels, torch 2.14), and at these sizes it is no faster.
+        # Never in half precision: oneDNN's bfloat16 kernel hangs at some shapes (7 x 82 frames of
+        # 144 channels, torch 2.14), and at these sizes it is no faster.
         with torch.autocast("cpu", enabled=False):
             needs_grad = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
             convolve = _CpuConvolution.apply if needs_grad else _convolve
