@@ -1,30 +1,46 @@
 #!/usr/bin/env bash
-# The whole path on a corpus made on the spot: synthetic voices and drawn faces. Results go into
+# The whole path on a corpus made on the spot: a synthetic voice and a drawn face. Results go into
 # exp/demo; run it again after an interruption and it goes on.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 exp=${1:-exp/demo}
-speakers=2 utterances=${SPEECHATTN_DEMO_UTTERANCES:-160}
-started=$SECONDS
 corpus=$exp/corpus
+started=$SECONDS
+modalities=(audio video av)
 
-if [ ! -f "$corpus/synthetic.json" ]; then
-  speechattn synth-corpus "$corpus" --language en --speakers $speakers --utterances "$utterances"
-fi
-for modality in audio video av; do
-  echo "==== $modality"
-  "$here/run.sh" --data-dir "$corpus" --modality $modality --exp "$exp/$modality" \
-    --config "$here/conf/demo/$modality.yaml"
+# recipe MODALITY [options of run.sh]
+recipe() {
+  "$here/run.sh" --data-dir "$corpus" --modality "$1" --exp "$exp/$1" \
+    --config "$here/conf/demo/$1.yaml" "${@:2}"
+}
+
+echo "==== a synthetic corpus"
+speechattn synth-corpus "$corpus" --language en --speakers 1 --utterances 320
+echo "==== data"
+recipe av --stop-stage 2
+echo "==== three models, trained side by side, a few minutes"
+jobs=()
+for modality in "${modalities[@]}"; do
+  OMP_NUM_THREADS=1 recipe "$modality" --stage 3 --stop-stage 3 2>&1 | sed -u "s/^/[$modality] /" &
+  jobs+=($!)
+done
+trap 'kill "${jobs[@]}" 2> /dev/null || true' INT TERM
+for job in "${jobs[@]}"; do
+  wait "$job" || { echo "demo: a training failed, see above" >&2; exit 1; }
+done
+for modality in "${modalities[@]}"; do
+  echo "==== $modality: average, decode, score"
+  recipe "$modality" --stage 4
 done
 
 clip=$(python "$here/demo_check.py" --clip "$exp")
 echo "==== one file that no model was trained on: $clip"
-for modality in audio video av; do
-  printf '%-6s ' $modality
+for modality in "${modalities[@]}"; do
+  printf '%-6s ' "$modality"
   speechattn transcribe --model "$exp/$modality/model" "$clip"
 done
-speechattn report "$exp"/{audio,video,av} --output "$exp/report.html" \
+speechattn report "${modalities[@]/#/$exp/}" --output "$exp/report.html" \
   --title "speechattn demo: a synthetic corpus"
+echo "Look at $exp/report.html. The demo took $((SECONDS - started)) s."
 python "$here/demo_check.py" "$exp"
-echo "Done in $((SECONDS - started)) s. Look at $exp/report.html"

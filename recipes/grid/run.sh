@@ -55,10 +55,13 @@ while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
     --set) overrides+=(--set "${2?--set needs KEY=VALUE}"); shift 2 ;;
-    --data-dir | --modality | --exp | --dump | --config | --token-kind | --vocab-size | --split | --test-speakers | \
-      --dev-speakers | --noise | --snr | --decode-sets | --nj | --stage | --stop-stage)
+    --data-dir | --modality | --exp | --dump | --config | --token-kind | --vocab-size | --split | \
+      --test-speakers | --dev-speakers | --noise | --snr | --decode-sets | --nj | --stage | \
+      --stop-stage)
       [ $# -ge 2 ] || fail "$1 needs a value"
-      name=${1#--}; printf -v "${name//-/_}" '%s' "$2"; shift 2 ;;
+      name=${1#--}
+      printf -v "${name//-/_}" '%s' "$2"
+      shift 2 ;;
     *) fail "unknown option $1; see --help" ;;
   esac
 done
@@ -74,6 +77,8 @@ config=${config:-$here/conf/$modality.yaml}
 [ -f "$config" ] || fail "--config $config: no such file"
 mkdir -p "$exp" "$dump"
 
+# Experiments share the dump: one prepares it, others wait and then find it done.
+if command -v flock > /dev/null; then exec 9> "$dump/.lock"; flock 9; fi
 # One dump is of one corpus: mixed ones would train on whatever came last.
 if [ -f "$dump/corpus" ] && [ "$(cat "$dump/corpus")" != "$data_dir $split" ]; then
   fail "$dump holds $(cat "$dump/corpus"), not $data_dir $split: choose another --dump"
@@ -111,6 +116,8 @@ if stage_is 2; then
       --kind "$token_kind" $([ "$token_kind" = char ] || echo --vocab-size "$vocab_size")
   fi
 fi
+
+exec 9>&-
 
 if stage_is 3; then
   if [ -f "$exp/train/done.json" ]; then

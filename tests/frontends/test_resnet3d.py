@@ -10,11 +10,19 @@ from speechattn.frontends import ResNet3D
 SIZES = (1, 9, 2, 0, 5)
 
 
-def small(pool_input: int = 1, activation: str = "swish") -> ResNet3D:
+def small(pool_input: int = 1, activation: str = "swish", normalise: str = "fixed") -> ResNet3D:
     torch.manual_seed(0)
-    model = ResNet3D(4, (4, 6, 8, 10), (1, 1, 1, 1), activation, pool_input=pool_input)
+    model = ResNet3D(
+        4,
+        (4, 6, 8, 10),
+        (1, 1, 1, 1),
+        activation,
+        normalise=normalise,
+        output_norm=normalise == "clip",
+        pool_input=pool_input,
+    )
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             nn.init.normal_(module.bias, std=0.5)
             nn.init.normal_(module.running_mean)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
@@ -33,8 +41,9 @@ def ragged(side: int = 24) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tens
 
 @pytest.mark.parametrize("pool_input", [1, 2])
 @pytest.mark.parametrize("activation", ["relu", "prelu", "swish"])
-def test_padding_changes_nothing(pool_input, activation):
-    model = small(pool_input, activation)
+@pytest.mark.parametrize("normalise", ["fixed", "clip"])
+def test_padding_changes_nothing(pool_input, activation, normalise):
+    model = small(pool_input, activation, normalise)
     items, batch, lengths = ragged()
     with torch.inference_mode():
         found, frames = model(batch, lengths)
@@ -96,3 +105,19 @@ def test_picture_sizes(pool_input, side, expected):
     found, _ = model(torch.zeros(1, 2, 1, side, side), torch.tensor([2]))
     assert seen == [(expected, expected)]
     assert found.shape == (1, 2, 10)
+
+
+def test_clip_normalisation_sees_what_moves():
+    """A still picture under the clip, or another contrast, changes nothing."""
+    model = small(normalise="clip")
+    _, batch, lengths = ragged()
+    moving = batch.float() / 4
+    still = torch.linspace(0, 100, 24 * 24).view(24, 24)
+    with torch.inference_mode():
+        expected, _ = model(moving, lengths)
+        found, _ = model(2.0 * moving + still, lengths)
+    # A clip of one frame has nothing that moves; it is the same zeros both times.
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    with torch.inference_mode():
+        fixed, _ = small()(2.0 * moving + still, lengths)
+        assert not torch.allclose(fixed, small()(moving, lengths)[0], atol=1e-2)
