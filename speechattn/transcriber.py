@@ -17,7 +17,7 @@ from speechattn.data.tokenizer import UNK, UNK_MARK, Tokenizer
 from speechattn.data.video import iter_video, probe, read_audio
 from speechattn.decoding import DecodeOptions, Hypothesis, decode, token_times, word_times
 from speechattn.decoding.ctc import AlignmentError
-from speechattn.errors import MediaError
+from speechattn.errors import ConfigError, MediaError
 from speechattn.model import SpeechModel
 from speechattn.model_dir import load_model, read_config
 from speechattn.transcript import Span, Transcript
@@ -47,10 +47,16 @@ class Transcriber:
         roi_options: RoiOptions | None = None,
         device: str | torch.device = "cpu",
     ):
+        roi_options = roi_options or RoiOptions()
+        if "video" in model.modalities and roi_options.fps != model.video_fps:
+            raise ConfigError(
+                f"roi.fps is {roi_options.fps:g}, but the model sees {model.video_fps:g} frames a "
+                "second"
+            )
         self.model = model.to(device).eval()
         self.tokenizer = tokenizer
         self.decode_options = decode_options or DecodeOptions()
-        self.cropper = MouthCropper(roi_options or RoiOptions())
+        self.cropper = MouthCropper(roi_options)
         self.device = torch.device(device)
 
     @classmethod

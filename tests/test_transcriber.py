@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 
 from speechattn import Transcriber
 from speechattn.data.augment import CenterCrop
@@ -335,3 +336,12 @@ def test_unknown_tokens_are_written_as_in_the_text(tiny_model_dir):
     found = transcriber.to_transcript("x", Hypothesis(tokens, 0.0), log_probs, 0.8)
     assert UNK_MARK in found.text
     assert [w.text for w in found.words] == found.text.split()
+
+
+def test_crops_of_another_frame_rate_are_refused(tiny_model_dir, tmp_path):
+    folder = shutil.copytree(tiny_model_dir("video"), tmp_path / "model")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["roi"] = {"fps": 30.0}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match="roi.fps is 30"):
+        Transcriber.from_pretrained(folder)

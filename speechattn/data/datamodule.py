@@ -11,7 +11,14 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from torch.utils.data import DataLoader, Dataset
 
-from speechattn.data.augment import CenterCrop, ClipTransform, clip_generator
+from speechattn.data.augment import (
+    CenterCrop,
+    ClipTransform,
+    SpeedPerturb,
+    clip_generator,
+    speed_audio,
+    speed_video,
+)
 from speechattn.data.batch import Item, collate
 from speechattn.data.sampler import PaddedFrameBatches
 from speechattn.data.store import CropStore
@@ -30,7 +37,8 @@ class DataOptions:
         max_items: at most so many utterances in a batch.
         max_seconds: longer utterances are left out of training.
         num_workers: loading processes.
-        audio_transforms: applied to the sound of training utterances, in order.
+        audio_transforms: applied to the sound of training utterances, in order. SpeedPerturb changes
+            the lips alike.
         video_transforms: applied to their crops, in order; they must leave squares of the model's
             size.
     """
@@ -73,6 +81,11 @@ class SpeechDataset(Dataset):
     ):
         self.cuts = cuts
         self.tokenizer = tokenizer
+        if "audio" in modalities and any(isinstance(t, SpeedPerturb) for t in video_transforms):
+            raise ConfigError(
+                "data.video_transforms: SpeedPerturb would put lips and sound out of step; in "
+                "data.audio_transforms it changes both"
+            )
         self.hears, self.sees = "audio" in modalities, "video" in modalities
         self.crops = crops
         self.audio_transforms = audio_transforms
@@ -98,10 +111,17 @@ class SpeechDataset(Dataset):
                 samples = round(len(video) / self.crops.info(cut.id).fps * self.sample_rate)
                 audio = fit_audio(audio, samples)
             for transform in self.audio_transforms:
-                audio = transform(audio, generator)
+                if isinstance(transform, SpeedPerturb) and video is not None:
+                    factor = transform.draw(generator)
+                    audio, video = speed_audio(audio, factor), speed_video(video, factor)
+                else:
+                    audio = transform(audio, generator)
         if video is not None:
             for transform in self.video_transforms:
-                video = transform(video, generator)
+                if isinstance(transform, SpeedPerturb):
+                    video = speed_video(video, transform.draw(generator))
+                else:
+                    video = transform(video, generator)
         return Item(cut.id, text, self.tokenizer.encode(text), audio, video)
 
 

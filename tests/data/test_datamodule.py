@@ -7,7 +7,7 @@ import pytest
 import torch
 from lhotse import CutSet
 
-from speechattn.data.augment import CenterCrop, ClipTransform, RandomCrop
+from speechattn.data.augment import CenterCrop, ClipTransform, RandomCrop, SpeedPerturb
 from speechattn.data.datamodule import (
     DataOptions,
     SpeechData,
@@ -203,3 +203,17 @@ def test_long_utterances_are_left_out(tiny_corpus, caplog):
     assert len(data.valid) == 2
     with pytest.raises(ConfigError, match="max_seconds"):
         make_data(tiny_corpus, max_seconds=0.1)
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.25])
+def test_speed_changes_lips_and_sound_alike(parts, factor):
+    cuts, tokenizer, store = parts
+    speed = SpeedPerturb((factor,))
+    plain = SpeechDataset(cuts, tokenizer, AV, store)[0]
+    both = SpeechDataset(cuts, tokenizer, AV, store, audio_transforms=[speed])[0]
+    lips = SpeechDataset(cuts, tokenizer, ("video",), store, video_transforms=[speed])[0]
+    assert len(both.audio) == pytest.approx(len(plain.audio) / factor, abs=1)
+    assert len(both.video) == round(len(plain.video) / factor)
+    np.testing.assert_array_equal(both.video, lips.video)
+    with pytest.raises(ConfigError, match="out of step"):
+        SpeechDataset(cuts, tokenizer, AV, store, video_transforms=[speed])
