@@ -37,8 +37,8 @@ class DataOptions:
         max_items: at most so many utterances in a batch.
         max_seconds: longer utterances are left out of training.
         num_workers: loading processes.
-        audio_transforms: applied to the sound of training utterances, in order. SpeedPerturb changes
-            the lips alike.
+        audio_transforms: applied to the sound of training utterances, in order; SpeedPerturb
+            changes the lips alike.
         video_transforms: applied to their crops, in order; they must leave squares of the model's
             size.
     """
