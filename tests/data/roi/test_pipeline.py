@@ -158,7 +158,9 @@ def test_interrupt_leaves_a_store_to_go_on_with(tmp_path, workers):
     script.write_text(
         textwrap.dedent(
             """
-            import sys
+            import signal, sys
+            # A shell's background jobs, and some CI, start with SIGINT ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.path[:0] = sys.argv[1:3]
             from marker_detector import Marker
             from speechattn.data.roi import RoiItem, RoiOptions, extract
