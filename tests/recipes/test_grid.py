@@ -11,7 +11,7 @@ import pytest
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "grid"
 TINY = [
     "--set", "training.max_epochs=2", "--set", "training.keep=2", "--set", "data.num_workers=0",
-    "--set", "decode.beam_size=2",
+    "--set", "decode.beam_size=2", "--token-kind", "char",
 ]  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_says_what_is_wrong(arguments, reason):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """Sixteen synthetic clips in GRID's published layout."""
+    """Twenty-four synthetic clips in GRID's published layout."""
     synth = pytest.importorskip("speechattn.data.synth")
     folder = tmp_path_factory.mktemp("grid") / "corpus"
     synth.synth_corpus(folder, "en", speakers=2, utterances=12, workers=1, progress=False)
