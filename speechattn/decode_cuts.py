@@ -14,6 +14,7 @@ from speechattn.data.batch import Batch, collate
 from speechattn.data.datamodule import SpeechDataset, cut_text, read_cuts
 from speechattn.data.sampler import PaddedFrameBatches
 from speechattn.data.store import CropStore
+from speechattn.decoding import DecodeOptions
 from speechattn.evaluation.tables import write_table
 from speechattn.transcriber import Transcriber
 
@@ -54,6 +55,11 @@ def decode_cuts(
     model = transcriber.model
     store = CropStore(crops) if crops is not None else None
     cuts = read_cuts(cuts_path, model.modalities, store)
+    options = output / "options.yaml"
+    if options.exists() and DecodeOptions.load(options) != transcriber.decode_options:
+        logger.warning("%s was decoded with other options: starting anew", output)
+        (output / PARTIAL).unlink(missing_ok=True)
+    transcriber.decode_options.save(options)
     done = read_partial(output / PARTIAL)
     left = [cut for cut in cuts if cut.id not in done]
     if len(left) < len(cuts):
@@ -89,7 +95,6 @@ def decode_cuts(
     known = len(speakers) == len(cuts) and all(speakers.values())
     texts = {cut.id: cut_text(cut) for cut in cuts}
     write_table(output / "ref.tsv", texts, speakers if known else None)
-    transcriber.decode_options.save(output / "options.yaml")
     write_table(output / "hyp.tsv", {cut.id: done[cut.id] for cut in cuts})
     return output / "hyp.tsv"
 

@@ -112,6 +112,11 @@ class SpeechModel(nn.Module):
                     f"{step * stream.encoder.subsampling:g} s (frontend {step:g} s, encoder "
                     f"subsampling {stream.encoder.subsampling})"
                 )
+        expected = getattr(audio.frontend, "sample_rate", sample_rate) if audio else sample_rate
+        if expected != sample_rate:
+            raise ConfigError(
+                f"sample_rate is {sample_rate} Hz, but the audio frontend expects {expected} Hz"
+            )
         self.fusion = fusion if len(self.streams) == 2 else None
         sizes = {name: stream.encoder.output_size for name, stream in self.streams.items()}
         self.output_size = self.fusion.output_size if self.fusion else next(iter(sizes.values()))

@@ -115,6 +115,20 @@ def test_interrupted_run_goes_on(transcriber, cuts, crops, tmp_path, monkeypatch
     assert seen == []
 
 
+def test_other_options_start_anew(transcriber, cuts, crops, tmp_path, monkeypatch):
+    decode_cuts(transcriber, cuts, tmp_path, crops)
+    seen = []
+    original = Transcriber.recognise
+    monkeypatch.setattr(
+        Transcriber, "recognise", lambda self, b: seen.extend(b.ids) or original(self, b)
+    )
+    monkeypatch.setattr(transcriber, "decode_options", DecodeOptions(method="ctc_greedy"))
+    decode_cuts(transcriber, cuts, tmp_path, crops)
+    assert len(seen) == 8
+    assert DecodeOptions.load(tmp_path / "options.yaml").method == "ctc_greedy"
+    assert len((tmp_path / PARTIAL).read_text().splitlines()) == 8
+
+
 def test_read_partial(tmp_path):
     path = tmp_path / "t.jsonl"
     assert read_partial(path) == {}

@@ -120,6 +120,8 @@ def test_refuses_half_a_model(tiny_model):
         SpeechModel(VOCAB, streams["audio"], streams["video"])
     with pytest.raises(ConfigError, match="frame_shift is 0.02 s.*audio"):
         SpeechModel(VOCAB, streams["audio"], frame_shift=0.02)
+    with pytest.raises(ConfigError, match="sample_rate is 8000 Hz.*16000"):
+        SpeechModel(VOCAB, streams["audio"], sample_rate=8000)
     with pytest.raises(ConfigError, match="frame_shift is 0.04 s.*video.*0.02"):
         SpeechModel(VOCAB, video=streams["video"], video_fps=50.0)
     assert SpeechModel(VOCAB, streams["audio"], fusion=MLPFusion(1, 1, 1, 1)).fusion is None

@@ -69,6 +69,7 @@ class Conv1dResNet(Frontend):
     ):
         super().__init__()
         self.output_size = channels[-1]
+        self.sample_rate = 16000
         self.frame_shift = 0.04
         self.stem = nn.Conv1d(1, channels[0], 80, stride=4, padding=38, bias=False)
         self.stem_norm = MaskedBatchNorm1d(channels[0])

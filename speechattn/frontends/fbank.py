@@ -54,6 +54,7 @@ class LogMelFbank(Frontend):
     ):
         super().__init__()
         self.output_size = num_bins
+        self.sample_rate = sample_rate
         self.normalise = normalise
         self.window_size = sample_rate * 25 // 1000
         self.hop = sample_rate // 100

@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from speechattn.config import build, check_sections
+from speechattn.config import build, check_sections, read_yaml
 from speechattn.data.datamodule import DataOptions, SpeechData
 from speechattn.data.roi import RoiOptions
 from speechattn.data.tokenizer import Tokenizer
@@ -49,6 +49,7 @@ SECTIONS = ("model", "loss", "data", "training", "decode", "roi")
 # Layer drop leaves parameters without a gradient; so does a head whose loss has no weight.
 DISTRIBUTED = "ddp_find_unused_parameters_true"
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+LAST = "last.ckpt"  # what Lightning's ModelCheckpoint calls it
 CHECKPOINT = re.compile(r"epoch=(\d+)-error=([\d.]+)\.ckpt$")
 
 
@@ -150,6 +151,7 @@ def train(
     tokenizer = Tokenizer.load(tokenizer_dir)
     model = build_model(config.get("model"), tokenizer.vocab_size, allow)
     logger.info("%s, %.2f M parameters", "+".join(model.modalities), model.num_parameters() / 1e6)
+    check_resumed(folder, config)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     data = SpeechData(
         data_options,
@@ -162,7 +164,7 @@ def train(
         model.sample_rate,
         options.seed,
     )
-    last = folder / "last.ckpt"
+    last = folder / LAST
     trainer = make_trainer(options, folder)
     resume = last if last.exists() else None
     if resume:
@@ -178,6 +180,25 @@ def train(
     facts = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
     (folder / "done.json").write_text(json.dumps(facts), encoding="utf-8")
     return folder
+
+
+def check_resumed(folder: Path, config: dict[str, Any]) -> None:
+    """Whether a configuration may go on with what an earlier one began in `folder`.
+
+    Raises:
+        ConfigError: the model is another one. Other changes are only reported.
+    """
+    if not (folder / LAST).exists() or not (folder / "config.yaml").exists():
+        return
+    before = read_yaml(folder / "config.yaml")
+    config = yaml.safe_load(yaml.safe_dump(config))  # as it would be read back
+    changed = [name for name in SECTIONS if before.get(name) != config.get(name)]
+    if "model" in changed:
+        raise ConfigError(
+            f"model: {folder} was begun with another model; choose another --exp, or remove it"
+        )
+    if changed:
+        logger.warning("going on with other settings than before in: %s", ", ".join(changed))
 
 
 def make_trainer(options: TrainingOptions, folder: Path) -> L.Trainer:

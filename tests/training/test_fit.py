@@ -170,6 +170,19 @@ def test_finished_training_is_not_repeated(tiny_config, train_tiny, tmp_path):
     assert [r["epoch"] for r in rows(folder)] == ["0", "1", "2"]
 
 
+def test_another_model_cannot_go_on(tiny_config, train_tiny, tmp_path, caplog):
+    train_tiny(tiny_config("video", max_epochs=1), tmp_path)
+    other = tiny_config("video", max_epochs=2)
+    other["model"]["ctc_dropout"] = 0.5
+    with pytest.raises(ConfigError, match="begun with another model"):
+        train_tiny(other, tmp_path)
+    caplog.clear()
+    train_tiny(tiny_config("video", max_epochs=1), tmp_path)
+    assert "other settings" not in caplog.text
+    train_tiny(tiny_config("video", max_epochs=2), tmp_path)
+    assert "other settings than before in: training" in caplog.text
+
+
 def test_seed_decides(tiny_config, train_tiny, tmp_path):
     runs = [
         last(train_tiny(tiny_config("video", max_epochs=1, seed=s), tmp_path / str(i)))
