@@ -89,11 +89,14 @@ def word_times(times: Sequence[TokenTime], pieces: Sequence[str]) -> list[WordTi
             characters = [piece]  # <unk> is one symbol
         else:
             characters = list(piece)
-        step = (time.end - time.start) / max(1, len(characters))
-        for i, character in enumerate(characters):
-            if character == WORD_START or character.isspace():
+        spoken = sum(not _separates(character) for character in characters)
+        step = (time.end - time.start) / max(1, spoken)
+        i = -1  # which of the spoken characters
+        for character in characters:
+            if _separates(character):
                 open_word = False
                 continue
+            i += 1
             alone = is_ideograph(character)
             mark = len(character) == 1 and unicodedata.category(character)[0] in "PM"
             after_alone = bool(words) and is_ideograph(words[-1].text[0])
@@ -108,6 +111,11 @@ def word_times(times: Sequence[TokenTime], pieces: Sequence[str]) -> list[WordTi
         WordTime(w.text, w.start, w.end, sum(w.confidences.values()) / len(w.confidences))
         for w in words
     ]
+
+
+def _separates(character: str) -> bool:
+    """Whether a character only says that a word ends here, and takes no time."""
+    return character == WORD_START or character.isspace()
 
 
 def is_ideograph(character: str) -> bool:

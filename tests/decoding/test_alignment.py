@@ -50,10 +50,10 @@ def test_sentencepieces():
     times, table = spell("\u2581set", "\u2581whi", "te", "\u2581", "now", "\u2581a\u2581b")
     found = word_times(times, table)
     assert [w.word for w in found] == ["set", "white", "now", "a", "b"]
-    assert (found[1].start, found[1].end) == (1 + 1 / 4, 3.0)
+    assert (found[1].start, found[1].end) == (1.0, 3.0)
     assert found[1].confidence == pytest.approx(0.25)
-    # Four characters share the last piece's second.
-    assert (found[4].start, found[4].end) == (5.75, 6.0)
+    # Two characters share the last piece's second; marks take no time.
+    assert (found[4].start, found[4].end) == (5.5, 6.0)
     assert found[3].confidence == found[4].confidence == pytest.approx(0.6)
 
 
@@ -68,3 +68,10 @@ def test_chinese_and_mixed():
 
 def test_unknown_is_one_symbol():
     assert words("a", "<unk>", "<space>", "<unk>") == ["a<unk>", "<unk>"]
+
+
+def test_the_mark_of_a_word_takes_no_time():
+    """A piece that is a whole word begins and ends where its token does."""
+    times, pieces = spell("\u2581bin", "\u2581blue")
+    for word, time in zip(word_times(times, pieces), times, strict=True):
+        assert (word.start, word.end) == (time.start, pytest.approx(time.end))
