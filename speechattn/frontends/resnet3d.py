@@ -58,8 +58,8 @@ class ResNet3D(Frontend):
         image_channels: 1 for grey crops, 3 for colour.
         normalise: 'fixed' takes `mean` away and divides by `std`, as published models do; 'clip'
             takes each pixel's mean over the clip away and divides by the deviation of what is
-            left, so that the network sees what moves rather than the face that does not. It
-            learns faster from little data (our own; needs the whole clip).
+            left, so that the network sees what moves rather than the face that does not (our
+            own, for little data; needs the whole clip).
         output_norm: batch norm on each frame's vector, for the same reason (our own).
         mean: pixel mean after scaling to [0, 1].
         std: pixel standard deviation after scaling to [0, 1].
