@@ -1,7 +1,49 @@
 """Masks, built from lengths where they are used."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """What a frame sees of its sequence: its own chunk, and frames to the left of it.
+
+    Frame i is in chunk i // size. It sees frame j where
+
+        (i // size) * size - left <= j < (i // size + 1) * size.
+
+    Size 1 with everything to the left is causal attention.
+
+    Attributes:
+        size: frames a chunk, at least 1.
+        left: frames seen to the left of the chunk; -1 for all of them.
+    """
+
+    size: int
+    left: int = -1
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"Chunks: size is at least 1 frame, not {self.size}")
+        if self.left < -1:
+            raise ValueError(f"Chunks: left is -1 (all) or a number of frames, not {self.left}")
+
+    def window(self, first: int, last: int, frames: int) -> tuple[int, int]:
+        """The keys that any of the queries from `first` up to `last` sees.
+
+        Args:
+            first: first query.
+            last: one past the last query, above `first`.
+            frames: T, keys there are.
+
+        Returns:
+            The first key and one past the last, within 0 and T.
+        """
+        start = 0 if self.left < 0 else max(first // self.size * self.size - self.left, 0)
+        stop = min(((last - 1) // self.size + 1) * self.size, frames)
+        return min(start, stop), stop
 
 
 def padding_mask(lengths: Tensor, max_len: int | None = None) -> Tensor:
@@ -17,3 +59,31 @@ def padding_mask(lengths: Tensor, max_len: int | None = None) -> Tensor:
     if max_len is None:
         max_len = int(lengths.max())
     return torch.arange(max_len, device=lengths.device) < lengths[:, None]
+
+
+def chunk_mask(
+    frames: int,
+    chunks: Chunks,
+    device: torch.device | str = "cpu",
+    queries: tuple[int, int] | None = None,
+    keys: tuple[int, int] | None = None,
+) -> Tensor:
+    """True where a query sees a key.
+
+    Args:
+        frames: T.
+        chunks: the rule.
+        device: where to build the mask.
+        queries: first query and one past the last; all T by default.
+        keys: first key and one past the last; all T by default.
+
+    Returns:
+        (T, T) bool, a row a query; only the rows and columns asked for.
+    """
+    i = torch.arange(*(queries or (0, frames)), device=device)[:, None]
+    j = torch.arange(*(keys or (0, frames)), device=device)
+    begin = i.div(chunks.size, rounding_mode="floor") * chunks.size
+    seen = j < begin + chunks.size
+    if chunks.left >= 0:
+        seen &= j >= begin - chunks.left
+    return seen

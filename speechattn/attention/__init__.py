@@ -3,7 +3,15 @@
 Legend: B utterances, T frames, H heads, D width, Dh = D / H width of a head.
 """
 
+from speechattn.attention.cache import AttentionCache
 from speechattn.attention.positions import RelativePositions, relative_positions
-from speechattn.attention.relative import RelativeSelfAttention, relative_shift
+from speechattn.attention.relative import RelativeSelfAttention
+from speechattn.attention.rotary import RotarySelfAttention
 
-__all__ = ["RelativePositions", "RelativeSelfAttention", "relative_positions", "relative_shift"]
+__all__ = [
+    "AttentionCache",
+    "RelativePositions",
+    "RelativeSelfAttention",
+    "RotarySelfAttention",
+    "relative_positions",
+]

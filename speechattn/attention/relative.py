@@ -4,35 +4,16 @@ The arithmetic of ESPnet's "latest" `RelPositionMultiHeadedAttention`.
 Legend: B utterances, T frames, H heads, D width, Dh = D / H width of a head.
 """
 
-import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from speechattn.attention.cache import AttentionCache
 from speechattn.attention.positions import relative_positions
 from speechattn.dropout import Dropout
-from speechattn.masks import padding_mask
-
-
-def relative_shift(scores: Tensor) -> Tensor:
-    """Turn scores by distance into scores by key, without a copy.
-
-    Args:
-        scores: (..., T, 2T-1), column r of every row is the distance i - j = T-1-r.
-
-    Returns:
-        (..., T, T), a view where [i, j] is scores[i, T-1-i+j].
-    """
-    scores = scores.contiguous()
-    frames = scores.shape[-2]
-    if scores.shape[-1] != 2 * frames - 1:
-        raise ValueError(f"relative_shift: wants (..., T, 2T-1), got {tuple(scores.shape)}")
-    # One row down moves the diagonal one column left: a row stride of 2T-2 instead of 2T-1.
-    return scores.as_strided(
-        (*scores.shape[:-1], frames),
-        (*scores.stride()[:-2], 2 * frames - 2, 1),
-        scores.storage_offset() + frames - 1,
-    )
+from speechattn.kernels.relative_attention import relative_attention, relative_attention_step
+from speechattn.masks import Chunks
 
 
 class RelativeSelfAttention(nn.Module):
@@ -47,7 +28,7 @@ class RelativeSelfAttention(nn.Module):
         dropout: of the attention weights.
     """
 
-    patterns = ("noncausal self",)
+    patterns = ("noncausal self", "causal self")
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
@@ -66,38 +47,74 @@ class RelativeSelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.content_bias)
         nn.init.xavier_uniform_(self.position_bias)
 
-    def forward(self, x: Tensor, lengths: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Attend from every frame to the real ones.
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor,
+        positions: Tensor | None = None,
+        chunks: Chunks | None = None,
+    ) -> Tensor:
+        """Attend from every real frame to the real ones.
 
         Args:
             x: (B, T, D), finite everywhere, padding included.
             lengths: (B,) int64. An item of no frames gives finite values, never NaN.
             positions: (2T-1, D) from `RelativePositions`; plain sinusoids where left out.
+            chunks: what a frame sees; None for its whole item.
 
         Returns:
             (B, T, D); frames beyond an item's length are of no meaning.
         """
-        batch, frames, _ = x.shape
         if positions is None:
-            positions = relative_positions(frames, self.width, x.device).to(x.dtype)
-        heads, depth = self.heads, self.width // self.heads
-        # Scaling the queries is Dh/T of the work of scaling the scores.
-        scale = 1 / math.sqrt(depth)
-        q = self.query(x).view(batch, frames, heads, depth)
-        k = self.key(x).view(batch, frames, heads, depth).permute(0, 2, 3, 1)  # (B, H, Dh, T)
-        v = self.value(x).view(batch, frames, heads, depth).transpose(1, 2)  # (B, H, T, Dh)
-        p = self.position(positions).view(-1, heads, depth).permute(1, 2, 0)  # (H, Dh, 2T-1)
+            positions = relative_positions(x.shape[1], self.width, x.device).to(x.dtype)
+        y = relative_attention(
+            *self._split(x),
+            self._by_head(self.position(positions)),
+            self.content_bias,
+            self.position_bias,
+            lengths,
+            chunks,
+            self.dropout.p if self.training else 0.0,
+        )  # (B, T, H, Dh)
+        return self.output(y.flatten(2))
 
-        scores = torch.matmul(((q + self.content_bias) * scale).transpose(1, 2), k)  # (B, H, T, T)
-        # Every item shares p: its rows go through one product a head, p is not copied B times.
-        by_distance = ((q + self.position_bias) * scale).view(-1, heads, depth).transpose(0, 1)
-        by_distance = torch.matmul(by_distance, p).view(heads, batch, frames, -1)  # (H, B, T, 2T-1)
-        scores += relative_shift(by_distance).transpose(0, 1)
+    def init_state(self, batch: int) -> AttentionCache:
+        """The cache of B streams that have not begun."""
+        nothing = self.content_bias.new_zeros(batch, 0, self.heads, self.width // self.heads)
+        return AttentionCache(nothing, nothing)
 
-        padding = ~padding_mask(lengths, frames)[:, None, None]  # (B, 1, 1, T)
-        # The lowest finite number and not -inf: exactly zero after the softmax where an item has a
-        # frame, and no NaN where it has none.
-        scores.masked_fill_(padding, torch.finfo(scores.dtype).min)
-        weights = self.dropout(scores.softmax(dim=-1))
-        y = torch.matmul(weights, v).transpose(1, 2).reshape(batch, frames, self.width)
-        return self.output(y)
+    def step(self, x: Tensor, past: AttentionCache) -> tuple[Tensor, AttentionCache]:
+        """Attend from the next frames to themselves and to those in the cache; no dropout.
+
+        Args:
+            x: (B, c, D).
+            past: from `init_state` or the step before, with the same weights; trimmed by `keep`.
+
+        Returns:
+            (B, c, D), and the cache with these frames.
+        """
+        q, k, v = self._split(x)
+        cache = past.append(k, v)
+        table = self._table(cache, x)
+        centre = table.shape[0] // 2
+        band = table[centre - cache.frames + 1 : centre + x.shape[1]]  # distances L-1 to 1-c
+        y = relative_attention_step(
+            q, cache.key, cache.value, band, self.content_bias, self.position_bias
+        )
+        return self.output(y.flatten(2)), replace(cache, table=table)
+
+    def _table(self, cache: AttentionCache, x: Tensor) -> Tensor:
+        """Projected sinusoids of at least all distances in the cache, (2R-1, H, Dh)."""
+        table = cache.table
+        if table is None or table.shape[0] < 2 * cache.frames - 1:
+            # Twice as many as needed: a growing cache then projects each of them once or twice.
+            sinusoids = relative_positions(max(2 * cache.frames, 64), self.width, x.device)
+            table = self._by_head(self.position(sinusoids.to(x.dtype)))
+        return table
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, T, H, Dh)."""
+        return tuple(self._by_head(f(x)) for f in (self.query, self.key, self.value))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))

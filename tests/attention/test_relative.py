@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from speechattn.attention.positions import relative_positions
-from speechattn.attention.relative import RelativeSelfAttention, relative_shift
+from speechattn.attention.relative import RelativeSelfAttention
+from speechattn.masks import Chunks
 
 
 def brute_force(module, x, length):
@@ -70,30 +71,6 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda x: module(x, lengths), x)
 
 
-@pytest.mark.parametrize("frames", [1, 2, 3, 7])
-def test_relative_shift(frames):
-    scores = torch.randn(2, 3, frames, 2 * frames - 1)
-    shifted = relative_shift(scores)
-    for i in range(frames):
-        for j in range(frames):
-            assert torch.equal(shifted[..., i, j], scores[..., i, frames - 1 - i + j])
-    assert shifted.data_ptr() >= scores.data_ptr()
-    assert shifted.untyped_storage().data_ptr() == scores.untyped_storage().data_ptr()
-
-
-def test_relative_shift_of_a_slice():
-    """Offset and strides of what it is given count."""
-    scores = torch.randn(4, 3, 5)[1:3]
-    assert torch.equal(relative_shift(scores)[0, 2], scores[0, 2, :3])
-    scores = torch.randn(5, 3).T[None]
-    assert torch.equal(relative_shift(scores)[0, 1], scores[0, 1, 1:4])
-
-
-def test_relative_shift_refuses_other_shapes():
-    with pytest.raises(ValueError, match="2T-1"):
-        relative_shift(torch.randn(1, 3, 6))
-
-
 def test_padding_content_does_not_matter():
     module = build().float()
     lengths = torch.tensor([6, 2, 4])
@@ -126,3 +103,47 @@ def test_positions_given_or_not():
 def test_heads_must_divide_width():
     with pytest.raises(ValueError, match="3 heads"):
         RelativeSelfAttention(8, 3)
+
+
+@pytest.mark.parametrize("chunks", [Chunks(1), Chunks(3, 4), Chunks(4, 0), Chunks(90)], ids=str)
+def test_steps_equal_chunks(chunks):
+    module, frames = build().eval(), 140
+    x = torch.randn(2, frames, 8, dtype=torch.double)
+    expected = module(x, torch.tensor([frames, frames]), chunks=chunks)
+    cache, outputs = module.init_state(2), []
+    for start in range(0, frames, chunks.size):
+        y, cache = module.step(x[:, start : start + chunks.size], cache)
+        outputs.append(y)
+        if chunks.left >= 0:
+            cache = cache.keep(chunks.left)
+            assert cache.frames <= chunks.left
+    assert cache.start + cache.frames == frames
+    # The steps' sinusoids come from longer tables; both are rounded to float32.
+    assert torch.allclose(torch.cat(outputs, 1), expected, atol=1e-6)
+
+
+def test_steps_project_the_sinusoids_once():
+    module = build().eval()
+    calls = []
+    module.position.register_forward_hook(lambda *_: calls.append(1))
+    cache = module.init_state(1)
+    for _ in range(300):
+        cache = module.step(torch.randn(1, 1, 8, dtype=torch.double), cache)[1].keep(10)
+    assert len(calls) == 1
+
+
+def test_dropout_in_training_only():
+    torch.manual_seed(0)
+    module, x = RelativeSelfAttention(8, 2, dropout=0.5), torch.randn(1, 6, 8)
+    lengths = torch.tensor([6])
+    assert not torch.allclose(module(x, lengths), module(x, lengths))
+    module.eval()
+    assert torch.equal(module(x, lengths), module(x, lengths))
+
+
+def test_names_of_parameters():
+    """Models that were saved before load still."""
+    linear = [f"{n}.{p}" for n in ("query", "key", "value", "output") for p in ("weight", "bias")]
+    assert set(RelativeSelfAttention(8, 2).state_dict()) == {
+        *linear, "position.weight", "content_bias", "position_bias",
+    }  # fmt: skip

@@ -1,0 +1,138 @@
+"""Exact softmax attention over lengths, with fewer heads of keys than of queries if need be.
+
+    score[i, j] = q_i . k_j / sqrt(Dh)
+
+over torch's `scaled_dot_product_attention`, which keeps no scores on a CPU or a GPU as long as it
+is given nothing that makes it. Masks are built only where something is hidden, a tile at a time.
+Legend beyond the package's: Tq queries, Tk keys, Hkv heads of keys and values.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+from speechattn.kernels.backend import choose
+from speechattn.kernels.precision import operands
+from speechattn.kernels.tiles import Group, groups, tiles
+from speechattn.masks import Chunks, chunk_mask, padding_mask
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor,
+    chunks: Chunks | None = None,
+    dropout: float = 0.0,
+    query_lengths: Tensor | None = None,
+) -> Tensor:
+    """Attention of a ragged batch.
+
+    Args:
+        q: (B, Tq, H, Dh) queries.
+        k: (B, Tk, Hkv, Dh) keys; Hkv divides H, and neighbouring heads of queries share keys.
+        v: (B, Tk, Hkv, Dh) values.
+        lengths: (B,) int64, real keys.
+        chunks: what a query sees, for Tq = Tk; None for all keys of its item.
+        dropout: of the attention weights, in [0, 1]; 0 outside of training.
+        query_lengths: (B,) int64, real queries; all Tq where left out.
+
+    Returns:
+        (B, Tq, H, Dh), zero for queries that are not real and for items without keys; in
+        autocast's dtype where it is on.
+
+    Raises:
+        ValueError: the heads or the chunks do not go with the shapes.
+    """
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"attention: {k.shape[2]} heads of keys do not divide {q.shape[2]} heads")
+    if chunks is not None and q.shape[1] != k.shape[1]:
+        raise ValueError(f"attention: chunks want as many queries as keys, not {q.shape[1]} "
+                         f"and {k.shape[1]}")  # fmt: skip
+    q, k, v = operands(q, k, v)
+    compute = {"reference": reference, "torch": tiled}[choose(q.device)]
+    with torch.autocast(q.device.type, enabled=False):
+        y = compute(q, k, v, lengths, chunks, dropout)
+    real = (lengths > 0)[:, None]  # (B, 1)
+    if query_lengths is not None:
+        real = real & padding_mask(query_lengths, q.shape[1])
+    return y.masked_fill(~real[..., None, None], 0.0)
+
+
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor,
+    chunks: Chunks | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """The definition; see `attention`. Makes (B, H, Tq, Tk) tensors."""
+    shared = q.shape[2] // k.shape[2]
+    k, v = (x.repeat_interleave(shared, dim=2) for x in (k, v))
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(q.shape[3])
+    seen = padding_mask(lengths, k.shape[1])[:, None, None]  # (B, 1, 1, Tk)
+    if chunks is not None:
+        seen = seen & chunk_mask(k.shape[1], chunks, q.device)
+    weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1)
+    weights = torch.nn.functional.dropout(weights, dropout, training=dropout > 0)
+    return torch.einsum("bhij,bjhd->bihd", weights, v)
+
+
+def tiled(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor,
+    chunks: Chunks | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Group by group, and tile by tile where chunks or dropout ask for it; see `attention`."""
+    heads, frames = q.shape[2], k.shape[1]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, Dh)
+    if heads != k.shape[1]:
+        # Copies: torch has fused kernels for shared heads on some devices only.
+        k, v = (x.repeat_interleave(heads // k.shape[1], dim=1) for x in (k, v))
+    parts, done = [], 0
+    for group in groups(lengths, frames, heads):
+        parts.append(_nothing(q[done : group.start]))  # items of no keys
+        parts.append(_group(q, k, v, group, chunks, dropout))
+        done = group.stop
+    parts.append(_nothing(q[done:]))
+    return torch.cat(parts).transpose(1, 2)
+
+
+def _group(
+    q: Tensor, k: Tensor, v: Tensor, group: Group, chunks: Chunks | None, dropout: float
+) -> Tensor:
+    """The output (G, H, Tq, Dh) of a group, from the operands of the batch."""
+    q = q[group.start : group.stop]
+    k, v = (x[group.start : group.stop, :, : group.frames] for x in (k, v))
+    seen = None if group.padding is None else ~group.padding  # (G, 1, 1, frames)
+    if chunks is None and dropout == 0:
+        return scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    items, heads, queries, _ = q.shape
+    outputs = []
+    # With chunks, queries beyond the group's longest item see nothing and are filled with zeros.
+    stop = queries if chunks is None else group.frames
+    for tile in tiles(stop, items * heads, chunks, q.device, keys=group.frames):
+        mask = None if seen is None else seen[..., tile.first : tile.last]
+        if tile.hidden is not None:
+            mask = ~tile.hidden if mask is None else mask & ~tile.hidden
+        part = (q[:, :, tile.start : tile.stop], k[:, :, tile.first : tile.last],
+                v[:, :, tile.first : tile.last], mask, dropout)  # fmt: skip
+        if dropout > 0 and torch.is_grad_enabled():
+            # torch keeps the weights of attention with dropout on a CPU: make them again instead.
+            outputs.append(checkpoint(scaled_dot_product_attention, *part, use_reentrant=False))
+        else:
+            outputs.append(scaled_dot_product_attention(*part))
+    outputs.append(_nothing(q[:, :, stop:]))
+    return torch.cat(outputs, dim=2)
+
+
+def _nothing(q: Tensor) -> Tensor:
+    """Zeros that are still a function of the queries, for a backward pass to go through."""
+    return q.masked_fill(torch.ones((), dtype=torch.bool, device=q.device), 0.0)
