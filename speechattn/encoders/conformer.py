@@ -1,16 +1,27 @@
 """Conformer encoder (Gulati et al., 2005.08100), numerically ESPnet's."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
-from speechattn.attention.relative import RelativeSelfAttention
 from speechattn.dropout import Dropout
-from speechattn.encoders.base import LAYER_NORM_EPS, StackedEncoder
+from speechattn.encoders.activation import Activation
+from speechattn.encoders.base import (
+    LAYER_NORM_EPS,
+    Block,
+    Positions,
+    StackedEncoder,
+    build_attention,
+    per_layer,
+)
 from speechattn.encoders.convolution import ConvolutionModule
 from speechattn.encoders.feed_forward import FeedForward
+from speechattn.encoders.streaming import Reader
 from speechattn.encoders.subsampling import Subsampling
 
 
-class ConformerBlock(nn.Module):
+class ConformerBlock(Block):
     """Half feed-forward, attention, convolution, half feed-forward, norm; each a residual.
 
     Args:
@@ -21,6 +32,10 @@ class ConformerBlock(nn.Module):
         macaron: two half-step feed-forward modules; one whole at the end where False.
         dropout: of every module's output and inside the feed-forward.
         attention_dropout: of the attention weights.
+        activation: of the feed-forward and convolution modules.
+        positions: kind of attention.
+        causal: convolutions read nothing to the right of a frame.
+        stochastic_depth: see `Block`.
     """
 
     def __init__(
@@ -32,31 +47,40 @@ class ConformerBlock(nn.Module):
         macaron: bool = True,
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
+        activation: Activation = "swish",
+        positions: Positions = "relative",
+        causal: bool = False,
+        stochastic_depth: float = 0.0,
     ):
-        super().__init__()
+        super().__init__(stochastic_depth)
         self.ff_scale = 0.5 if macaron else 1.0
         if macaron:
             self.macaron_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-            self.macaron = FeedForward(width, units, dropout)
+            self.macaron = FeedForward(width, units, dropout, activation)
         else:
             self.macaron = None
         self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.attention = RelativeSelfAttention(width, heads, attention_dropout)
+        self.attention = build_attention(positions, width, heads, attention_dropout)
         self.convolution_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.convolution = ConvolutionModule(width, kernel)
+        self.convolution = ConvolutionModule(width, kernel, activation, causal)
         self.feed_forward_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.feed_forward = FeedForward(width, units, dropout)
+        self.feed_forward = FeedForward(width, units, dropout, activation)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, lengths: Tensor, positions: Tensor) -> Tensor:
-        """x: (B, T, D), lengths: (B,), positions: (2T-1, D) to (B, T, D)."""
+    def readers(self) -> Sequence[nn.Module]:
+        return self.attention, self.convolution
+
+    def run(self, x: Tensor, reader: Reader, scale: float) -> Tensor:
+        half = scale * self.ff_scale
         if self.macaron is not None:
-            x = x + self.ff_scale * self.dropout(self.macaron(self.macaron_norm(x)))
-        x = x + self.dropout(self.attention(self.attention_norm(x), lengths, positions))
-        x = x + self.dropout(self.convolution(self.convolution_norm(x), lengths))
-        x = x + self.ff_scale * self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        return self.norm(x)
+            x = torch.add(x, self.dropout(self.macaron(self.macaron_norm(x))), alpha=half)
+        y = reader.attend(self.attention, self.attention_norm(x))
+        x = torch.add(x, self.dropout(y), alpha=scale)
+        y = reader.convolve(self.convolution, self.convolution_norm(x))
+        x = torch.add(x, self.dropout(y), alpha=scale)
+        y = self.feed_forward(self.feed_forward_norm(x))
+        return self.norm(torch.add(x, self.dropout(y), alpha=half))
 
 
 class ConformerEncoder(StackedEncoder):
@@ -68,13 +92,24 @@ class ConformerEncoder(StackedEncoder):
         attention_heads: H, divides D.
         linear_units: inner width of the feed-forward modules.
         num_blocks: layers.
-        subsampling: `none` (F = D) and `linear` keep the frame rate, `conv2d2` to `conv2d8` divide
-            it by 2 to 8.
-        dropout: of the input, the positions and every module's output.
+        subsampling: `none` (F = D) and `linear` keep the frame rate, `conv2d1` to `conv2d8` divide
+            it by 1 to 8, `conv1d1` to `conv1d3` by 1 to 3.
+        dropout: of the input and every module's output.
         attention_dropout: of the attention weights.
         conv_kernel: K of the depthwise convolutions in frames, odd.
         macaron: two half-step feed-forward modules a block instead of one.
         layer_drop: chance of a block to be skipped by a training step.
+        position_dropout: of the scaled input and the sinusoids; as `dropout` where None.
+        activation: of the feed-forward and convolution modules.
+        stochastic_depth: chance of each block to be skipped by a training step, with scaling; one
+            for all blocks, or a list.
+        positions: `relative`, as ESPnet's `latest`, or `rotary`.
+        intermediate: layers, from 1, whose normalised frames `encode` returns too.
+        self_conditioning: V, where these layers condition the next on the CTC head; 0 for none.
+        causal: convolutions read nothing to the right of a frame.
+        chunk_size: hidden frames a chunk; 0 for whole sequences.
+        left_context: hidden frames before its chunk that a frame attends to; -1 for all.
+        dynamic_chunk: training draws a chunk size a batch. See `StackedEncoder` for these last.
     """
 
     def __init__(
@@ -90,6 +125,16 @@ class ConformerEncoder(StackedEncoder):
         conv_kernel: int = 31,
         macaron: bool = True,
         layer_drop: float = 0.0,
+        position_dropout: float | None = None,
+        activation: Activation = "swish",
+        stochastic_depth: float | list[float] = 0.0,
+        positions: Positions = "relative",
+        intermediate: Sequence[int] = (),
+        self_conditioning: int = 0,
+        causal: bool = False,
+        chunk_size: int = 0,
+        left_context: int = -1,
+        dynamic_chunk: bool = False,
     ):
         blocks = [
             ConformerBlock(
@@ -100,7 +145,25 @@ class ConformerEncoder(StackedEncoder):
                 macaron,
                 dropout,
                 attention_dropout,
+                activation,
+                positions,
+                causal,
+                depth,
             )
-            for _ in range(num_blocks)
+            for depth in per_layer(stochastic_depth, num_blocks, "stochastic_depth")
         ]
-        super().__init__(input_size, output_size, blocks, subsampling, dropout, layer_drop)
+        super().__init__(
+            input_size,
+            output_size,
+            blocks,
+            subsampling,
+            dropout,
+            layer_drop,
+            position_dropout,
+            positions,
+            intermediate,
+            self_conditioning,
+            chunk_size,
+            left_context,
+            dynamic_chunk,
+        )

@@ -1,18 +1,28 @@
 """E-Branchformer encoder (Kim et al., 2210.00077), numerically ESPnet's."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from speechattn.attention.relative import RelativeSelfAttention
 from speechattn.dropout import Dropout
-from speechattn.encoders.base import LAYER_NORM_EPS, StackedEncoder
+from speechattn.encoders.activation import Activation, GateActivation
+from speechattn.encoders.base import (
+    LAYER_NORM_EPS,
+    Block,
+    Positions,
+    StackedEncoder,
+    build_attention,
+    per_layer,
+)
 from speechattn.encoders.cgmlp import ConvolutionalGatingMLP
 from speechattn.encoders.depthwise import DepthwiseConv
 from speechattn.encoders.feed_forward import FeedForward
+from speechattn.encoders.streaming import Reader
 from speechattn.encoders.subsampling import Subsampling
 
 
-class EBranchformerBlock(nn.Module):
+class EBranchformerBlock(Block):
     """Attention and gating MLP side by side, merged by a convolution, between two feed-forwards.
 
     Args:
@@ -25,6 +35,12 @@ class EBranchformerBlock(nn.Module):
         macaron: two half-step feed-forward modules; one whole at the end where False.
         dropout: of every module's output and inside the feed-forward and the gate.
         attention_dropout: of the attention weights.
+        activation: of the feed-forward modules.
+        gate_linear: a Linear after the gate's convolution.
+        gate_activation: of the gate.
+        positions: kind of attention.
+        causal: convolutions read nothing to the right of a frame.
+        stochastic_depth: see `Block`.
     """
 
     def __init__(
@@ -38,35 +54,48 @@ class EBranchformerBlock(nn.Module):
         macaron: bool = True,
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
+        activation: Activation = "swish",
+        gate_linear: bool = False,
+        gate_activation: GateActivation = "identity",
+        positions: Positions = "relative",
+        causal: bool = False,
+        stochastic_depth: float = 0.0,
     ):
-        super().__init__()
+        super().__init__(stochastic_depth)
         self.macaron = self.feed_forward = None
         self.ff_scale = 0.5 if macaron else 1.0
         if units and macaron:
             self.macaron_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-            self.macaron = FeedForward(width, units, dropout)
+            self.macaron = FeedForward(width, units, dropout, activation)
         self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.attention = RelativeSelfAttention(width, heads, attention_dropout)
+        self.attention = build_attention(positions, width, heads, attention_dropout)
         self.cgmlp_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.cgmlp = ConvolutionalGatingMLP(width, cgmlp_units, cgmlp_kernel, dropout)
-        self.merge_depthwise = DepthwiseConv(2 * width, merge_kernel)
+        self.cgmlp = ConvolutionalGatingMLP(
+            width, cgmlp_units, cgmlp_kernel, dropout, gate_linear, gate_activation, causal
+        )
+        self.merge_depthwise = DepthwiseConv(2 * width, merge_kernel, causal)
         self.merge = nn.Linear(2 * width, width)
         if units:
             self.feed_forward_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-            self.feed_forward = FeedForward(width, units, dropout)
+            self.feed_forward = FeedForward(width, units, dropout, activation)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, lengths: Tensor, positions: Tensor) -> Tensor:
-        """x: (B, T, D), lengths: (B,), positions: (2T-1, D) to (B, T, D)."""
+    def readers(self) -> Sequence[nn.Module]:
+        return self.attention, self.cgmlp, self.merge_depthwise
+
+    def run(self, x: Tensor, reader: Reader, scale: float) -> Tensor:
+        half = scale * self.ff_scale
         if self.macaron is not None:
-            x = x + self.ff_scale * self.dropout(self.macaron(self.macaron_norm(x)))
-        broad = self.dropout(self.attention(self.attention_norm(x), lengths, positions))
-        local = self.dropout(self.cgmlp(self.cgmlp_norm(x), lengths))
+            x = torch.add(x, self.dropout(self.macaron(self.macaron_norm(x))), alpha=half)
+        broad = self.dropout(reader.attend(self.attention, self.attention_norm(x)))
+        local = self.dropout(reader.convolve(self.cgmlp, self.cgmlp_norm(x)))
         both = torch.cat((broad, local), dim=-1)  # (B, T, 2D)
-        x = x + self.dropout(self.merge(both + self.merge_depthwise(both, lengths)))
+        both = both + reader.convolve(self.merge_depthwise, both)
+        x = torch.add(x, self.dropout(self.merge(both)), alpha=scale)
         if self.feed_forward is not None:
-            x = x + self.ff_scale * self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+            y = self.feed_forward(self.feed_forward_norm(x))
+            x = torch.add(x, self.dropout(y), alpha=half)
         return self.norm(x)
 
 
@@ -80,15 +109,30 @@ class EBranchformerEncoder(StackedEncoder):
         linear_units: inner width of the feed-forward modules; 0 for none.
         cgmlp_units: inner width of the gating MLPs, even.
         num_blocks: layers.
-        subsampling: `none` (F = D) and `linear` keep the frame rate, `conv2d2` to `conv2d8` divide
-            it by 2 to 8.
-        dropout: of the input, the positions and every module's output.
+        subsampling: `none` (F = D) and `linear` keep the frame rate, `conv2d1` to `conv2d8` divide
+            it by 1 to 8, `conv1d1` to `conv1d3` by 1 to 3.
+        dropout: of the input and every module's output.
         attention_dropout: of the attention weights.
         cgmlp_kernel: K of the gates' depthwise convolutions in frames, odd.
         merge_kernel: K of the merges' depthwise convolutions in frames, odd.
         macaron: two half-step feed-forward modules a block instead of one.
         layer_drop: chance of a block to be skipped by a training step.
+        position_dropout: of the scaled input and the sinusoids; as `dropout` where None.
+        activation: of the feed-forward modules.
+        gate_linear: a Linear after the gates' convolution, ESPnet's `use_linear_after_conv`.
+        gate_activation: of the gates.
+        stochastic_depth: chance of each block to be skipped by a training step, with scaling; one
+            for all blocks, or a list.
+        positions: `relative`, as ESPnet's `latest`, or `rotary`.
+        intermediate: layers, from 1, whose frames `encode` returns too.
+        self_conditioning: V, where these layers condition the next on the CTC head; 0 for none.
+        causal: convolutions read nothing to the right of a frame.
+        chunk_size: hidden frames a chunk; 0 for whole sequences.
+        left_context: hidden frames before its chunk that a frame attends to; -1 for all.
+        dynamic_chunk: training draws a chunk size a batch. See `StackedEncoder` for these last.
     """
+
+    norm_intermediate = False
 
     def __init__(
         self,
@@ -105,6 +149,18 @@ class EBranchformerEncoder(StackedEncoder):
         merge_kernel: int = 31,
         macaron: bool = True,
         layer_drop: float = 0.0,
+        position_dropout: float | None = None,
+        activation: Activation = "swish",
+        gate_linear: bool = False,
+        gate_activation: GateActivation = "identity",
+        stochastic_depth: float | list[float] = 0.0,
+        positions: Positions = "relative",
+        intermediate: Sequence[int] = (),
+        self_conditioning: int = 0,
+        causal: bool = False,
+        chunk_size: int = 0,
+        left_context: int = -1,
+        dynamic_chunk: bool = False,
     ):
         blocks = [
             EBranchformerBlock(
@@ -117,7 +173,27 @@ class EBranchformerEncoder(StackedEncoder):
                 macaron,
                 dropout,
                 attention_dropout,
+                activation,
+                gate_linear,
+                gate_activation,
+                positions,
+                causal,
+                depth,
             )
-            for _ in range(num_blocks)
+            for depth in per_layer(stochastic_depth, num_blocks, "stochastic_depth")
         ]
-        super().__init__(input_size, output_size, blocks, subsampling, dropout, layer_drop)
+        super().__init__(
+            input_size,
+            output_size,
+            blocks,
+            subsampling,
+            dropout,
+            layer_drop,
+            position_dropout,
+            positions,
+            intermediate,
+            self_conditioning,
+            chunk_size,
+            left_context,
+            dynamic_chunk,
+        )

@@ -3,28 +3,42 @@
 import pytest
 import torch
 
-from speechattn.encoders import ConformerEncoder, EBranchformerEncoder
+from speechattn.encoders import BranchformerEncoder, ConformerEncoder, EBranchformerEncoder
 from speechattn.masks import padding_mask
 
 LENGTHS = [70, 31, 52, 17]
 SUBSAMPLINGS = ["none", "linear", "conv2d2", "conv2d4", "conv2d6", "conv2d8"]
-ENCODERS = [ConformerEncoder, EBranchformerEncoder]
+ENCODERS = [ConformerEncoder, EBranchformerEncoder, BranchformerEncoder]
+# Options that change how frames see each other, or what is computed of them.
+VARIANTS = [
+    (ConformerEncoder, {"positions": "rotary"}),
+    (EBranchformerEncoder, {"positions": "rotary"}),
+    (ConformerEncoder, {"chunk_size": 4, "left_context": 3}),
+    (ConformerEncoder, {"positions": "rotary", "chunk_size": 5, "causal": True}),
+    (EBranchformerEncoder, {"chunk_size": 1, "gate_linear": True, "gate_activation": "tanh"}),
+    (BranchformerEncoder, {"merge_method": "learned_ave"}),
+    (BranchformerEncoder, {"merge_method": "learned_ave", "chunk_size": 4, "left_context": 6}),
+    (BranchformerEncoder, {"merge_method": "fixed_ave", "cgmlp_weight": [1.0, 0.3]}),
+]
+variants = pytest.mark.parametrize(
+    ("cls", "options"), VARIANTS, ids=lambda v: "-".join(v) if isinstance(v, dict) else v.__name__
+)
 
 
 def build(cls, subsampling="linear", dropout=0.1, **options):
     torch.manual_seed(0)
-    if cls is EBranchformerEncoder:
+    if cls is not ConformerEncoder:
         options["cgmlp_units"] = 40
+    if cls is not BranchformerEncoder:
+        options["linear_units"] = 36
     features = 24 if subsampling == "none" else 20
     encoder = cls(
         features,
         24,
         attention_heads=4,
-        linear_units=36,
-        num_blocks=2,
         subsampling=subsampling,
         dropout=dropout,
-        **options,
+        **{"num_blocks": 2, **options},
     )
     for name, value in encoder.state_dict().items():  # nothing at its neutral initial value
         if value.dim() == 1 or "depthwise" in name:
@@ -44,7 +58,15 @@ def batch(features, lengths=LENGTHS, extra=0, fill=0.0):
 @pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
 @pytest.mark.parametrize("cls", ENCODERS)
 def test_batch_gives_what_items_give(cls, subsampling, fill):
-    encoder, features = build(cls, subsampling)
+    check_batch_gives_what_items_give(*build(cls, subsampling), fill)
+
+
+@variants
+def test_batch_gives_what_items_give_in_every_variant(cls, options):
+    check_batch_gives_what_items_give(*build(cls, "conv2d2", **options), float("nan"))
+
+
+def check_batch_gives_what_items_give(encoder, features, fill):
     encoder.eval()
     x, lengths = batch(features, extra=3, fill=fill)
     y, y_lengths = encoder(x, lengths)
@@ -59,9 +81,18 @@ def test_batch_gives_what_items_give(cls, subsampling, fill):
 @pytest.mark.parametrize("cls", ENCODERS)
 def test_training_does_not_see_padding(cls):
     """Outputs, gradients and running statistics of a training step, dropout off."""
+    check_training_does_not_see_padding(cls, {})
+
+
+@variants
+def test_training_does_not_see_padding_in_any_variant(cls, options):
+    check_training_does_not_see_padding(cls, options)
+
+
+def check_training_does_not_see_padding(cls, options):
     results = []
     for extra, fill in ((0, 0.0), (13, 1e3)):
-        encoder, features = build(cls, dropout=0.0)
+        encoder, features = build(cls, dropout=0.0, **options)
         x, lengths = batch(features, extra=extra, fill=fill)
         x.requires_grad_()
         y, _ = encoder(x, lengths)
@@ -69,6 +100,7 @@ def test_training_does_not_see_padding(cls):
         y = y[:, :70] * real
         (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
         grads = [p.grad for p in encoder.parameters()]
+        assert all(g is not None for g in grads)
         results.append((y.detach(), x.grad[:, :70] * real, *grads, *encoder.buffers()))
     for a, b in zip(*results, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
@@ -86,23 +118,37 @@ def test_training_batch_gives_what_items_give():
 
 @pytest.mark.parametrize("cls", ENCODERS)
 def test_gradient_equals_finite_differences(cls):
-    encoder, features = build(cls, "conv2d4", dropout=0.0)
+    """For every tensor on its own."""
+    check_gradient(*build(cls, "conv2d4", dropout=0.0, num_blocks=1), together=False)
+
+
+@variants
+def test_gradient_equals_finite_differences_in_every_variant(cls, options):
+    """In a random direction of all parameters together."""
+    check_gradient(*build(cls, dropout=0.0, **options), together=True)
+
+
+def check_gradient(encoder, features, together):
     encoder.double()
     x, lengths = batch(features, [23, 15])
     x = x.double().requires_grad_()
     y, _ = encoder(x, lengths)
     weight = torch.randn_like(y)
     (y * weight).sum().backward()
-    for tensor in (x, *encoder.parameters()):
-        direction = torch.randn_like(tensor)
+    tensors = [x, *encoder.parameters()]
+    for group in [tensors] if together else [[tensor] for tensor in tensors]:
+        directions = [torch.randn_like(tensor) for tensor in group]
         values = []
-        for step in (1e-6, -1e-6):
+        for step in (1e-7, -1e-7):  # small, or a ReLU changes its mind
             with torch.no_grad():
-                tensor += step * direction
+                for tensor, direction in zip(group, directions, strict=True):
+                    tensor += step * direction
                 values.append((encoder(x, lengths)[0] * weight).sum())
-                tensor -= step * direction
-        slope = (values[0] - values[1]) / 2e-6
-        assert torch.allclose((tensor.grad * direction).sum(), slope, rtol=1e-4, atol=1e-5)
+                for tensor, direction in zip(group, directions, strict=True):
+                    tensor -= step * direction
+        slope = (values[0] - values[1]) / 2e-7
+        expected = sum((t.grad * d).sum() for t, d in zip(group, directions, strict=True))
+        assert torch.allclose(expected, slope, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
@@ -165,6 +211,7 @@ def test_round_trip_through_state_dict(cls):
         (ConformerEncoder, (80, 96, 4, 384, 4, "linear"), (0.9, 1.6)),
         (ConformerEncoder, (512, 768, 12, 3072, 12, "linear"), (150, 250)),
         (EBranchformerEncoder, (80, 96, 4, 256, 256, 4, "linear"), (0.7, 1.5)),
+        (BranchformerEncoder, (80, 256, 4, 2048, 24, "conv2d4"), (30, 36)),
         (EBranchformerEncoder, (512, 768, 12, 3072, 3072, 12, "linear"), (180, 280)),
     ],
 )

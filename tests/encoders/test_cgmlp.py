@@ -42,6 +42,20 @@ def test_gates_by_the_neighbourhood():
     assert torch.allclose(module(x, torch.tensor([5]))[0], expected, atol=1e-5)
 
 
+def test_gate_linear_and_activation():
+    torch.manual_seed(0)
+    module = ConvolutionalGatingMLP(6, 8, 3, 0.0, linear=True, gate_activation="tanh")
+    x, lengths = torch.randn(1, 5, 6), torch.tensor([5])
+    content, gate = functional.gelu(module.expand(x)).chunk(2, dim=-1)
+    still_open = module.contract(content * torch.tensor(1.0).tanh())
+    assert torch.allclose(module(x, lengths), still_open, atol=1e-4)
+    torch.nn.init.normal_(module.linear.weight)
+    torch.nn.init.normal_(module.depthwise.weight)
+    gate = module.depthwise(module.norm(gate), lengths)
+    gate = (gate @ module.linear.weight.T + module.linear.bias).tanh()
+    assert torch.allclose(module(x, lengths), module.contract(content * gate), atol=1e-5)
+
+
 def test_odd_units_are_refused():
     with pytest.raises(ValueError, match="even"):
         ConvolutionalGatingMLP(4, 7)

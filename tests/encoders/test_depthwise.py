@@ -3,6 +3,7 @@ import torch
 from torch.nn.functional import conv1d
 
 from speechattn.encoders.depthwise import DepthwiseConv
+from speechattn.masks import Chunks
 
 SHAPES = pytest.mark.parametrize(
     ("lengths", "channels", "kernel"),
@@ -51,6 +52,64 @@ def test_same_without_gradient(lengths, channels, kernel):
     y = module(x, torch.tensor(lengths))
     with torch.no_grad():
         assert torch.allclose(module(x, torch.tensor(lengths)), y, atol=1e-6)
+
+
+def tap_by_tap(module, x, lengths, size):
+    """The definition: what each frame may read, summed."""
+    kernel = module.kernel_size[0]
+    rows = []
+    for b, n in enumerate(lengths):
+        row = [torch.zeros_like(x[b, 0])] * x.shape[1]
+        for t in range(n):
+            end = n if size is None else min(t // size * size + size, n)
+            row[t] = module.bias + sum(
+                module.weight[:, 0, k] * x[b, t + k - module.left]
+                for k in range(kernel)
+                if 0 <= t + k - module.left < end
+            )
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+STREAMS = pytest.mark.parametrize(
+    ("size", "kernel", "causal"),
+    [(1, 5, False), (2, 5, False), (4, 7, False), (5, 1, False), (3, 9, False), (99, 5, False),
+     (None, 5, True), (2, 5, True), (3, 1, True)],
+)  # fmt: skip
+
+
+@STREAMS
+def test_chunks_and_causality(size, kernel, causal):
+    torch.manual_seed(0)
+    module = DepthwiseConv(4, kernel, causal).double()
+    lengths = [13, 6, 0, 8]
+    x = torch.randn(4, 13, 4, dtype=torch.float64)
+    weight = torch.randn_like(x)
+    for b, n in enumerate(lengths):
+        weight[b, n:] = 0
+    chunks = None if size is None else Chunks(size)
+    results = []
+    for function in (lambda x: module(x, torch.tensor(lengths), chunks),
+                     lambda x: tap_by_tap(module, x, lengths, size)):  # fmt: skip
+        leaf = x.clone().requires_grad_()
+        y = function(leaf) * (weight != 0)
+        grads = torch.autograd.grad((y * weight).sum(), (leaf, module.weight, module.bias))
+        results.append((y, *grads))
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+
+
+@STREAMS
+def test_steps_equal_chunks(size, kernel, causal):
+    module = DepthwiseConv(4, kernel, causal)
+    x = torch.randn(2, 13, 4)
+    size = size or 4
+    past, outputs = module.init_state(2), []
+    for piece in x.split(size, dim=1):
+        y, past = module.step(piece, past)
+        outputs.append(y)
+    whole = module(x, torch.tensor([13, 13]), Chunks(size))
+    assert torch.allclose(torch.cat(outputs, dim=1), whole, atol=1e-6)
 
 
 def test_gradients_only_where_asked_for():

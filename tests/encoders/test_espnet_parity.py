@@ -1,74 +1,176 @@
 """Our encoders against ESPnet 202611's, with the same random weights.
 
-This pins the arithmetic that importing ESPnet checkpoints relies on. The mapping of names below is
-the test's own.
+This pins the arithmetic, and the names, that importing ESPnet checkpoints relies on.
 """
 
+import itertools
 import re
 
 import pytest
 import torch
 
-from speechattn.encoders import ConformerEncoder, EBranchformerEncoder
+from speechattn.encoders import BranchformerEncoder, ConformerEncoder, EBranchformerEncoder
+from speechattn.importing.espnet import ENCODER_RULES, encoder_weights
 from speechattn.masks import padding_mask
 
 _INSTALL = "needs ESPnet: pip install --no-deps --ignore-requires-python espnet==202611 typeguard"
-conformer = pytest.importorskip(
-    "espnet2.asr.encoder.conformer_encoder", reason=_INSTALL, exc_type=ImportError
-)
-e_branchformer = pytest.importorskip(
-    "espnet2.asr.encoder.e_branchformer_encoder", reason=_INSTALL, exc_type=ImportError
-)
-
-FEATURES, WIDTH, HEADS, UNITS, BLOCKS = 23, 32, 4, 48, 2
-
-# ESPnet's name to ours; every rule that matches is applied, in turn.
-_RULES = [
-    (r"^embed\.conv\.(\d+)\.", lambda m: f"input.convolutions.{int(m[1]) // 2}."),
-    (r"^embed\.out\.", "input.projection."),
-    (r"^embed\.0\.", "input.projection."),
-    (r"^embed\.1\.", "input.norm."),
-    (r"^after_norm\.", "norm."),
-    (r"^encoders\.", "blocks."),
-    (r"\.(self_attn|attn)\.", ".attention."),
-    (r"\.attention\.linear_q\.", ".attention.query."),
-    (r"\.attention\.linear_k\.", ".attention.key."),
-    (r"\.attention\.linear_v\.", ".attention.value."),
-    (r"\.attention\.linear_out\.", ".attention.output."),
-    (r"\.attention\.linear_pos\.", ".attention.position."),
-    (r"\.attention\.pos_bias_u$", ".attention.content_bias"),
-    (r"\.attention\.pos_bias_v$", ".attention.position_bias"),
-    (r"\.norm_ff_macaron\.", ".macaron_norm."),
-    (r"\.feed_forward_macaron\.", ".macaron."),
-    (r"\.norm_ff\.", ".feed_forward_norm."),
-    (r"\.norm_mha\.", ".attention_norm."),
-    (r"\.norm_conv\.", ".convolution_norm."),
-    (r"\.norm_mlp\.", ".cgmlp_norm."),
-    (r"\.norm_final\.", ".norm."),
-    (r"\.w_1\.", ".expand."),
-    (r"\.w_2\.", ".contract."),
-    (r"\.conv_module\.", ".convolution."),
-    (r"\.pointwise_conv1\.", ".expand."),
-    (r"\.pointwise_conv2\.", ".contract."),
-    (r"\.depthwise_conv\.", ".depthwise."),
-    (r"\.channel_proj1\.0\.", ".expand."),
-    (r"\.channel_proj2\.", ".contract."),
-    (r"\.csgu\.norm\.", ".norm."),
-    (r"\.csgu\.conv\.", ".depthwise."),
-    (r"\.depthwise_conv_fusion\.", ".merge_depthwise."),
-    (r"\.merge_proj\.", ".merge."),
-]
+espnet_ctc = pytest.importorskip("espnet2.asr.ctc", reason=_INSTALL, exc_type=ImportError)
 
 
-def ours_of(name):
-    for pattern, replacement in _RULES:
-        name = re.sub(pattern, replacement, name)
-    return name
+def espnet(module):
+    return pytest.importorskip(
+        f"espnet2.asr.encoder.{module}", reason=_INSTALL, exc_type=ImportError
+    )
 
 
-def reshape(name, value):
-    """A pointwise convolution of ESPnet's is a Linear of ours."""
-    return value.squeeze(-1) if "pointwise_conv" in name and value.dim() == 3 else value
+FEATURES, WIDTH, VOCAB = 23, 32, 11
+
+# What every model here is made with: the class, and arguments; ESPnet's, then ours.
+THEIRS = {
+    "conformer": (
+        espnet("conformer_encoder").ConformerEncoder,
+        {
+            "linear_units": 48,
+            "num_blocks": 2,
+            "macaron_style": True,
+            "rel_pos_type": "latest",
+            "cnn_module_kernel": 7,
+        },
+    ),
+    "e_branchformer": (
+        espnet("e_branchformer_encoder").EBranchformerEncoder,
+        {
+            "linear_units": 48,
+            "num_blocks": 2,
+            "cgmlp_linear_units": 64,
+            "cgmlp_conv_kernel": 7,
+            "use_ffn": True,
+            "macaron_ffn": True,
+            "merge_conv_kernel": 5,
+        },
+    ),
+    "branchformer": (
+        espnet("branchformer_encoder").BranchformerEncoder,
+        {"num_blocks": 2, "cgmlp_linear_units": 64, "cgmlp_conv_kernel": 7},
+    ),
+}
+OURS = {
+    "conformer": (
+        ConformerEncoder,
+        {"linear_units": 48, "num_blocks": 2, "conv_kernel": 7},
+    ),
+    "e_branchformer": (
+        EBranchformerEncoder,
+        {
+            "linear_units": 48,
+            "num_blocks": 2,
+            "cgmlp_units": 64,
+            "cgmlp_kernel": 7,
+            "merge_kernel": 5,
+        },
+    ),
+    "branchformer": (
+        BranchformerEncoder,
+        {"num_blocks": 2, "cgmlp_units": 64, "cgmlp_kernel": 7},
+    ),
+}
+
+# ESPnet's options and ours for each, beside those above.
+CASES = {
+    "conformer": ("conformer", {}, {}),
+    "conformer-plain": ("conformer", {"macaron_style": False}, {"macaron": False}),
+    **{
+        f"conformer-{name}": ("conformer", {"activation_type": name}, {"activation": name})
+        for name in ("relu", "tanh", "hardtanh", "selu")
+    },
+    "conformer-intermediate": (
+        "conformer",
+        {"interctc_layer_idx": [1, 3], "num_blocks": 4},
+        {"intermediate": [1, 3], "num_blocks": 4},
+    ),
+    "conformer-conditioned": (
+        "conformer",
+        {"interctc_layer_idx": [1, 3], "num_blocks": 4, "interctc_use_conditioning": True},
+        {"intermediate": [1, 3], "num_blocks": 4, "self_conditioning": VOCAB},
+    ),
+    "e_branchformer": ("e_branchformer", {}, {}),
+    "e_branchformer-plain": ("e_branchformer", {"macaron_ffn": False}, {"macaron": False}),
+    "e_branchformer-no_ffn": ("e_branchformer", {"use_ffn": False}, {"linear_units": 0}),
+    "e_branchformer-relu": (
+        "e_branchformer",
+        {"ffn_activation_type": "relu"},
+        {"activation": "relu"},
+    ),
+    "e_branchformer-gate": (
+        "e_branchformer",
+        {"use_linear_after_conv": True, "gate_activation": "tanh"},
+        {"gate_linear": True, "gate_activation": "tanh"},
+    ),
+    "e_branchformer-intermediate": (
+        "e_branchformer",
+        {"interctc_layer_idx": [2], "num_blocks": 3},
+        {"intermediate": [2], "num_blocks": 3},
+    ),
+    "e_branchformer-conditioned": (
+        "e_branchformer",
+        {"interctc_layer_idx": [2], "num_blocks": 3, "interctc_use_conditioning": True},
+        {"intermediate": [2], "num_blocks": 3, "self_conditioning": VOCAB},
+    ),
+    "branchformer": ("branchformer", {}, {}),
+    "branchformer-gate": (
+        "branchformer",
+        {"use_linear_after_conv": True, "gate_activation": "swish"},
+        {"gate_linear": True, "gate_activation": "swish"},
+    ),
+    "branchformer-learned": (
+        "branchformer",
+        {"merge_method": "learned_ave"},
+        {"merge_method": "learned_ave"},
+    ),
+    "branchformer-fixed": (
+        "branchformer",
+        {"merge_method": "fixed_ave", "cgmlp_weight": 0.3},
+        {"merge_method": "fixed_ave", "cgmlp_weight": 0.3},
+    ),
+    "branchformer-each_fixed": (
+        "branchformer",
+        {"merge_method": "fixed_ave", "cgmlp_weight": [0.0, 0.7, 1.0], "num_blocks": 3},
+        {"merge_method": "fixed_ave", "cgmlp_weight": [0.0, 0.7, 1.0], "num_blocks": 3},
+    ),
+}
+INPUTS = ["none", "linear", *(f"conv2d{n}" for n in (1, 2, 4, 6, 8))]
+LENGTHS = {"ragged": [61, 34, 50], "single": [47], "level": [50, 50, 50]}
+
+
+def pair(case, subsampling="linear", theirs=(), ours=()):
+    """ESPnet's model, its CTC head and our model, with the same weights."""
+    torch.manual_seed(1)
+    kind, their_options, our_options = CASES[case]
+    cls, options = THEIRS[kind]
+    features = WIDTH if subsampling == "none" else FEATURES
+    names = {"none": None, "conv2d4": "conv2d"}
+    their_model = cls(
+        features,
+        WIDTH,
+        dropout_rate=0.0,
+        positional_dropout_rate=0.0,
+        input_layer=names.get(subsampling, subsampling),
+        **{**options, **their_options, **dict(theirs)},
+    )
+    if getattr(their_model, "interctc_use_conditioning", False):  # as ESPnet's whole model does
+        their_model.conditioning_layer = torch.nn.Linear(VOCAB, WIDTH)
+    cls, options = OURS[kind]
+    our_model = cls(
+        features,
+        WIDTH,
+        subsampling=subsampling,
+        dropout=0.0,
+        **{**options, **our_options, **dict(ours)},
+    )
+    ctc = espnet_ctc.CTC(VOCAB, WIDTH)
+    randomise(their_model)
+    our_model.load_state_dict(encoder_weights(their_model.state_dict()))  # strict
+    return their_model, ctc, our_model
 
 
 def randomise(model):
@@ -83,86 +185,29 @@ def randomise(model):
             value.normal_(0.0, value[0].numel() ** -0.5)
 
 
-def copy(theirs, ours):
-    state = {ours_of(n): reshape(n, v) for n, v in theirs.state_dict().items()}
-    ours.load_state_dict(state)  # strict: every name must be met, on both sides
+def their_outputs(model, ctc, x, lengths):
+    options = {"ctc": ctc} if hasattr(model, "interctc_layer_idx") else {}
+    y, lengths, _ = model(x, lengths, **options)
+    return (y[0], dict(y[1]), lengths) if isinstance(y, tuple) else (y, {}, lengths)
 
 
-def conformer_pair(subsampling, macaron):
-    theirs = conformer.ConformerEncoder(
-        FEATURES,
-        WIDTH,
-        HEADS,
-        UNITS,
-        BLOCKS,
-        dropout_rate=0.0,
-        positional_dropout_rate=0.0,
-        input_layer=espnet_input(subsampling),
-        macaron_style=macaron,
-        rel_pos_type="latest",
-        cnn_module_kernel=7,
-    )
-    ours = ConformerEncoder(
-        FEATURES,
-        WIDTH,
-        HEADS,
-        UNITS,
-        BLOCKS,
-        subsampling,
-        dropout=0.0,
-        conv_kernel=7,
-        macaron=macaron,
-    )
-    return theirs, ours
+def our_outputs(model, ctc, x, lengths):
+    out = model.encode(x, lengths, head=ctc.log_softmax)
+    return out.hidden, out.intermediate, out.lengths
 
 
-def e_branchformer_pair(subsampling, macaron, units=UNITS):
-    theirs = e_branchformer.EBranchformerEncoder(
-        FEATURES,
-        WIDTH,
-        HEADS,
-        cgmlp_linear_units=64,
-        cgmlp_conv_kernel=7,
-        num_blocks=BLOCKS,
-        dropout_rate=0.0,
-        positional_dropout_rate=0.0,
-        input_layer=espnet_input(subsampling),
-        use_ffn=units > 0,
-        macaron_ffn=macaron,
-        linear_units=units,
-        merge_conv_kernel=5,
-    )
-    ours = EBranchformerEncoder(
-        FEATURES,
-        WIDTH,
-        HEADS,
-        units,
-        64,
-        BLOCKS,
-        subsampling,
-        dropout=0.0,
-        cgmlp_kernel=7,
-        merge_kernel=5,
-        macaron=macaron,
-    )
-    return theirs, ours
-
-
-def espnet_input(subsampling):
-    return {"conv2d4": "conv2d"}.get(subsampling, subsampling)
-
-
-def run(model, x, lengths, weight=None):
-    """Output, lengths, and the gradients of a weighted sum over the real frames."""
+def run(outputs, model, ctc, x, lengths):
+    """Outputs by layer (0 the last), lengths, and the gradients of a weighted sum of them."""
     x = x.clone().requires_grad_()
     model.zero_grad()
-    y, new_lengths = model(x, lengths)[:2]
-    real = padding_mask(new_lengths, y.shape[1])[..., None]
-    y = y * real
-    if weight is None:
-        weight = torch.randn_like(y)
-    (y * weight).sum().backward()
-    return y.detach(), new_lengths, x.grad, weight
+    ctc.zero_grad()
+    y, layers, lengths = outputs(model, ctc, x, lengths)
+    real = padding_mask(lengths, y.shape[1])[..., None]
+    layers = {number: h * real for number, h in ((0, y), *layers.items())}
+    ramp = torch.linspace(-1, 1, y.numel()).view_as(y).sin()
+    sum((h * ramp * (number + 1)).sum() for number, h in layers.items()).backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return layers, lengths, {**grads, "x": x.grad}, ctc.ctc_lo.weight.grad
 
 
 def difference(a, b):
@@ -170,75 +215,96 @@ def difference(a, b):
     return ((a - b).abs().max() / b.abs().max().clamp(min=1)).item()
 
 
-def compare(theirs, ours, lengths, record_property):
-    x = torch.randn(len(lengths), int(lengths.max()), FEATURES)
-    y, y_lengths, grad, weight = run(theirs, x, lengths)
-    z, z_lengths, our_grad, _ = run(ours, x, lengths, weight)
+def compare(models, lengths, record_property):
+    theirs, ctc, ours = models
+    lengths = torch.tensor(lengths)
+    x = torch.randn(len(lengths), int(lengths.max()), ours.input_size)
+    y, y_lengths, grads, head_grad = run(their_outputs, theirs, ctc, x, lengths)
+    z, z_lengths, our_grads, our_head_grad = run(our_outputs, ours, ctc, x, lengths)
     assert y_lengths.tolist() == z_lengths.tolist()
-    assert y.abs().max() > 0.5
-    forward = difference(z, y)
-    real = padding_mask(lengths, x.shape[1])[..., None]
-    grads = {"x": difference(our_grad, grad * real)}
-    mine = dict(ours.named_parameters())
-    for name, parameter in theirs.named_parameters():
-        expected = reshape(name, parameter.grad)
-        grads[name] = difference(mine[ours_of(name)].grad, expected)
-    worst = max(grads, key=grads.get)
+    assert y.keys() == z.keys()
+    assert all(h.abs().max() > 0.5 for h in y.values())
+    forward = max(difference(z[number], h) for number, h in y.items())
+    grads["x"] *= padding_mask(lengths, x.shape[1])[..., None]  # ESPnet lets padding in here
+    grads = encoder_weights(grads)
+    # ESPnet gives a zero gradient, and we none, to what a dropped branch would have learnt.
+    grads = {name: g for name, g in grads.items() if name in our_grads or g.any()}
+    assert grads.keys() == our_grads.keys()
+    errors = {name: difference(our_grads[name], g) for name, g in grads.items()}
+    if head_grad is not None:
+        errors["head"] = difference(our_head_grad, head_grad)
+    worst = max(errors, key=errors.get)
     record_property("forward", forward)
-    record_property("gradient", grads[worst])
-    print(f"forward {forward:.1e}, gradient {grads[worst]:.1e} ({worst})")
+    record_property("gradient", errors[worst])
+    print(f"forward {forward:.1e}, gradient {errors[worst]:.1e} ({worst})")
     assert forward < 1e-4
-    assert grads[worst] < 1e-4, worst
+    assert errors[worst] < 1e-4, worst
 
 
-SUBSAMPLINGS = ["linear", "conv2d2", "conv2d4", "conv2d6", "conv2d8"]
-LENGTHS = {"ragged": [61, 34, 50], "single": [47]}
+@pytest.mark.parametrize("lengths", ["ragged", "single"])
+@pytest.mark.parametrize("case", CASES)
+def test_eval(case, lengths, record_property):
+    theirs, ctc, ours = pair(case)
+    compare((theirs.eval(), ctc, ours.eval()), LENGTHS[lengths], record_property)
 
 
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-@pytest.mark.parametrize("macaron", [True, False], ids=["macaron", "plain"])
-@pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
-@pytest.mark.parametrize("pair", [conformer_pair, e_branchformer_pair])
-def test_eval(pair, subsampling, macaron, lengths, record_property):
-    torch.manual_seed(1)
-    theirs, ours = pair(subsampling, macaron)
-    randomise(theirs)
-    copy(theirs, ours)
-    compare(theirs.eval(), ours.eval(), torch.tensor(lengths), record_property)
+def input_layers():
+    for kind, subsampling in itertools.product(OURS, INPUTS):
+        if (kind, subsampling) != ("branchformer", "none"):  # has no positions then
+            yield kind, subsampling
+    for n in (1, 2, 3):
+        yield "e_branchformer", f"conv1d{n}"
 
 
-def test_e_branchformer_without_feed_forward(record_property):
-    torch.manual_seed(1)
-    theirs, ours = e_branchformer_pair("linear", False, units=0)
-    randomise(theirs)
-    copy(theirs, ours)
-    compare(theirs.eval(), ours.eval(), torch.tensor(LENGTHS["ragged"]), record_property)
+@pytest.mark.parametrize(("case", "subsampling"), input_layers())
+def test_input_layers(case, subsampling, record_property):
+    theirs, ctc, ours = pair(case, subsampling)
+    compare((theirs.eval(), ctc, ours.eval()), LENGTHS["ragged"], record_property)
 
 
-@pytest.mark.parametrize("pair", [conformer_pair, e_branchformer_pair])
-def test_train_without_padding(pair, record_property):
-    """Batch statistics too: ESPnet counts padding in them, so items of one length."""
-    torch.manual_seed(1)
-    theirs, ours = pair("conv2d4", True)
-    randomise(theirs)
-    copy(theirs, ours)
-    compare(theirs.train(), ours.train(), torch.tensor([50, 50, 50]), record_property)
+@pytest.mark.parametrize("case", CASES)
+def test_train(case, record_property):
+    """Batch statistics too: ESPnet counts padding in them, so items of one length there."""
+    theirs, ctc, ours = pair(case, "conv2d4")
+    lengths = LENGTHS["level" if case.startswith("conformer") else "ragged"]
+    compare((theirs.train(), ctc, ours.train()), lengths, record_property)
     buffers = dict(ours.named_buffers())
-    for name, value in theirs.named_buffers():
-        assert torch.allclose(buffers[ours_of(name)].float(), value.float(), atol=1e-5), name
+    for name, value in encoder_weights(dict(theirs.named_buffers())).items():
+        assert torch.allclose(buffers[name].float(), value.float(), atol=1e-5), name
+
+
+@pytest.mark.parametrize("draws", [[0.9, 0.9, 0.9], [0.1, 0.9, 0.1]], ids=["all", "one_of_three"])
+@pytest.mark.parametrize("kind", ["conformer", "branchformer"])
+def test_stochastic_depth(kind, draws, monkeypatch, record_property):
+    """Which blocks are skipped, and how the others are scaled, with chance told what to say."""
+    rates = [0.3, 0.0, 0.5, 0.3]  # nobody asks chance about the second block
+    theirs, ctc, ours = pair(
+        kind,
+        theirs={"stochastic_depth_rate": rates, "num_blocks": 4},
+        ours={"stochastic_depth": rates, "num_blocks": 4},
+    )
+    endless = itertools.cycle(draws)
+    monkeypatch.setattr(torch, "rand", lambda *_: torch.tensor(next(endless)))
+    compare((theirs.train(), ctc, ours.train()), LENGTHS["level"], record_property)
+
+
+def test_dropped_attention_branch(monkeypatch, record_property):
+    theirs, ctc, ours = pair(
+        "branchformer-learned",
+        theirs={"attn_branch_drop_rate": [0.5, 0.2]},
+        ours={"attention_drop": [0.5, 0.2]},
+    )
+    draws = itertools.cycle([0.3, 0.3])  # the first block drops it, the second does not
+    monkeypatch.setattr(torch, "rand", lambda *_: torch.tensor(next(draws)))
+    compare((theirs.train(), ctc, ours.train()), LENGTHS["ragged"], record_property)
 
 
 def test_every_rule_is_used():
     """A rule that matches nothing hides a renamed parameter."""
-    names = [n for p in (conformer_pair, e_branchformer_pair) for s in ("linear", "conv2d4")
-             for n in p(s, True)[0].state_dict()]  # fmt: skip
-    for pattern, _ in _RULES:
-        assert any(_applies(pattern, n) for n in names), pattern
-
-
-def _applies(wanted, name):
-    for pattern, replacement in _RULES:
-        if pattern == wanted:
-            return re.search(pattern, name) is not None
-        name = re.sub(pattern, replacement, name)
-    return False
+    cases = ("conformer-conditioned", "linear"), ("e_branchformer-gate", "conv2d8"), (
+        "branchformer-learned", "linear")  # fmt: skip
+    names = [name for case in cases for name in pair(*case)[0].state_dict()]
+    for pattern, replacement in ENCODER_RULES:
+        after = [re.sub(pattern, replacement, name) for name in names]
+        assert after != names, pattern
+        names = after

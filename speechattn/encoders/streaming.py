@@ -1,0 +1,103 @@
+"""How the blocks of an encoder read other frames: of a whole sequence, or of a stream.
+
+A block is written once, in `run`, in terms of a `Reader` that calls the modules that look at more
+than one frame. `WholeSequence` gives them all frames at once; `NextChunk` gives them one chunk and
+what they remember of the chunks before.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from speechattn.attention import AttentionCache
+from speechattn.masks import Chunks
+
+# What one block remembers: an entry for each module that it reads other frames with, in turn.
+BlockState = tuple[AttentionCache | Tensor, ...]
+
+
+@dataclass(frozen=True)
+class EncoderState:
+    """What an encoder remembers of B streams of equal length. A step makes a new one.
+
+    Attributes:
+        chunks: hidden frames a chunk, and how many before it attention still sees.
+        features: (B, p, F) input that coming hidden frames still read.
+        pending: (B, q, D) hidden frames of a chunk that is not complete yet.
+        blocks: the state of each block.
+    """
+
+    chunks: Chunks
+    features: Tensor
+    pending: Tensor
+    blocks: tuple[BlockState, ...]
+
+
+class Reader(Protocol):
+    """Calls the modules of a block that look at more than one frame; x (B, T, ...) each."""
+
+    def attend(self, module: nn.Module, x: Tensor) -> Tensor: ...
+
+    def convolve(self, module: nn.Module, x: Tensor) -> Tensor: ...
+
+    def pool(self, module: nn.Module, x: Tensor) -> Tensor: ...
+
+
+class WholeSequence:
+    """Reads a ragged batch of whole sequences.
+
+    Args:
+        lengths: (B,).
+        positions: (2T-1, D) sinusoids for attention with relative positions.
+        chunks: what a frame sees; None for everything.
+    """
+
+    def __init__(self, lengths: Tensor, positions: Tensor | None, chunks: Chunks | None):
+        self.lengths = lengths
+        self.positions = positions
+        self.chunks = chunks
+
+    def attend(self, module: nn.Module, x: Tensor) -> Tensor:
+        return module(x, self.lengths, self.positions, self.chunks)
+
+    def convolve(self, module: nn.Module, x: Tensor) -> Tensor:
+        return module(x, self.lengths, self.chunks)
+
+    pool = convolve
+
+
+class NextChunk:
+    """Reads one chunk of streams and collects what is to be remembered.
+
+    Args:
+        state: what the block remembers.
+        left: frames to the left of a chunk that attention sees, -1 for all.
+    """
+
+    def __init__(self, state: BlockState, left: int):
+        self._past = iter(state)
+        self._left = left
+        self._state: list[AttentionCache | Tensor] = []
+
+    @property
+    def state(self) -> BlockState:
+        """What the block is to remember."""
+        return tuple(self._state)
+
+    def attend(self, module: nn.Module, x: Tensor) -> Tensor:
+        y, cache = module.step(x, next(self._past))
+        self._state.append(cache if self._left < 0 else cache.keep(self._left))
+        return y
+
+    def convolve(self, module: nn.Module, x: Tensor) -> Tensor:
+        y, past = module.step(x, next(self._past))
+        self._state.append(past)
+        return y
+
+    def pool(self, module: nn.Module, x: Tensor) -> Tensor:
+        y, past = module.step(x, next(self._past))
+        if self._left >= 0:
+            past = past[:, max(past.shape[1] - self._left, 0) :]
+        self._state.append(past)
+        return y
