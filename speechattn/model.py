@@ -1,16 +1,18 @@
 """SpeechModel: streams of sound and lips, their fusion, a CTC head and a decoder."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
 
 from speechattn.data.augment import SpecAugment
-from speechattn.decoders import TransformerDecoder
+from speechattn.decoders import Decoder, TransformerDecoder
 from speechattn.encoders import Encoder
+from speechattn.encoders.base import EncoderOutput
 from speechattn.errors import ConfigError
 from speechattn.frontends import Frontend, MLPFusion
 
@@ -37,12 +39,21 @@ class Stream(nn.Module):
         self.encoder = encoder
         self.augment = augment
 
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, ...) and lengths (B,) in the frontend's units -> (B, T, D) and (B,)."""
+    def forward(
+        self, x: Tensor, lengths: Tensor, head: Callable[[Tensor], Tensor] | None = None
+    ) -> EncoderOutput:
+        """Raw input to hidden frames.
+
+        Args:
+            x: (B, ...), in the frontend's form.
+            lengths: (B,), in the frontend's units.
+            head: the CTC head without dropout, (B, T, D) to log probabilities (B, T, V); for an
+                encoder that conditions on it.
+        """
         x, lengths = self.frontend(x, lengths)
         if self.augment is not None:
             x = self.augment(x, lengths)
-        return self.encoder(x, lengths)
+        return self.encoder.encode(x, lengths, head)
 
 
 @dataclass
@@ -53,11 +64,14 @@ class Encoded:
         hidden: (B, T, D).
         lengths: (B,).
         streams: each modality's own hidden frames and lengths, before fusion.
+        intermediate: by modality and by layer, hidden frames (B, T, D) of the encoder's
+            `intermediate` layers; as long as the modality's own.
     """
 
     hidden: Tensor
     lengths: Tensor
     streams: dict[str, tuple[Tensor, Tensor]]
+    intermediate: dict[str, dict[int, Tensor]] = field(default_factory=dict)
 
 
 class SpeechModel(nn.Module):
@@ -68,7 +82,8 @@ class SpeechModel(nn.Module):
         audio: the stream that hears, (B, N) waveforms in [-1, 1].
         video: the stream that sees, (B, T, 1, H, W) mouth crops in [0, 255].
         fusion: joins the two; needed when both are there.
-        decoder: attention decoder; without one the model is CTC only.
+        decoder: attention decoder, a TransformerDecoder where a configuration names no class;
+            without one the model is CTC only.
         ctc_dropout: dropout before the CTC head.
         crop_size: side of the square that the model sees of each mouth crop, in pixels.
         sample_rate: of the sound that the model hears, in Hz.
@@ -82,7 +97,7 @@ class SpeechModel(nn.Module):
         audio: Stream | None = None,
         video: Stream | None = None,
         fusion: MLPFusion | None = None,
-        decoder: TransformerDecoder | None = None,
+        decoder: TransformerDecoder | Decoder | None = None,
         ctc_dropout: float = 0.1,
         crop_size: int = 88,
         sample_rate: int = 16000,
@@ -123,10 +138,18 @@ class SpeechModel(nn.Module):
         self.decoder = decoder
         self.dropout = nn.Dropout(ctc_dropout)
         self.ctc = nn.Linear(self.output_size, vocab_size)
-        # Heads on each stream before fusion: used by the loss alone.
+        # Heads on each stream before fusion: for the loss, and for encoders that condition on
+        # them.
         self.stream_ctc = nn.ModuleDict()
         if self.fusion is not None:
             self.stream_ctc.update({n: nn.Linear(size, vocab_size) for n, size in sizes.items()})
+        for name, stream in self.streams.items():
+            conditioning = getattr(stream.encoder, "conditioning", None)
+            if conditioning is not None and conditioning.in_features != vocab_size:
+                raise ConfigError(
+                    f"{name}.encoder.init_args.self_conditioning is {conditioning.in_features}, "
+                    f"but there are {vocab_size} units"
+                )
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -142,17 +165,19 @@ class SpeechModel(nn.Module):
     ) -> Encoded:
         """As `encode`, with each stream's own output."""
         given = {"audio": (audio, audio_lengths), "video": (video, video_lengths)}
-        streams = {}
+        streams, intermediate = {}, {}
         for name, stream in self.streams.items():
             x, lengths = given[name]
             if x is None or lengths is None:
                 raise ValueError(f"this model needs {name}")
-            streams[name] = stream(x, lengths)
+            head = partial(_log_probs, self._stream_head(name))
+            hidden, lengths, intermediate[name] = stream(x, lengths, head)
+            streams[name] = (hidden, lengths)
         if self.fusion is None:
             hidden, lengths = next(iter(streams.values()))
         else:
             hidden, lengths = self.fusion(*streams["audio"], *streams["video"])
-        return Encoded(hidden, lengths, streams)
+        return Encoded(hidden, lengths, streams, intermediate)
 
     def encode(
         self,
@@ -177,11 +202,17 @@ class SpeechModel(nn.Module):
 
     def ctc_log_probs(self, hidden: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, V), log probabilities with blank at 0."""
-        return self.ctc(self.dropout(hidden)).float().log_softmax(-1)
+        return _log_probs(self.ctc, self.dropout(hidden))
 
     def stream_log_probs(self, name: Modality, hidden: Tensor) -> Tensor:
-        """CTC log probabilities of one stream before fusion, (B, T, D) -> (B, T, V)."""
-        return self.stream_ctc[name](self.dropout(hidden)).float().log_softmax(-1)
+        """CTC log probabilities of one stream before fusion, (B, T, D) -> (B, T, V).
+
+        Without fusion there is one head, for the output and for intermediate layers.
+        """
+        return _log_probs(self._stream_head(name), self.dropout(hidden))
+
+    def _stream_head(self, name: Modality) -> nn.Linear:
+        return self.ctc if self.fusion is None else self.stream_ctc[name]
 
     def num_parameters(self) -> int:
         """How many numbers the model learns."""
@@ -193,3 +224,7 @@ class SpeechModel(nn.Module):
         from speechattn.model_dir import load_model
 
         return load_model(folder, allow)
+
+
+def _log_probs(head: nn.Linear, hidden: Tensor) -> Tensor:
+    return head(hidden).float().log_softmax(-1)

@@ -144,3 +144,78 @@ def test_num_parameters(tiny_model):
     model = build_model(tiny_model("video"), VOCAB)
     learnt = [v for v in model.state_dict(keep_vars=True).values() if v.requires_grad]
     assert model.num_parameters() == sum(v.numel() for v in learnt)
+
+
+def conditioned(section: dict, units: int = VOCAB) -> dict:
+    """The same `model:` section with three blocks, the first two of which condition the next."""
+    for name in ("audio", "video"):
+        if name in section:
+            section[name]["encoder"]["init_args"].update(
+                num_blocks=3, intermediate=[1, 2], self_conditioning=units
+            )
+    return section
+
+
+@pytest.mark.parametrize("modality", ["audio", "av"])
+def test_intermediate_layers_hear_their_streams_head(tiny_model, modality):
+    torch.manual_seed(0)
+    section = conditioned(tiny_model(modality))
+    section["ctc_dropout"] = 0.5
+    model = build_model(section, VOCAB).eval()
+    batch = collate(items(modality))
+
+    def encode():
+        return model.encode_streams(
+            batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
+        )
+
+    with torch.no_grad():
+        encoded = encode()
+        assert encoded.intermediate.keys() == encoded.streams.keys()
+        for name, layers in encoded.intermediate.items():
+            hidden, lengths = encoded.streams[name]
+            assert sorted(layers) == [1, 2]
+            for x in layers.values():
+                assert x.shape == hidden.shape
+            head = model.ctc if modality == "audio" else model.stream_ctc[name]
+            torch.testing.assert_close(
+                model.stream_log_probs(name, layers[1]), head(layers[1]).log_softmax(-1)
+            )
+            x = {"audio": batch.audio, "video": batch.video}[name]
+            n = {"audio": batch.audio_lengths, "video": batch.video_lengths}[name]
+            alone = model.streams[name](x, n, lambda h, head=head: head(h).log_softmax(-1))
+            torch.testing.assert_close(alone.hidden, hidden)
+        # The head matters, and its dropout does not.
+        model.dropout.train()
+        assert torch.equal(encode().hidden, encoded.hidden)
+        (model.ctc if modality == "audio" else model.stream_ctc["audio"]).weight.mul_(3)
+        assert (encode().hidden - encoded.hidden).abs().max() > 1e-4
+
+
+def test_intermediate_layers_add_no_weights(tiny_model):
+    names = {}
+    for kind in ("plain", "intermediate", "conditioned"):
+        section = conditioned(tiny_model("audio"), VOCAB if kind == "conditioned" else 0)
+        if kind == "plain":
+            del section["audio"]["encoder"]["init_args"]["intermediate"]
+        names[kind] = set(build_model(section, VOCAB).state_dict())
+    assert names["plain"] == names["intermediate"]
+    layer = "streams.audio.encoder.conditioning"
+    assert names["conditioned"] - names["plain"] == {f"{layer}.weight", f"{layer}.bias"}
+
+
+def test_conditioning_on_another_vocabulary_is_named(tiny_model):
+    with pytest.raises(ConfigError, match="audio.*self_conditioning is 5, but there are 9 units"):
+        build_model(conditioned(tiny_model("audio"), 5), VOCAB)
+
+
+def test_the_decoder_is_any_that_the_configuration_names(tiny_model):
+    section = tiny_model("audio")
+    section["decoder"]["class_path"] = "speechattn.decoders.BidirectionalDecoder"
+    section["decoder"]["init_args"]["reverse_blocks"] = 2
+    decoder = build_model(section, VOCAB).decoder
+    assert type(decoder).__name__ == "BidirectionalDecoder"
+    assert (len(decoder.left.layers), len(decoder.right.layers)) == (1, 2)
+    section["decoder"] = section["decoder"]["init_args"]
+    del section["decoder"]["reverse_blocks"]
+    assert type(build_model(section, VOCAB).decoder).__name__ == "TransformerDecoder"

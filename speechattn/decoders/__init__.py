@@ -1,10 +1,17 @@
 """Decoders: networks that predict the next token from the tokens so far and the encoder's output.
 
-Legend: B utterances, N hypotheses (a multiple of B while searching), U tokens, T memory frames,
+Legend: B utterances, N sequences (a multiple of B; B in training), U tokens, T memory frames,
 V units, L layers, H heads, D width, Dh = D / H.
 """
 
-from speechattn.decoders.espnet import from_espnet
-from speechattn.decoders.transformer import DecoderState, TransformerDecoder
+from speechattn.decoders.base import Decoder, DecoderState
+from speechattn.decoders.bidirectional import BidirectionalDecoder, reverse_tokens
+from speechattn.decoders.transformer import TransformerDecoder
 
-__all__ = ["DecoderState", "TransformerDecoder", "from_espnet"]
+__all__ = [
+    "BidirectionalDecoder",
+    "Decoder",
+    "DecoderState",
+    "TransformerDecoder",
+    "reverse_tokens",
+]

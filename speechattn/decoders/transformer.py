@@ -8,76 +8,15 @@ Vaswani et al., "Attention Is All You Need" (1706.03762), pre-norm; the arithmet
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from speechattn.decoders.base import Decoder, DecoderState, KeyValue
 from speechattn.masks import padding_mask
 
 NORM_EPS = 1e-12  # ESPnet's; with torch's default of 1e-5 its checkpoints give other numbers
-
-KeyValue = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class DecoderState:
-    """What a step needs of the past: never changed in place, so a state may be stepped twice.
-
-    Hypotheses of one utterance are adjacent and each utterance has as many as the others:
-    hypothesis n listens to row n // (N / B) of the memory, which is held once an utterance.
-
-    Attributes:
-        memory: per layer, cross-attention keys and values, each (B, H, T, Dh).
-        memory_mask: (B, 1, 1, T) bool, True where a frame is real; None if all are.
-        cache: per layer, self-attention keys and values, each (N, H, U, Dh).
-    """
-
-    memory: tuple[KeyValue, ...]
-    memory_mask: Tensor | None
-    cache: tuple[KeyValue, ...]
-
-    @property
-    def hypotheses(self) -> int:
-        """N."""
-        return self.cache[0][0].size(0)
-
-    @property
-    def utterances(self) -> int:
-        """B."""
-        return self.memory[0][0].size(0)
-
-    @property
-    def tokens(self) -> int:
-        """U, the tokens fed so far."""
-        return self.cache[0][0].size(2)
-
-    def select(self, index: Tensor) -> "DecoderState":
-        """Reorders, drops or multiplies hypotheses.
-
-        Utterances of which nothing is selected leave the memory. While every run of hypotheses
-        of one utterance is equally long the memory stays shared; otherwise it is copied, one row
-        for each hypothesis.
-
-        Args:
-            index: (M,) int64, each in [0, N).
-
-        Returns:
-            A state of M hypotheses, the m-th continuing hypothesis index[m].
-        """
-        cache = tuple((k.index_select(0, index), v.index_select(0, index)) for k, v in self.cache)
-        owner = index // (self.hypotheses // self.utterances)  # (M,)
-        rows, runs = torch.unique_consecutive(owner, return_counts=True)
-        if runs.numel() and not bool((runs == runs[0]).all()):
-            rows = owner
-        if rows.numel() == self.utterances and bool(
-            (rows == torch.arange(self.utterances, device=rows.device)).all()
-        ):
-            return DecoderState(self.memory, self.memory_mask, cache)
-        memory = tuple((k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.memory)
-        mask = None if self.memory_mask is None else self.memory_mask.index_select(0, rows)
-        return DecoderState(memory, mask, cache)
 
 
 def sinusoids(length: int, width: int) -> Tensor:
@@ -193,14 +132,20 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, key_value: KeyValue, mask: Tensor | None) -> Tensor:
-        """(B, U, D) -> (B, U, D)."""
-        x = self.attend(x)
-        x = x + self.dropout(self.cross_attention(self.norm_cross(x), key_value, mask))
-        return self.feed(x)
+        """(N, U, D) and keys and values (B, H, T, Dh) -> (N, U, D)."""
+        return self.feed(self.listen(self.attend(x), key_value, mask))
 
     def attend(self, x: Tensor) -> Tensor:
-        """The self-attention sub-layer, (B, U, D) -> (B, U, D)."""
+        """The self-attention sub-layer, (N, U, D) -> (N, U, D)."""
         return x + self.dropout(self.self_attention(self.norm_self(x)))
+
+    def listen(self, x: Tensor, key_value: KeyValue, mask: Tensor | None) -> Tensor:
+        """The cross-attention sub-layer, (N, U, D) -> (N, U, D)."""
+        # The sequences of an utterance are the queries of one attention over its memory, which
+        # is read once for all of them.
+        grouped = x.reshape(key_value[0].size(0), -1, x.size(-1))  # (B, N / B * U, D)
+        y = self.dropout(self.cross_attention(self.norm_cross(grouped), key_value, mask))
+        return x + y.view_as(x)
 
     def feed(self, x: Tensor) -> Tensor:
         """The feed-forward sub-layer, (..., D) -> (..., D)."""
@@ -211,15 +156,10 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Tensor, KeyValue]:
         """One token of each hypothesis, (N, 1, D) -> (N, 1, D) and the longer cache."""
         y, past = self.self_attention.step(self.norm_self(x), past)
-        x = x + y
-        # The hypotheses of an utterance are the queries of one attention over its memory, which
-        # is read once for all of them.
-        grouped = x.view(key_value[0].size(0), -1, x.size(-1))  # (B, N / B, D)
-        y = self.cross_attention(self.norm_cross(grouped), key_value, mask)
-        return self.feed(x + y.view_as(x)), past
+        return self.feed(self.listen(x + y, key_value, mask)), past
 
 
-class TransformerDecoder(nn.Module):
+class TransformerDecoder(Decoder):
     """Predicts token u + 1 from tokens 0..u and the memory.
 
     Equal to ESPnet's TransformerDecoder: embedding * sqrt(D) + sinusoidal positions, pre-norm
@@ -274,17 +214,6 @@ class TransformerDecoder(nn.Module):
     def forward(
         self, tokens: Tensor, token_lengths: Tensor, memory: Tensor, memory_lengths: Tensor
     ) -> Tensor:
-        """Logits of the next token after each token.
-
-        Args:
-            tokens: (B, U) int64, starting with <sos>; any value beyond an item's length.
-            token_lengths: (B,) int64.
-            memory: (B, T, memory_size).
-            memory_lengths: (B,) int64, each at least 1.
-
-        Returns:
-            (B, U, V); what stands beyond an item's length means nothing.
-        """
         x = self._embed_padded(tokens, token_lengths)
         mask = _memory_mask(memory, memory_lengths)
         for layer in self.layers:
@@ -294,11 +223,6 @@ class TransformerDecoder(nn.Module):
     def cross_attention(
         self, tokens: Tensor, token_lengths: Tensor, memory: Tensor, memory_lengths: Tensor
     ) -> Tensor:
-        """The cross-attention weights of `forward` on the same arguments.
-
-        Returns:
-            (L, B, H, U, T): each row sums to 1 over real frames and is 0 on padding.
-        """
         x = self._embed_padded(tokens, token_lengths)
         mask = _memory_mask(memory, memory_lengths)
         weights = []
@@ -310,12 +234,6 @@ class TransformerDecoder(nn.Module):
         return torch.stack(weights)
 
     def init_state(self, memory: Tensor, memory_lengths: Tensor) -> DecoderState:
-        """The state before <sos>, one hypothesis for each row of the memory.
-
-        Args:
-            memory: (N, T, memory_size).
-            memory_lengths: (N,) int64, each at least 1.
-        """
         cross = tuple(layer.cross_attention.keys(memory) for layer in self.layers)
         # Contiguous once here, or every step would pay for the strides.
         cross = tuple((k.contiguous(), v.contiguous()) for k, v in cross)
@@ -326,15 +244,6 @@ class TransformerDecoder(nn.Module):
         )
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Feeds one token to every hypothesis.
-
-        Args:
-            token: (N,) int64, <sos> first.
-            state: of N hypotheses.
-
-        Returns:
-            Log-probabilities of the next token (N, V), and the state with `token` in it.
-        """
         x = self._embed(token[:, None], start=state.tokens)  # (N, 1, D)
         cache = []
         for layer, past, key_value in zip(self.layers, state.cache, state.memory, strict=True):

@@ -11,10 +11,11 @@ of three methods and never sees a network.
 
 from speechattn.decoding.alignment import TokenTime, WordTime, token_times, word_times
 from speechattn.decoding.ctc import AlignmentError, TokenSpan, ctc_forced_align, ctc_greedy
-from speechattn.decoding.dispatch import decode
+from speechattn.decoding.dispatch import check_options, decode
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.joint import beam_search, joint_search
 from speechattn.decoding.options import DecodeOptions
+from speechattn.decoding.rescoring import rescore
 from speechattn.decoding.scorers import CtcPrefixScorer, DecoderScorer, PartialScorer, Scorer
 
 __all__ = [
@@ -29,10 +30,12 @@ __all__ = [
     "TokenTime",
     "WordTime",
     "beam_search",
+    "check_options",
     "ctc_forced_align",
     "ctc_greedy",
     "decode",
     "joint_search",
+    "rescore",
     "token_times",
     "word_times",
 ]

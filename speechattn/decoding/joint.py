@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from speechattn.decoders import TransformerDecoder
+from speechattn.decoders import Decoder
 from speechattn.decoding.ctc import BLANK
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.options import DecodeOptions
@@ -78,7 +78,7 @@ class Beam:
 
 
 def joint_search(
-    decoder: TransformerDecoder | None,
+    decoder: Decoder | None,
     ctc_log_probs: Tensor | None,
     hidden: Tensor,
     lengths: Tensor,
@@ -91,7 +91,7 @@ def joint_search(
         ctc_log_probs: (B, T, V); not used, and may be None, where ctc_weight is 0.
         hidden: (B, T, D), the encoder's output.
         lengths: (B,) int64, each at least 1.
-        options: of the search; `method` is not looked at.
+        options: of the search; `method` and `reverse_weight` are not looked at.
 
     Returns:
         For each utterance up to `nbest` hypotheses, best first.

@@ -28,6 +28,10 @@ class DecodeOptions:
             get a CTC score; the others are out. <eos> always gets one.
         nbest: hypotheses returned for an utterance. The search ends when it can no longer
             change them, so more of them take longer.
+        reverse_weight: of the right-to-left decoder in the attention score, 0..1; the
+            left-to-right one gets the rest. Above 0 the search keeps at least `beam_size` of its
+            hypotheses, and they are ranked anew by the score with both directions in it. Needs a
+            BidirectionalDecoder; `ctc_greedy` does not look at it.
     """
 
     method: str = "joint"
@@ -38,6 +42,7 @@ class DecodeOptions:
     max_length_ratio: float = 0.0
     pre_beam_ratio: float = 1.5
     nbest: int = 1
+    reverse_weight: float = 0.0
 
     def __post_init__(self):
         for f in fields(self):
@@ -54,6 +59,7 @@ class DecodeOptions:
         _check(self.max_length_ratio >= 0, "max_length_ratio", self.max_length_ratio, "0 or more")
         _check(self.pre_beam_ratio >= 1, "pre_beam_ratio", self.pre_beam_ratio, "1 or more")
         _check(self.nbest >= 1, "nbest", self.nbest, "at least 1")
+        _check(0 <= self.reverse_weight <= 1, "reverse_weight", self.reverse_weight, "in 0..1")
 
     def save(self, path: str | Path) -> None:
         """Writes YAML."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from speechattn.decoders import DecoderState, TransformerDecoder
+from speechattn.decoders import Decoder, DecoderState
 from speechattn.decoding.ctc import BLANK
 from speechattn.masks import padding_mask
 
@@ -61,7 +61,7 @@ class DecoderScorer:
         lengths: (B,) int64.
     """
 
-    def __init__(self, decoder: TransformerDecoder, hidden: Tensor, lengths: Tensor):
+    def __init__(self, decoder: Decoder, hidden: Tensor, lengths: Tensor):
         self.decoder = decoder
         self.hidden = hidden
         self.lengths = lengths

@@ -68,6 +68,8 @@ def _learning_figure(metrics: Mapping[str, np.ndarray]) -> Figure | None:
             "validation": "valid_loss",
             "validation, CTC": "valid_ctc_loss",
             "validation, attention": "valid_att_loss",
+            "validation, right to left": "valid_reverse_loss",
+            "validation, intermediate CTC": "valid_intermediate_loss",
         },
         "validation token error, %": {"": "valid_error"},
         "learning rate": {"": "lr"},

@@ -1,21 +1,41 @@
-"""The joint CTC/attention loss (Watanabe et al. 2017, Hybrid CTC/Attention)."""
+"""The joint CTC/attention loss (Watanabe et al. 2017, Hybrid CTC/Attention) and its additions.
 
+Right-to-left attention is U2++'s (2106.05642), CTC at intermediate layers is Lee and Watanabe's
+(2102.03216); the sums are those of WeNet and ESPnet.
+"""
+
+import logging
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from speechattn.decoders import BidirectionalDecoder, Decoder, reverse_tokens
+from speechattn.errors import ConfigError
 from speechattn.masks import padding_mask
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class LossParts:
-    """A loss and what it is made of, each a scalar; `attention` and `ctc` are before weighting."""
+    """A loss and what it is made of, each a scalar, before weighting; None where not computed.
+
+    Attributes:
+        total: what is minimised.
+        ctc: of the model's output.
+        attention: of the decoder, left to right.
+        reverse: of the decoder, right to left.
+        intermediate: CTC of intermediate layers, their mean.
+        streams: CTC of the streams before fusion, their mean.
+    """
 
     total: Tensor
     ctc: Tensor
     attention: Tensor | None = None
+    reverse: Tensor | None = None
+    intermediate: Tensor | None = None
     streams: Tensor | None = None
 
 
@@ -72,12 +92,20 @@ def ctc_loss(log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: 
 class JointLoss(nn.Module):
     """`ctc_weight * CTC + (1 - ctc_weight) * attention`, plus CTC on each stream before fusion.
 
+    CTC is `(1 - intermediate_weight) * output + intermediate_weight * intermediate layers`,
+    attention is `(1 - reverse_weight) * left to right + reverse_weight * right to left`.
+
     Args:
-        ctc_weight: share of the CTC loss; 1 trains without the decoder.
-        label_smoothing: probability taken from the true token.
-        per_token: average the attention loss over tokens rather than sum over each utterance's.
+        ctc_weight: share of the CTC loss, 0..1; 1 trains without the decoder.
+        label_smoothing: probability taken from the true token, in [0, 1).
+        per_token: average the attention losses over tokens (ESPnet's `length_normalized_loss`)
+            rather than sum over each utterance's.
         stream_ctc_weight: weight of the CTC losses of the audio and the video stream of an
             audio-visual model, which keep the harder stream learning when the other suffices.
+        reverse_weight: share of the right-to-left decoder in the attention loss, 0..1. Needs a
+            BidirectionalDecoder.
+        intermediate_weight: share of the intermediate layers in the CTC loss, in [0, 1). Needs an
+            encoder with `intermediate` layers.
     """
 
     def __init__(
@@ -86,42 +114,144 @@ class JointLoss(nn.Module):
         label_smoothing: float = 0.1,
         per_token: bool = False,
         stream_ctc_weight: float = 0.0,
+        reverse_weight: float = 0.0,
+        intermediate_weight: float = 0.0,
     ):
         super().__init__()
+        for name, value in (("ctc_weight", ctc_weight), ("reverse_weight", reverse_weight)):
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"loss.{name} has to be in 0..1, got {value!r}")
+        if not 0.0 <= intermediate_weight < 1.0:
+            raise ConfigError(
+                f"loss.intermediate_weight has to be in [0, 1), got {intermediate_weight!r}"
+            )
         self.ctc_weight = ctc_weight
         self.label_smoothing = label_smoothing
         self.per_token = per_token
         self.stream_ctc_weight = stream_ctc_weight
+        self.reverse_weight = reverse_weight
+        self.intermediate_weight = intermediate_weight
 
-    def forward(self, model: nn.Module, batch) -> LossParts:
-        """The loss of a `SpeechModel` on a `speechattn.data.Batch`."""
-        encoded = model.encode_streams(
-            batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
-        )
+    def check(self, model: nn.Module) -> None:
+        """Whether a `SpeechModel` has the parts that the weights ask for.
+
+        Raises:
+            ConfigError: it names the weight and what the model lacks for it.
+        """
+        bidirectional = isinstance(model.decoder, BidirectionalDecoder)
+        if self.reverse_weight > 0.0:
+            given = f"loss.reverse_weight is {self.reverse_weight:g}"
+            if not bidirectional:
+                found = type(model.decoder).__name__ if model.decoder is not None else "none"
+                raise ConfigError(
+                    f"{given}, which needs model.decoder to be a BidirectionalDecoder; it is "
+                    f"{found}"
+                )
+            if self.ctc_weight == 1.0:
+                raise ConfigError(f"{given}, but loss.ctc_weight 1 trains without the decoder")
+        elif bidirectional and self.ctc_weight < 1.0:
+            logger.warning(
+                "loss.reverse_weight is 0: the right-to-left half of the decoder does not learn"
+            )
+        if self.intermediate_weight > 0.0:
+            given = f"loss.intermediate_weight is {self.intermediate_weight:g}"
+            encoders = [stream.encoder for stream in model.streams.values()]
+            if not any(getattr(encoder, "intermediate", ()) for encoder in encoders):
+                raise ConfigError(
+                    f"{given}, which needs an encoder with `intermediate` layers; there is none"
+                )
+            if self.ctc_weight == 0.0:
+                raise ConfigError(f"{given}, but loss.ctc_weight 0 trains without CTC")
+
+    def forward(self, model: nn.Module, batch, encoded=None) -> LossParts:
+        """The loss of a `SpeechModel` on a `speechattn.data.Batch`.
+
+        Args:
+            model: its parts learn.
+            batch: the inputs and the tokens.
+            encoded: what `model.encode_streams` made of the batch, if it is there already.
+        """
+        if encoded is None:
+            encoded = model.encode_streams(
+                batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
+            )
         hidden, lengths = encoded.hidden, encoded.lengths
-        ctc = ctc_loss(model.ctc_log_probs(hidden), lengths, batch.tokens, batch.token_lengths)
-        total, attention, streams = ctc, None, None
+        output = ctc_loss(model.ctc_log_probs(hidden), lengths, batch.tokens, batch.token_lengths)
+        ctc, parts = output, LossParts(output, output.detach())
+        if self.intermediate_weight > 0.0:
+            parts.intermediate = self.intermediate_ctc(model, encoded, batch)
+            ctc = (1.0 - self.intermediate_weight) * ctc
+            ctc = ctc + self.intermediate_weight * parts.intermediate
+        parts.total = ctc
         if model.decoder is not None and self.ctc_weight < 1.0:
-            attention = self.attention(model.decoder, hidden, lengths, batch)
-            total = self.ctc_weight * ctc + (1.0 - self.ctc_weight) * attention
+            attention = 0.0
+            if self.reverse_weight < 1.0:
+                parts.attention = self.attention(model.decoder, hidden, lengths, batch)
+                attention = (1.0 - self.reverse_weight) * parts.attention
+            if self.reverse_weight > 0.0:
+                parts.reverse = self.reverse_attention(model.decoder, hidden, lengths, batch)
+                attention = attention + self.reverse_weight * parts.reverse
+            parts.total = self.ctc_weight * ctc + (1.0 - self.ctc_weight) * attention
         if self.stream_ctc_weight > 0.0 and len(encoded.streams) > 1:
-            streams = torch.stack(
+            parts.streams = torch.stack(
                 [
-                    ctc_loss(model.stream_log_probs(name, h), n, batch.tokens, batch.token_lengths)
+                    self.stream_ctc(model, name, h, n, batch)
                     for name, (h, n) in encoded.streams.items()
                 ]
             ).mean()
-            total = total + self.stream_ctc_weight * streams
-        return LossParts(total, ctc.detach(), attention, streams)
+            parts.total = parts.total + self.stream_ctc_weight * parts.streams
+        return parts
 
-    def attention(self, decoder: nn.Module, hidden: Tensor, lengths: Tensor, batch) -> Tensor:
-        tokens, token_lengths = batch.tokens, batch.token_lengths  # (B, U)
+    def stream_ctc(
+        self, model: nn.Module, name: str, hidden: Tensor, lengths: Tensor, batch
+    ) -> Tensor:
+        """CTC of the hidden frames of one stream."""
+        log_probs = model.stream_log_probs(name, hidden)
+        return ctc_loss(log_probs, lengths, batch.tokens, batch.token_lengths)
+
+    def intermediate_ctc(self, model: nn.Module, encoded, batch) -> Tensor:
+        """Mean of the CTC losses of all intermediate layers of all streams."""
+        losses = [
+            self.stream_ctc(model, name, hidden, encoded.streams[name][1], batch)
+            for name, layers in encoded.intermediate.items()
+            for hidden in layers.values()
+        ]
+        return torch.stack(losses).mean()
+
+    def attention(self, decoder: Decoder, hidden: Tensor, lengths: Tensor, batch) -> Tensor:
+        """Of the decoder left to right."""
+        inputs, targets = shifted(batch.tokens, batch.token_lengths, decoder.vocab_size - 1)
+        logits = decoder(inputs, batch.token_lengths + 1, hidden, lengths)
+        return self.smoothed(logits, targets, batch)
+
+    def reverse_attention(
+        self, decoder: BidirectionalDecoder, hidden: Tensor, lengths: Tensor, batch
+    ) -> Tensor:
+        """Of the decoder right to left."""
         sos = decoder.vocab_size - 1
-        first = tokens.new_full((tokens.shape[0], 1), sos)
-        inputs = torch.cat([first, tokens], dim=1)  # (B, U + 1)
-        targets = torch.cat([tokens, tokens.new_zeros(tokens.shape[0], 1)], dim=1)
-        targets = targets.scatter(1, token_lengths[:, None], sos)
-        logits = decoder(inputs, token_lengths + 1, hidden, lengths)
+        inputs, _ = shifted(batch.tokens, batch.token_lengths, sos)
+        turned = reverse_tokens(batch.tokens, batch.token_lengths)
+        _, targets = shifted(turned, batch.token_lengths, sos)
+        logits = decoder.reverse(inputs, batch.token_lengths + 1, hidden, lengths)
+        return self.smoothed(logits, targets, batch)
+
+    def smoothed(self, logits: Tensor, targets: Tensor, batch) -> Tensor:
         return label_smoothing_loss(
-            logits, targets, token_lengths + 1, self.label_smoothing, self.per_token
+            logits, targets, batch.token_lengths + 1, self.label_smoothing, self.per_token
         )
+
+
+def shifted(tokens: Tensor, lengths: Tensor, sos: int) -> tuple[Tensor, Tensor]:
+    """What a decoder is fed and what it has to say: <sos> before the tokens, <eos> after them.
+
+    Args:
+        tokens: (B, U).
+        lengths: (B,).
+        sos: id of <sos/eos>.
+
+    Returns:
+        Both (B, U + 1).
+    """
+    inputs = torch.cat([tokens.new_full((len(tokens), 1), sos), tokens], 1)
+    targets = torch.cat([tokens, tokens.new_zeros(len(tokens), 1)], 1)
+    return inputs, targets.scatter(1, lengths[:, None], sos)

@@ -30,10 +30,11 @@ from speechattn.config import build, check_sections, read_yaml
 from speechattn.data.datamodule import DataOptions, SpeechData
 from speechattn.data.roi import RoiOptions
 from speechattn.data.tokenizer import Tokenizer
-from speechattn.decoding import DecodeOptions
+from speechattn.decoding import DecodeOptions, check_options
 from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss
 from speechattn.model_dir import build_model, save_model_dir
+from speechattn.training.initialise import initialise
 from speechattn.training.options import TrainingOptions
 from speechattn.training.task import SpeechTask
 
@@ -60,8 +61,9 @@ class EpochTable(Callback):
     """
 
     columns = (
-        "epoch step train_loss train_ctc_loss train_att_loss train_stream_loss "
-        "valid_loss valid_ctc_loss valid_att_loss valid_error lr seconds"
+        "epoch step train_loss train_ctc_loss train_att_loss train_reverse_loss "
+        "train_intermediate_loss train_stream_loss valid_loss valid_ctc_loss valid_att_loss "
+        "valid_reverse_loss valid_intermediate_loss valid_error lr seconds"
     ).split()
 
     def __init__(self, path: Path):
@@ -118,6 +120,7 @@ def train(
     exp: str | Path,
     crops: str | Path | None = None,
     allow: Iterable[str] = (),
+    init: Iterable[str | Path] = (),
 ) -> Path:
     """Trains a model, from where an earlier call with the same `exp` stopped.
 
@@ -130,6 +133,7 @@ def train(
         exp: the experiment; `train/` below it is written.
         crops: the mouth crops of the cuts, for a model that sees.
         allow: packages beside this one whose classes the configuration may name.
+        init: model directories to start from, see `initialise`.
 
     Returns:
         `exp/train`.
@@ -141,7 +145,7 @@ def train(
     data_options: DataOptions = build(DataOptions, config.get("data") or {}, "data", allow)
     loss: JointLoss = build(JointLoss, config.get("loss") or {}, "loss", allow)
     # Used hours later; what is wrong in them is said now.
-    build(DecodeOptions, config.get("decode") or {}, "decode")
+    decode_options: DecodeOptions = build(DecodeOptions, config.get("decode") or {}, "decode")
     build(RoiOptions, config.get("roi") or {}, "roi")
     folder = Path(exp) / "train"
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,6 +154,7 @@ def train(
     L.seed_everything(options.seed, workers=True, verbose=False)
     tokenizer = Tokenizer.load(tokenizer_dir)
     model = build_model(config.get("model"), tokenizer.vocab_size, allow)
+    check_options(model, decode_options)
     logger.info("%s, %.2f M parameters", "+".join(model.modalities), model.num_parameters() / 1e6)
     check_resumed(folder, config)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
@@ -169,6 +174,8 @@ def train(
     resume = last if last.exists() else None
     if resume:
         logger.info("going on from %s", resume)
+    else:
+        initialise(model, init, tokenizer, allow)
     # Our own file: it holds the optimiser and the loops, which weights_only would refuse.
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:

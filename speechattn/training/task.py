@@ -24,10 +24,14 @@ class SpeechTask(L.LightningModule):
         model: what is trained.
         loss: what is minimised.
         options: optimiser and schedule.
+
+    Raises:
+        ConfigError: the loss weighs a part that the model does not have.
     """
 
     def __init__(self, model: SpeechModel, loss: JointLoss, options: TrainingOptions):
         super().__init__()
+        loss.check(model)
         self.model = model
         self.loss = loss
         self.options = options
@@ -46,12 +50,11 @@ class SpeechTask(L.LightningModule):
         return parts.total
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        parts = self.loss(self.model, batch)
-        self.record("valid", parts, len(batch))
-        hidden, lengths = self.model.encode(
+        encoded = self.model.encode_streams(
             batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
         )
-        found = ctc_greedy(self.model.ctc_log_probs(hidden), lengths)
+        self.record("valid", self.loss(self.model, batch, encoded), len(batch))
+        found = ctc_greedy(self.model.ctc_log_probs(encoded.hidden), encoded.lengths)
         for hyp, ref, n in zip(found, batch.tokens.tolist(), batch.token_lengths, strict=True):
             ref = ref[:n]
             self.errors += edit_distance(ref, hyp.tokens)["total"]
@@ -69,6 +72,8 @@ class SpeechTask(L.LightningModule):
             "loss": parts.total,
             "ctc_loss": parts.ctc,
             "att_loss": parts.attention,
+            "reverse_loss": parts.reverse,
+            "intermediate_loss": parts.intermediate,
             "stream_loss": parts.streams,
         }
         for name, value in values.items():

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from speechattn.decoders import TransformerDecoder, from_espnet
+from speechattn.decoders import TransformerDecoder
+from speechattn.importing.espnet import decoder_weights
 
 espnet = pytest.importorskip(
     "espnet2.asr.decoder.transformer_decoder",
@@ -21,7 +22,7 @@ def make():
     torch.manual_seed(0)
     theirs = espnet.TransformerDecoder(V, D, attention_heads=4, linear_units=32, num_blocks=3)
     ours = TransformerDecoder(V, D, D, 4, 32, 3)
-    ours.load_state_dict(from_espnet(theirs.state_dict()))
+    ours.load_state_dict(decoder_weights(theirs.state_dict()))
     return ours.eval(), theirs.eval()
 
 
@@ -39,7 +40,7 @@ def test_logits_and_gradients():
     memory.grad = None
     (left * weight).sum().backward()
     assert_close(memory.grad, wanted, atol=1e-5, rtol=1e-4)
-    gradients = from_espnet({name: p.grad for name, p in theirs.named_parameters()})
+    gradients = decoder_weights({name: p.grad for name, p in theirs.named_parameters()})
     for name, parameter in ours.named_parameters():
         assert_close(parameter.grad, gradients[name], atol=2e-5, rtol=1e-4, msg=name)
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from speechattn.decoders import TransformerDecoder, from_espnet
+from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import CtcPrefixScorer, DecodeOptions, joint_search
+from speechattn.importing.espnet import decoder_weights
 
 INSTALL = "pip install espnet==202611 to compare with ESPnet"
 prefix_score = pytest.importorskip("espnet2.legacy.nets.ctc_prefix_score", reason=INSTALL)
@@ -38,7 +39,7 @@ def make(seed: int):
     # ESPnet's attention-only search would say blank; a trained decoder never does.
     torch.nn.init.constant_(theirs.output_layer.bias[:1], -1e4)
     ours = TransformerDecoder(V, D, D, 2, 32, 2)
-    ours.load_state_dict(from_espnet(theirs.state_dict()))
+    ours.load_state_dict(decoder_weights(theirs.state_dict()))
     return ours.eval(), theirs.eval(), Ctc().eval()
 
 

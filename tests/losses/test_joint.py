@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from speechattn.data.batch import Item, collate
+from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss, label_smoothing_loss
 from speechattn.losses.joint import ctc_loss
 from speechattn.model_dir import build_model
@@ -173,3 +174,123 @@ def test_an_item_without_frames_does_no_harm(tiny_model):
     total.backward()
     assert torch.isfinite(total)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def bidirectional(section: dict) -> dict:
+    """The same `model:` section with a right-to-left decoder beside the other."""
+    section["decoder"]["class_path"] = "speechattn.decoders.BidirectionalDecoder"
+    section["decoder"]["init_args"]["reverse_blocks"] = 1
+    return section
+
+
+def with_intermediate(section: dict, layers: list[int], self_conditioning: int = 0) -> dict:
+    """The same `model:` section with three blocks and intermediate layers among them."""
+    for name in ("audio", "video"):
+        if name in section:
+            section[name]["encoder"]["init_args"].update(
+                num_blocks=3, intermediate=layers, self_conditioning=self_conditioning
+            )
+    return section
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_right_to_left_is_the_loss_of_reversed_sentences(tiny_model, batch, weight, per_token):
+    torch.manual_seed(0)
+    model = build_model(bidirectional(tiny_model("audio")), VOCAB).eval()
+    found = JointLoss(0.4, 0.1, per_token, reverse_weight=weight)(model, batch)
+    hidden, lengths = model.encode(batch.audio, batch.audio_lengths)
+    sums, count = {"left": 0.0, "right": 0.0}, int((batch.token_lengths + 1).sum())
+    for i, n in enumerate(batch.token_lengths.tolist()):  # each sentence alone, unpadded
+        for name in sums:
+            tokens = batch.tokens[i, :n].tolist()
+            tokens = tokens if name == "left" else tokens[::-1]
+            logits = getattr(model.decoder, name)(
+                torch.tensor([[VOCAB - 1, *tokens]]),
+                torch.tensor([n + 1]),
+                hidden[i : i + 1, : int(lengths[i])],
+                lengths[i : i + 1],
+            )
+            target = torch.tensor([[*tokens, VOCAB - 1]])
+            one = label_smoothing_loss(logits, target, torch.tensor([n + 1]), 0.1, False)
+            sums[name] = sums[name] + one / (count if per_token else 3)
+    attention = (1 - weight) * sums["left"] + weight * sums["right"]
+    torch.testing.assert_close(found.total, 0.4 * found.ctc + 0.6 * attention, atol=1e-4, rtol=1e-4)
+    for name, value, used in (
+        ("left", found.attention, weight < 1), ("right", found.reverse, weight > 0),
+    ):  # fmt: skip
+        if used:
+            torch.testing.assert_close(value, sums[name], atol=1e-4, rtol=1e-4)
+        else:
+            assert value is None
+
+
+@pytest.mark.parametrize("ctc_weight", [0.3, 1.0])
+@pytest.mark.parametrize("modality", ["audio", "av"])
+def test_intermediate_layers_share_the_ctc_loss(tiny_model, batch, modality, ctc_weight):
+    torch.manual_seed(0)
+    model = build_model(with_intermediate(tiny_model(modality), [1, 2]), VOCAB).eval()
+    found = JointLoss(ctc_weight, stream_ctc_weight=0.2, intermediate_weight=0.4)(model, batch)
+    plain = JointLoss(ctc_weight, stream_ctc_weight=0.2)(model, batch)
+    assert plain.intermediate is None
+    losses = []
+    for name, stream in model.streams.items():
+        x, n = (batch.audio, batch.audio_lengths) if name == "audio" else (
+            batch.video, batch.video_lengths
+        )  # fmt: skip
+        _, n, layers = stream(x, n)
+        assert sorted(layers) == [1, 2]
+        head = model.ctc if modality == "audio" else model.stream_ctc[name]
+        for hidden in layers.values():
+            log_probs = head(hidden).log_softmax(-1)
+            losses.append(ctc_loss(log_probs, n, batch.tokens, batch.token_lengths))
+    assert len(losses) == (2 if modality == "audio" else 4)
+    mean = torch.stack(losses).mean()
+    torch.testing.assert_close(found.intermediate, mean)
+    torch.testing.assert_close(found.ctc, plain.ctc)
+    # 0.4 of the CTC loss moves from the output to the layers.
+    expected = plain.total + ctc_weight * 0.4 * (mean - plain.ctc)
+    torch.testing.assert_close(found.total, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("modality", ["audio", "av"])
+def test_every_parameter_of_everything_learns(tiny_model, batch, modality):
+    torch.manual_seed(0)
+    section = bidirectional(with_intermediate(tiny_model(modality), [1], self_conditioning=VOCAB))
+    model = build_model(section, VOCAB).train()
+    loss = JointLoss(0.3, stream_ctc_weight=0.3, reverse_weight=0.3, intermediate_weight=0.3)
+    loss.check(model)
+    loss(model, batch).total.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_what_is_encoded_already_is_not_encoded_again(tiny_model, batch, monkeypatch):
+    model = make_model(tiny_model, "audio").eval()
+    expected = JointLoss()(model, batch).total
+    encoded = model.encode_streams(batch.audio, batch.audio_lengths)
+    monkeypatch.setattr(model, "encode_streams", None)
+    assert torch.equal(JointLoss()(model, batch, encoded).total, expected)
+
+
+def test_weights_without_their_part_are_named(tiny_model, caplog):
+    plain = make_model(tiny_model, "audio")
+    both = build_model(bidirectional(tiny_model("audio")), VOCAB)
+    inner = build_model(with_intermediate(tiny_model("audio"), [1]), VOCAB)
+    JointLoss(0.3).check(plain)
+    JointLoss(0.3, reverse_weight=0.3).check(both)
+    JointLoss(0.3, intermediate_weight=0.3).check(inner)
+    assert not caplog.records
+    for loss, model, message in (
+        ({"reverse_weight": 0.3}, plain, "loss.reverse_weight is 0.3.*BidirectionalDecoder"),
+        ({"reverse_weight": 0.3, "ctc_weight": 1.0}, both, "reverse_weight.*ctc_weight 1"),
+        ({"intermediate_weight": 0.2}, plain, "loss.intermediate_weight is 0.2.*`intermediate`"),
+        ({"intermediate_weight": 0.2, "ctc_weight": 0.0}, inner, "intermediate_weight.*without"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            JointLoss(**loss).check(model)
+    for loss in ({"reverse_weight": -0.1}, {"intermediate_weight": 1.0}, {"ctc_weight": 2.0}):
+        with pytest.raises(ConfigError, match=f"loss.{next(iter(loss))} has to be in"):
+            JointLoss(**loss)
+    JointLoss(0.3).check(both)
+    assert "right-to-left half of the decoder does not learn" in caplog.text

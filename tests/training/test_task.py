@@ -8,6 +8,7 @@ from kaldialign import edit_distance
 from speechattn.data.datamodule import DataOptions, SpeechData
 from speechattn.data.tokenizer import Tokenizer
 from speechattn.decoding.ctc import ctc_greedy
+from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss
 from speechattn.model_dir import build_model
 from speechattn.training import TrainingOptions
@@ -82,3 +83,29 @@ def test_optimiser(task, data):
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.98)
     # Warm-up of 500 steps: the rate after n of them.
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * (trainer.global_step + 1) / 500)
+
+
+def test_a_weight_without_its_part_is_refused_before_training(task):
+    with pytest.raises(ConfigError, match="reverse_weight"):
+        SpeechTask(task.model, JointLoss(reverse_weight=0.3), TrainingOptions())
+
+
+def test_every_part_of_the_loss_is_recorded(tiny_model, tiny_corpus, data):
+    section = tiny_model("av")
+    section["decoder"]["class_path"] = "speechattn.decoders.BidirectionalDecoder"
+    section["audio"]["encoder"]["init_args"].update(num_blocks=2, intermediate=[1])
+    torch.manual_seed(0)
+    model = build_model(section, Tokenizer.load(tiny_corpus.folder / "tokens").vocab_size)
+    loss = JointLoss(stream_ctc_weight=0.2, reverse_weight=0.3, intermediate_weight=0.3)
+    task = SpeechTask(model, loss, TrainingOptions())
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    (found,) = trainer.validate(task, data, verbose=False)
+    parts = {name: found[f"valid_{name}_loss"]
+             for name in ("ctc", "att", "reverse", "intermediate", "stream")}  # fmt: skip
+    ctc = 0.7 * parts["ctc"] + 0.3 * parts["intermediate"]
+    attention = 0.7 * parts["att"] + 0.3 * parts["reverse"]
+    total = 0.3 * ctc + 0.7 * attention + 0.2 * parts["stream"]
+    assert found["valid_loss"] == pytest.approx(total, rel=1e-4)

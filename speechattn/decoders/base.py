@@ -1,0 +1,129 @@
+"""What every decoder is, and what its steps remember."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """What a step needs of the past: never changed in place, so a state may be stepped twice.
+
+    Hypotheses of one utterance are adjacent and each utterance has as many as the others:
+    hypothesis n listens to row n // (N / B) of the memory, which is held once an utterance.
+
+    Attributes:
+        memory: per layer, cross-attention keys and values, each (B, H, T, Dh).
+        memory_mask: (B, 1, 1, T) bool, True where a frame is real; None if all are.
+        cache: per layer, self-attention keys and values, each (N, H, U, Dh).
+    """
+
+    memory: tuple[KeyValue, ...]
+    memory_mask: Tensor | None
+    cache: tuple[KeyValue, ...]
+
+    @property
+    def hypotheses(self) -> int:
+        """N."""
+        return self.cache[0][0].size(0)
+
+    @property
+    def utterances(self) -> int:
+        """B."""
+        return self.memory[0][0].size(0)
+
+    @property
+    def tokens(self) -> int:
+        """U, the tokens fed so far."""
+        return self.cache[0][0].size(2)
+
+    def select(self, index: Tensor) -> "DecoderState":
+        """Reorders, drops or multiplies hypotheses.
+
+        Utterances of which nothing is selected leave the memory. While every run of hypotheses
+        of one utterance is equally long the memory stays shared; otherwise it is copied, one row
+        for each hypothesis.
+
+        Args:
+            index: (M,) int64, each in [0, N).
+
+        Returns:
+            A state of M hypotheses, the m-th continuing hypothesis index[m].
+        """
+        cache = tuple((k.index_select(0, index), v.index_select(0, index)) for k, v in self.cache)
+        owner = index // (self.hypotheses // self.utterances)  # (M,)
+        rows, runs = torch.unique_consecutive(owner, return_counts=True)
+        if runs.numel() and not bool((runs == runs[0]).all()):
+            rows = owner
+        if rows.numel() == self.utterances and bool(
+            (rows == torch.arange(self.utterances, device=rows.device)).all()
+        ):
+            return DecoderState(self.memory, self.memory_mask, cache)
+        memory = tuple((k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.memory)
+        mask = None if self.memory_mask is None else self.memory_mask.index_select(0, rows)
+        return DecoderState(memory, mask, cache)
+
+
+class Decoder(nn.Module):
+    """Predicts the next token from the tokens so far and the encoder's output, the memory.
+
+    Tokens belong to N sequences, N a multiple of the memory's B: those that listen to the same
+    row are adjacent, as in `DecoderState`. In training N is B.
+
+    Attributes:
+        vocab_size: V; <sos/eos> is V - 1.
+        width: D.
+    """
+
+    vocab_size: int
+    width: int
+
+    def forward(
+        self, tokens: Tensor, token_lengths: Tensor, memory: Tensor, memory_lengths: Tensor
+    ) -> Tensor:
+        """Logits of the next token after each token.
+
+        Args:
+            tokens: (N, U) int64, starting with <sos>; any value beyond a sequence's length.
+            token_lengths: (N,) int64.
+            memory: (B, T, memory_size).
+            memory_lengths: (B,) int64, each at least 1.
+
+        Returns:
+            (N, U, V); what stands beyond a sequence's length means nothing.
+        """
+        raise NotImplementedError
+
+    def cross_attention(
+        self, tokens: Tensor, token_lengths: Tensor, memory: Tensor, memory_lengths: Tensor
+    ) -> Tensor:
+        """The cross-attention weights of `forward` on the same arguments, with N = B.
+
+        Returns:
+            (L, B, H, U, T): each row sums to 1 over real frames and is 0 on padding.
+        """
+        raise NotImplementedError
+
+    def init_state(self, memory: Tensor, memory_lengths: Tensor) -> DecoderState:
+        """The state before <sos>, one hypothesis for each row of the memory.
+
+        Args:
+            memory: (B, T, memory_size).
+            memory_lengths: (B,) int64, each at least 1.
+        """
+        raise NotImplementedError
+
+    def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """Feeds one token to every hypothesis.
+
+        Args:
+            token: (N,) int64, <sos> first.
+            state: of N hypotheses.
+
+        Returns:
+            Log-probabilities of the next token (N, V), and the state with `token` in it.
+        """
+        raise NotImplementedError

@@ -1,0 +1,155 @@
+"""Right-to-left rescoring against each hypothesis scored alone, by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
+from speechattn.decoding import (
+    DecodeOptions,
+    Hypothesis,
+    check_options,
+    decode,
+    joint_search,
+    rescore,
+    rescoring,
+)
+from speechattn.errors import ConfigError
+
+V, D = 9, 8
+EOS = V - 1
+HIDDEN = torch.randn(4, 14, D, generator=torch.Generator().manual_seed(1))
+LENGTHS = torch.tensor([14, 7, 1, 10])
+
+
+class Model(nn.Module):
+    def __init__(self, decoder: str = "both"):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(D, V)
+        self.decoder = None
+        if decoder == "both":
+            self.decoder = BidirectionalDecoder(V, D, 16, 2, 32, 1, 2)
+            nn.init.normal_(self.decoder.left.output.weight, std=0.4)
+            nn.init.normal_(self.decoder.right.output.weight, std=0.4)
+        elif decoder == "left":
+            self.decoder = TransformerDecoder(V, D, 16, 2, 32, 1)
+
+    def ctc_log_probs(self, hidden):
+        return (4 * self.head(hidden)).log_softmax(-1)
+
+
+def right_to_left(decoder: BidirectionalDecoder, row: int, tokens: list[int]) -> float:
+    """Sum of the log-probabilities of the tokens from the last to the first, then <eos>."""
+    t = LENGTHS[row : row + 1]
+    state = decoder.right.init_state(HIDDEN[row : row + 1, : int(t)], t)
+    total, fed = 0.0, EOS
+    for token in [*reversed(tokens), EOS]:
+        log_probs, state = decoder.right.step(torch.tensor([fed]), state)
+        total += log_probs[0, token].item()
+        fed = token
+    return total
+
+
+@pytest.mark.parametrize("method", ["joint", "attention"])
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+@torch.no_grad()
+def test_decoding_ranks_by_both_directions(method, weight):
+    model = Model().eval()
+    options = DecodeOptions(method=method, beam_size=6, length_bonus=0.2, nbest=6)
+    plain = decode(model, HIDDEN, LENGTHS, options)
+    both = decode(model, HIDDEN, LENGTHS, replace(options, reverse_weight=weight))
+    attention_weight = 1.0 if method == "attention" else 0.7
+    moved = 0
+    for row, (before, after) in enumerate(zip(plain, both, strict=True)):
+        scores = {tuple(h.tokens): h for h in before}
+        assert {tuple(h.tokens) for h in after} == set(scores)
+        wanted = {}
+        for tokens, h in scores.items():
+            reverse = right_to_left(model.decoder, row, list(tokens))
+            attention = (1 - weight) * h.scores["decoder"] + weight * reverse
+            rest = 0.2 * h.scores["length"]
+            if method == "joint":
+                rest += 0.3 * h.scores["ctc"]
+            wanted[tokens] = attention_weight * attention + rest, reverse
+        order = sorted(wanted, key=lambda tokens: -wanted[tokens][0])
+        assert [tuple(h.tokens) for h in after] == order
+        moved += order != [tuple(h.tokens) for h in before]
+        for h in after:
+            score, reverse = wanted[tuple(h.tokens)]
+            assert h.score == pytest.approx(score, abs=1e-4)
+            assert h.scores["reverse"] == pytest.approx(reverse, abs=1e-4)
+            assert {**h.scores, "reverse": 0} == {**scores[tuple(h.tokens)].scores, "reverse": 0}
+    assert moved >= 2
+
+
+@torch.no_grad()
+def test_the_best_may_come_from_the_whole_beam():
+    """One hypothesis is wanted, and one that the search ranked lower is the best by both."""
+    model = Model().eval()
+    options = DecodeOptions(beam_size=6, reverse_weight=0.5)
+    wide = decode(model, HIDDEN, LENGTHS, replace(options, nbest=6))
+    best = decode(model, HIDDEN, LENGTHS, options)
+    searched = decode(model, HIDDEN, LENGTHS, DecodeOptions(beam_size=6))
+    assert [h[0].tokens for h in best] == [h[0].tokens for h in wide]
+    assert [h[0].tokens for h in best] != [h[0].tokens for h in searched]
+    assert all(len(h) == 1 for h in best)
+
+
+@torch.no_grad()
+def test_a_batch_gives_what_its_utterances_give(monkeypatch):
+    model = Model().eval()
+    lengths = torch.tensor([14, 7, 0, 10])  # nothing is heard in the third
+    options = DecodeOptions(beam_size=4, nbest=4, reverse_weight=0.4)
+    together = decode(model, HIDDEN, lengths, options)
+    monkeypatch.setattr(rescoring, "MAX_LOGITS", 1)  # one utterance a pass
+    apart = decode(model, HIDDEN, lengths, options)
+    assert together[2] == [Hypothesis([], 0.0)]
+    for row in (0, 1, 3):
+        (alone,) = decode(model, HIDDEN[row : row + 1], lengths[row : row + 1], options)
+        for found in (together[row], apart[row]):
+            assert [h.tokens for h in found] == [h.tokens for h in alone]
+            for a, b in zip(alone, found, strict=True):
+                assert a.score == pytest.approx(b.score, abs=1e-4)
+                assert a.scores == pytest.approx(b.scores, abs=1e-3)
+
+
+@torch.no_grad()
+def test_uneven_lists():
+    """Lists of other lengths, the empty reading and none at all among them."""
+    decoder = Model().eval().decoder
+    lists = [[[1, 2, 3], []], [[4]], [[], [5], [6, 6]], []]
+    nbest = [[Hypothesis(tokens, -1.0, {"decoder": -1.0}) for tokens in row] for row in lists]
+    found = rescore(decoder, nbest, HIDDEN, LENGTHS, 1.0, 1.0)
+    assert found[3] == []
+    for row, hypotheses in enumerate(found):
+        assert sorted(h.tokens for h in hypotheses) == sorted(lists[row])
+        for h in hypotheses:
+            assert h.score == pytest.approx(right_to_left(decoder, row, h.tokens), abs=1e-4)
+        assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
+
+
+@torch.no_grad()
+def test_without_weight_nothing_changes():
+    model = Model().eval()
+    options = DecodeOptions(beam_size=4, nbest=2)
+    log_probs = model.ctc_log_probs(HIDDEN)
+    found = decode(model, HIDDEN, LENGTHS, options)
+    assert found == joint_search(model.decoder, log_probs, HIDDEN, LENGTHS, options)
+    assert "reverse" not in found[0][0].scores
+
+
+def test_what_a_model_lacks_is_named():
+    options = DecodeOptions(reverse_weight=0.3)
+    with pytest.raises(ConfigError, match="reverse_weight: 0.3 needs a right-to-left.*Transformer"):
+        decode(Model("left"), HIDDEN, LENGTHS, options)
+    with pytest.raises(ConfigError, match="reverse_weight.*ctc_weight 1"):
+        check_options(Model(), replace(options, ctc_weight=1.0))
+    with pytest.raises(ConfigError, match="needs a decoder"):
+        check_options(Model("none"), options)
+    check_options(Model("left"), replace(options, method="ctc_greedy"))
+    check_options(Model(), options)
+    with pytest.raises(ConfigError, match="reverse_weight: has to be in 0..1"):
+        DecodeOptions(reverse_weight=1.2)
