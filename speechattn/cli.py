@@ -97,7 +97,7 @@ def add_data_commands(command) -> None:
 
 
 def add_training_commands(command) -> None:
-    """train, average."""
+    """train, average, import-checkpoint."""
     sub = command("train", commands.train, "train a model, or go on training it")
     sub.add_argument("--config", type=Path, required=True)
     sub.add_argument("--train-cuts", type=Path, required=True)
@@ -106,6 +106,14 @@ def add_training_commands(command) -> None:
     sub.add_argument("--crops", type=Path, help="folder of mouth crops")
     sub.add_argument("--noise", type=Path, help="what the config's AddNoise mixes in")
     sub.add_argument("--exp", type=Path, required=True, help="the experiment's folder")
+    sub.add_argument(
+        "--init",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="model directory to start from; may be repeated, the first that has a part gives it",
+    )
     add_overrides(sub)
 
     sub = command("average", commands.average, "average the best epochs into a model directory")
@@ -117,6 +125,24 @@ def add_training_commands(command) -> None:
         "--data-dir", type=Path, help="the corpus; if it is synthetic the model says so"
     )
     add_overrides(sub)
+
+    sub = command(
+        "import-checkpoint",
+        commands.import_checkpoint,
+        "make a model directory of another toolkit's checkpoint",
+    )
+    sub.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        choices=("espnet", "auto_avsr", "cnvsrc2023", "cnvsrc2024"),
+    )
+    sub.add_argument("src", type=Path, help="checkpoint, or an ESPnet folder with one .pth")
+    sub.add_argument("dest", type=Path, help="model directory to make")
+    sub.add_argument("--config", type=Path, help="its configuration; espnet: config.yaml beside it")
+    sub.add_argument("--tokens", type=Path, help="its list of units, one a line")
+    sub.add_argument("--bpe-model", type=Path, help="the SentencePiece model of its units")
+    sub.add_argument("--decode", type=Path, help="a decode YAML of ESPnet's")
 
 
 def add_overrides(sub: argparse.ArgumentParser) -> None:

@@ -113,7 +113,18 @@ def train(args: Namespace) -> None:
         args.exp,
         args.crops,
         args.allow,
+        args.init,
     )
+
+
+def import_checkpoint(args: Namespace) -> None:
+    """speechattn import-checkpoint"""
+    from speechattn.importing import import_checkpoint
+
+    folder = import_checkpoint(
+        args.source, args.src, args.dest, args.config, args.tokens, args.bpe_model, args.decode
+    )
+    logger.info("written to %s", folder)
 
 
 def average(args: Namespace) -> None:

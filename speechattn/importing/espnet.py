@@ -1,0 +1,158 @@
+"""ESPnet's names of weights turned into ours: the one place that knows them.
+
+Of ESPnet 202611 (`espnet2.asr`); names that earlier versions wrote and that still mean the same
+are taken too.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+# A pattern and what takes its place; every rule that matches is applied, in turn.
+Rules = Sequence[tuple[str, str]]
+# Our name, and the names of theirs that make it up.
+Names = dict[str, tuple[str, ...]]
+
+ENCODER_RULES: Rules = (
+    # The first convolution's index counts the activations in between.
+    (r"^embed\.conv\.0\.", "input.convolutions.0."),
+    (r"^embed\.conv\.2\.", "input.convolutions.1."),
+    (r"^embed\.conv\.4\.", "input.convolutions.2."),
+    (r"^embed\.out\.(0\.)?(?=weight|bias)", "input.projection."),
+    (r"^embed\.0\.(?=weight|bias)", "input.projection."),
+    (r"^embed\.1\.(?=weight|bias)", "input.norm."),
+    (r"^after_norm\.", "norm."),
+    (r"^conditioning_layer\.", "conditioning."),
+    (r"^encoders\.", "blocks."),
+    (r"\.(self_attn|attn)\.", ".attention."),
+    (r"\.attention\.linear_q\.", ".attention.query."),
+    (r"\.attention\.linear_k\.", ".attention.key."),
+    (r"\.attention\.linear_v\.", ".attention.value."),
+    (r"\.attention\.linear_out\.", ".attention.output."),
+    (r"\.attention\.linear_pos\.", ".attention.position."),
+    (r"\.attention\.pos_bias_u$", ".attention.content_bias"),
+    (r"\.attention\.pos_bias_v$", ".attention.position_bias"),
+    (r"\.norm_ff_macaron\.", ".macaron_norm."),
+    (r"\.feed_forward_macaron\.", ".macaron."),
+    (r"\.norm_ff\.", ".feed_forward_norm."),
+    (r"\.norm_mha\.", ".attention_norm."),
+    (r"\.norm_conv\.", ".convolution_norm."),
+    (r"\.norm_mlp\.", ".cgmlp_norm."),
+    (r"\.norm_final\.", ".norm."),
+    (r"\.w_1\.", ".expand."),
+    (r"\.w_2\.", ".contract."),
+    (r"\.conv_module\.", ".convolution."),
+    (r"\.pointwise_con?v1\.", ".expand."),  # "cov" is how auto_avsr writes it
+    (r"\.pointwise_con?v2\.", ".contract."),
+    (r"\.depthwise_conv\.", ".depthwise."),
+    (r"\.channel_proj1\.0\.", ".expand."),
+    (r"\.channel_proj2\.", ".contract."),
+    (r"\.csgu\.norm\.", ".norm."),
+    (r"\.csgu\.conv\.", ".depthwise."),
+    (r"\.csgu\.linear\.", ".linear."),
+    (r"\.pooling_proj1\.", ".average.attention_score."),
+    (r"\.pooling_proj2\.", ".average.cgmlp_score."),
+    (r"\.weight_proj1\.", ".average.attention_weight."),
+    (r"\.weight_proj2\.", ".average.cgmlp_weight."),
+    (r"\.depthwise_conv_fusion\.", ".merge_depthwise."),
+    (r"\.merge_proj\.", ".merge."),
+)
+
+DECODER_RULES: Rules = (
+    (r"^embed\.0\.", "embed."),
+    (r"^output_layer\.", "output."),
+    (r"^output_norm\.", "after_norm."),  # before 2020
+    (r"^decoders\.", "layers."),
+    (r"\.self_attn\.linear_out\.", ".self_attention.output."),
+    (r"\.src_attn\.linear_q\.", ".cross_attention.query."),
+    (r"\.src_attn\.linear_out\.", ".cross_attention.output."),
+    (r"\.feed_forward\.w_1\.", ".feed_forward.0."),
+    (r"\.feed_forward\.w_2\.", ".feed_forward.3."),
+    (r"\.norm1\.", ".norm_self."),
+    (r"\.norm2\.", ".norm_cross."),
+    (r"\.norm3\.", ".norm_feed_forward."),
+)
+# Ours are products of several matrices at once: theirs, the letters in order, ours.
+_JOINED = (
+    (".self_attn.linear_", "qkv", ".self_attention.project."),
+    (".src_attn.linear_", "kv", ".cross_attention.key_value."),
+)
+# Tables of positions, which old versions saved and which are no weights.
+_POSITIONS = re.compile(r"(^|\.)pe$")
+
+
+def renamed(name: str, rules: Rules) -> str:
+    """`name` after every rule that matches."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def encoder_names(names: Iterable[str]) -> Names:
+    """ESPnet's names (without `encoder.`) that make up each of ours.
+
+    A name that no rule knows stays as it is, for strict loading to refuse.
+    """
+    found: Names = {}
+    for name in names:
+        if not _POSITIONS.search(name):
+            found[renamed(name, ENCODER_RULES)] = (name,)
+    return found
+
+
+def decoder_names(names: Iterable[str]) -> Names:
+    """As `encoder_names`, for the names of a Transformer decoder without `decoder.`."""
+    left = {name: None for name in names if not _POSITIONS.search(name)}  # an ordered set
+    found: Names = {}
+    for layer in numbers(left, "decoders"):
+        for theirs, letters, ours in _JOINED:
+            for kind in ("weight", "bias"):
+                parts = tuple(f"decoders.{layer}{theirs}{letter}.{kind}" for letter in letters)
+                if left.keys() >= set(parts):
+                    found[f"layers.{layer}{ours}{kind}"] = parts
+                    for part in parts:
+                        del left[part]
+    for name in left:
+        found[renamed(name, DECODER_RULES)] = (name,)
+    return found
+
+
+def take(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """The weights that `names` tells of, several of theirs joined along the first axis."""
+    weights = {}
+    for ours, theirs in names.items():
+        value = torch.cat([state[name] for name in theirs]) if len(theirs) > 1 else state[theirs[0]]
+        if "pointwise_co" in theirs[0] and value.dim() == 3:
+            value = value.squeeze(-1)  # a Linear of ours
+        weights[ours] = value
+    return weights
+
+
+def encoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of our encoder with the weights of ESPnet's.
+
+    Args:
+        state: `state_dict` of `espnet2.asr.encoder`'s Conformer, Branchformer or E-Branchformer,
+            without `encoder.` before its names; gradients under those names will do as well.
+    """
+    return take(state, encoder_names(state))
+
+
+def decoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of our TransformerDecoder with the weights of ESPnet's.
+
+    Args:
+        state: `state_dict` of `espnet2.asr.decoder.transformer_decoder.TransformerDecoder`, without
+            `decoder.` before its names; gradients under those names will do as well.
+    """
+    return take(state, decoder_names(state))
+
+
+def numbers(names: Iterable[str], prefix: str) -> list[str]:
+    """The numbers that follow `prefix.` in the names."""
+    found = {
+        name[len(prefix) + 1 :].split(".")[0] for name in names if name.startswith(f"{prefix}.")
+    }
+    return sorted(found, key=lambda number: (len(number), number))

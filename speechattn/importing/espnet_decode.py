@@ -1,0 +1,35 @@
+"""ESPnet's decode YAML as our decode options."""
+
+from pathlib import Path
+from typing import Any
+
+from speechattn.config import read_yaml
+from speechattn.errors import ConfigError
+from speechattn.importing.keys import IGNORED, Keys, fixed, passed, translate
+
+DECODE: Keys = {
+    "beam_size": passed("beam_size", 20),
+    "ctc_weight": passed("ctc_weight", 0.5),
+    "penalty": passed("length_bonus", 0.0),
+    "minlenratio": passed("min_length_ratio", 0.0),
+    "maxlenratio": passed("max_length_ratio", 0.0),
+    "nbest": passed("nbest", 1),
+    "lm_weight": fixed(0, None),  # no language model is imported
+    "ngram_weight": fixed(0, None),
+    "normalize_length": fixed(False),
+    "batch_size": IGNORED,
+    "ngpu": IGNORED,
+    "dtype": fixed("float32"),
+}
+
+
+def read_decode(path: Path) -> dict[str, Any]:
+    """Fields of `DecodeOptions`; what is missing is as in ESPnet's `asr_inference`."""
+    problems: list[str] = []
+    options = translate(read_yaml(path), DECODE, "", problems)
+    if problems:
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        raise ConfigError(f"{path}: cannot be taken over:{lines}")
+    for name in ("length_bonus", "min_length_ratio", "max_length_ratio", "ctc_weight"):
+        options[name] = float(options[name])
+    return options

@@ -1,0 +1,63 @@
+"""A whole ESPnet model: the names of its weights, and those that are no mere renaming."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from speechattn.errors import ConfigError
+from speechattn.frontends import EspnetLogMel
+from speechattn.frontends.cmvn import read_statistics
+from speechattn.importing.checkpoint import under, without
+from speechattn.importing.espnet import Names, decoder_names, encoder_names
+
+_MEL = "frontend.logmel.melmat"
+_STREAM = "streams.audio."
+
+
+def weight_names(names: Iterable[str]) -> Names:
+    """For each name of ours those of an ESPnetASRModel's, `prepare`d, that make it up.
+
+    A name that is not known stays as it is, for strict loading to refuse.
+    """
+    names = list(names)
+    found = {
+        **under(encoder_names(without(names, "encoder.")), f"{_STREAM}encoder.", "encoder."),
+        **under(decoder_names(without(names, "decoder.")), "decoder.", "decoder."),
+    }
+    for name in names:
+        if not name.startswith(("encoder.", "decoder.")):
+            ours = name.replace("ctc.ctc_lo.", "ctc.")
+            found[ours.replace("normalize.", f"{_STREAM}frontend.cmvn.")] = (name,)
+    return found
+
+
+def prepare(
+    state: dict[str, Tensor], frontend: EspnetLogMel, statistics: Path | None, path: Path
+) -> dict[str, Tensor]:
+    """The weights with what is kept in another form made ours.
+
+    ESPnet keeps the mel filters with the weights; ours are made, and here compared with them. It
+    divides by a deviation where we multiply by its inverse.
+
+    Args:
+        state: of the whole model.
+        frontend: made of the same configuration.
+        statistics: `feats_stats.npz`, for a checkpoint that does not hold them.
+        path: of the checkpoint, for messages.
+    """
+    state = dict(state)
+    filters = state.pop(_MEL, None)
+    if filters is not None and not (
+        filters.shape == frontend.filters.shape
+        and torch.allclose(filters.float(), frontend.filters, atol=1e-6)
+    ):
+        raise ConfigError(
+            f"{path}: its mel filters ({_MEL}) are not those that frontend_conf describes"
+        )
+    if "normalize.std" in state:
+        state["normalize.istd"] = 1.0 / state.pop("normalize.std")
+    elif frontend.cmvn.kind == "global" and statistics is not None:
+        state["normalize.mean"], state["normalize.istd"] = read_statistics(statistics)
+    return state

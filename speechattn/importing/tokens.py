@@ -1,0 +1,155 @@
+"""Token lists of other toolkits, made into our tokenizers without moving an id."""
+
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from speechattn.data.tokenizer import (
+    BLANK,
+    SOS_EOS,
+    UNK,
+    CharTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+)
+from speechattn.errors import ConfigError
+
+# Fields of SentencePiece's ModelProto, of a piece in it and of its TrainerSpec.
+_PIECES, _TRAINER = 1, 2
+_TEXT, _SCORE, _TYPE = 1, 2, 3
+_MODEL_TYPE = 3
+_UNUSED = 5  # a piece that text is never cut into
+_KINDS = {1: "unigram", 2: "bpe"}
+
+
+def read_units(path: Path) -> list[str]:
+    """Tokens in the order of their ids, out of a file of one token a line.
+
+    A line may end in the token's id, as auto_avsr's `*_units.txt` do, in which case they have to be
+    in order, from 1.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a list of tokens: {error}") from error
+    rows = [line.rstrip("\r").split(" ") for line in lines]
+    if all(len(row) == 2 for row in rows):
+        if wrong := [row[0] for i, row in enumerate(rows, 1) if row[1] != str(i)]:
+            raise ConfigError(f"{path}: the id of {wrong[0]!r} is not the number of its line")
+    elif any(len(row) != 1 for row in rows):
+        raise ConfigError(f"{path}: a line is a token, or on every line a token and its id")
+    return [row[0] for row in rows]
+
+
+def make_tokenizer(tokens: Sequence[str], bpe_model: Path | None = None) -> Tokenizer:
+    """A tokenizer with exactly these ids.
+
+    Args:
+        tokens: `<blank>`, `<unk>`, units, `<sos/eos>`.
+        bpe_model: the SentencePiece model that cuts text into the units; without one the units have
+            to be characters.
+    """
+    if bpe_model is not None:
+        try:
+            model = bpe_model.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{bpe_model}: cannot be read ({error.strerror})") from error
+        try:
+            model, kind = with_pieces(model, tokens[1:-1])
+        except (struct.error, IndexError, ValueError) as error:
+            raise ConfigError(f"{bpe_model}: is no SentencePiece model ({error})") from error
+        return SentencePieceTokenizer(model, kind)
+    if long := [token for token in tokens[2:-1] if len(token) != 1 and token != "<space>"]:
+        raise ConfigError(
+            f"tokens: {long[:5]} are not single characters: give the SentencePiece model that "
+            "goes with them (--bpe-model)"
+        )
+    return CharTokenizer(tokens)
+
+
+def with_ends(units: Sequence[str]) -> list[str]:
+    """Units from `<unk>` on, as auto_avsr lists them, with blank before and sos/eos after."""
+    if not units or units[0] != UNK:
+        raise ConfigError(f"tokens: the first has to be {UNK}, not {list(units[:1])}")
+    return [BLANK, *units, SOS_EOS]
+
+
+def with_pieces(model: bytes, pieces: Sequence[str]) -> tuple[bytes, Literal["bpe", "unigram"]]:
+    """A SentencePiece model whose pieces are these, in this order.
+
+    Other toolkits number units by themselves: ESPnet leaves out `<s>` and `</s>`, auto_avsr sorts
+    what it saw in its training text. Here a unit's id is its piece's place in the model, so the
+    model's pieces are put in the units' order, each with its score; those that are no unit go, and
+    a unit that is no piece (auto_avsr has some characters of its own) is never made of text but
+    has its place.
+
+    Args:
+        model: a serialised ModelProto.
+        pieces: `<unk>` first.
+
+    Raises:
+        struct.error, IndexError, ValueError: it is no such model.
+    """
+    old, rest, kind = {}, b"", 1
+    for number, raw, value in _fields(model):
+        if number == _PIECES:
+            text = next(v for n, _, v in _fields(value) if n == _TEXT)
+            old[text.decode("utf-8")] = raw
+            continue
+        if number == _TRAINER:
+            kind = next((v for n, _, v in _fields(value) if n == _MODEL_TYPE), kind)
+        rest += raw
+    if kind not in _KINDS:
+        raise ValueError("it is neither a unigram nor a BPE model")
+    if not old:
+        raise ValueError("it has no pieces")
+    return b"".join(old.get(piece) or _unused(piece) for piece in pieces) + rest, _KINDS[kind]
+
+
+def _unused(piece: str) -> bytes:
+    text = piece.encode("utf-8")
+    body = bytes([_TEXT << 3 | 2]) + _varint(len(text)) + text
+    body += bytes([_SCORE << 3 | 5]) + struct.pack("<f", 0.0)
+    body += bytes([_TYPE << 3, _UNUSED])
+    return bytes([_PIECES << 3 | 2]) + _varint(len(body)) + body
+
+
+def _varint(value: int) -> bytes:
+    out = b""
+    while value > 0x7F:
+        out += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return out + bytes([value])
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, bytes, bytes | int]]:
+    """Number, bytes and value of each field of a protocol buffer message."""
+    at = 0
+    while at < len(data):
+        start = at
+        key, at = _read_varint(data, at)
+        kind = key & 7
+        value: bytes | int
+        if kind == 0:
+            value, at = _read_varint(data, at)
+        elif kind in (1, 2, 5):
+            size, at = _read_varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
+            value = data[at : at + size]
+            at += size
+        else:
+            raise ValueError(f"wire type {kind}")
+        if at > len(data):
+            raise ValueError("it ends too early")
+        yield key >> 3, data[start:at], value
