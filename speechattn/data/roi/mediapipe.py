@@ -1,4 +1,4 @@
-"""MediaPipe's face landmarks as a detector (optional: `pip install mediapipe`).
+"""MediaPipe's face landmarks as a detector (optional: `pip install 'mediapipe<0.10.30'`).
 
 Lugaresi et al. 2019, "MediaPipe: a framework for building perception pipelines"
 (https://arxiv.org/abs/1906.08172); the FaceMesh solution carries its weights in the wheel.
@@ -31,7 +31,7 @@ class MediaPipeDetector:
             import mediapipe
         except ImportError as error:
             raise ConfigError(
-                "MediaPipeDetector needs the package mediapipe: pip install mediapipe "
+                "MediaPipeDetector needs the package mediapipe: pip install 'mediapipe<0.10.30' "
                 "(or leave the detector out: the default, MTCNN, is already installed)"
             ) from error
         solutions = getattr(mediapipe, "solutions", None)
