@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow lint format bench clean
+.PHONY: setup demo test test-slow test-espnet lint format bench clean
 
 setup: $(READY)
 
@@ -22,6 +22,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# What is compared with ESPnet, in an environment that has it.
+test-espnet: $(READY)
+	.ci/oracle.sh build/espnet $(VENV)
 
 lint: $(READY)
 	$(BIN)/ruff check .
