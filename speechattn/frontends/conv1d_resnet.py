@@ -10,6 +10,7 @@ from speechattn.frontends.resnet3d import Activation, make_activation
 from speechattn.masks import padding_mask
 
 SAMPLES_PER_FRAME = 640  # 25 Hz at 16 kHz: one output for each video frame
+VARIANCE_FLOOR = 1e-8  # what the published models add to the variance of the waveform
 
 
 class BasicBlock1d(nn.Module):
@@ -87,24 +88,24 @@ class Conv1dResNet(Frontend):
 
         Args:
             x: (B, N) waveform.
-            lengths: (B,) samples of each item; a last part shorter than a frame is dropped.
+            lengths: (B,) samples of each item; all are counted when the waveform is brought to
+                mean 0 and variance 1, then a last part shorter than a frame is dropped.
 
         Returns:
             (B, N // 640, output_size), at least one frame wide, and (B,) frames.
         """
         if x.shape[1] < SAMPLES_PER_FRAME:
             x = nn.functional.pad(x, (0, SAMPLES_PER_FRAME - x.shape[1]))
-        frames = lengths // SAMPLES_PER_FRAME
-        total = x.shape[1] // SAMPLES_PER_FRAME
-        # Whole frames, so that every stride below divides and lengths stay exact.
-        samples = frames * SAMPLES_PER_FRAME
-        x = x[:, : total * SAMPLES_PER_FRAME]
-        heard = padding_mask(samples, x.shape[1])
+        heard = padding_mask(lengths, x.shape[1])
         count = heard.sum(1, keepdim=True).clamp(min=1)
         x = x * heard
         x = (x - x.sum(1, keepdim=True) / count) * heard
-        # Clamped before the root, whose gradient at 0 is infinite.
-        x = x / (x.square().sum(1, keepdim=True) / count).clamp(min=1e-10).sqrt()
+        x = x / (x.square().sum(1, keepdim=True) / count + VARIANCE_FLOOR).sqrt()
+        # Whole frames from here on, so that every stride below divides and lengths stay exact.
+        frames = lengths // SAMPLES_PER_FRAME
+        samples = frames * SAMPLES_PER_FRAME
+        x = x[:, : x.shape[1] // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME]
+        x = x * padding_mask(samples, x.shape[1])
 
         real = padding_mask(samples // 4, x.shape[1] // 4)
         x = self.stem_act(self.stem_norm(self.stem(x[:, None]), real))  # (B, C, N/4)

@@ -1,13 +1,12 @@
 """Log mel filterbank energies as Kaldi computes them, batched and differentiable."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from speechattn.frontends.base import Frontend
-from speechattn.masks import padding_mask
+from speechattn.frontends.cmvn import Cmvn, CmvnName
 
 PREEMPHASIS = 0.97
 LOWEST_HZ = 20.0
@@ -42,20 +41,21 @@ class LogMelFbank(Frontend):
     Args:
         num_bins: mel bands.
         sample_rate: of the waveform, in Hz.
-        normalise: 'utterance' takes the mean of each band over the utterance away and divides by
-            its standard deviation; 'none' leaves the energies.
+        normalise: see `Cmvn`.
+        statistics: file for 'global' (see `read_statistics`).
     """
 
     def __init__(
         self,
         num_bins: int = 80,
         sample_rate: int = 16000,
-        normalise: Literal["utterance", "none"] = "utterance",
+        normalise: CmvnName = "utterance",
+        statistics: str | None = None,
     ):
         super().__init__()
         self.output_size = num_bins
         self.sample_rate = sample_rate
-        self.normalise = normalise
+        self.cmvn = Cmvn(normalise, num_bins, statistics)
         self.window_size = sample_rate * 25 // 1000
         self.hop = sample_rate // 100
         self.frame_shift = 0.01
@@ -79,17 +79,7 @@ class LogMelFbank(Frontend):
         # Energies span many orders of magnitude, more than half precision holds.
         with torch.autocast(x.device.type, enabled=False):
             y = self.energies(x.float() * 2.0**15)  # (B, T, F)
-        real = padding_mask(lengths, y.shape[1])[..., None]  # (B, T, 1)
-        y = y * real
-        if self.normalise == "utterance":
-            count = lengths.clamp(min=1)[:, None, None]
-            # Around the first frame: a sum of energies near 26 rounds as the padding falls.
-            y = (y - y[:, :1]) * real
-            mean = y.sum(1, keepdim=True) / count
-            y = (y - mean) * real
-            # Clamped before the root, whose gradient at 0 is infinite.
-            y = y / (y.square().sum(1, keepdim=True) / count).clamp(min=1e-10).sqrt()
-        return y, lengths
+        return self.cmvn(y, lengths), lengths
 
     def energies(self, x: Tensor) -> Tensor:
         if x.shape[1] < self.window_size:

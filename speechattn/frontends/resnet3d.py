@@ -1,11 +1,13 @@
 """ResNet3D: a 3-D convolutional stem and a 2-D ResNet trunk over mouth crops.
 
 The visual frontend of the published lip-reading systems (Stafylakis & Tzimiropoulos, 1703.04105;
-Ma et al., 2102.06657): one 5x7x7 convolution sees short motion, then an ImageNet-style ResNet-18
+Ma et al., 2102.06657): one 5x7x7 convolution sees short motion, then an ImageNet-style ResNet
 describes each frame.
+
+Frames go through the network packed: N real frames of all clips in a row, none of padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -15,6 +17,7 @@ from speechattn.frontends.base import Frontend
 from speechattn.masks import padding_mask
 
 Activation = Literal["relu", "prelu", "swish"]
+Normalisation = Literal["fixed", "clip"]
 
 
 def make_activation(name: Activation, channels: int) -> nn.Module:
@@ -24,84 +27,215 @@ def make_activation(name: Activation, channels: int) -> nn.Module:
     return {"relu": nn.ReLU, "swish": nn.SiLU}[name](inplace=True)
 
 
+def unpack(y: Tensor, lengths: Tensor, frames: int) -> Tensor:
+    """y (N, F) -> (B, T, F) with T = `frames`; zero beyond an item's length."""
+    if int(lengths.min()) >= frames:
+        return y.unflatten(0, (-1, frames))
+    padded = y.new_zeros(len(lengths), frames, y.shape[-1])
+    padded[padding_mask(lengths, frames)] = y
+    return padded
+
+
+class FrameWindows(nn.Module):
+    """Crops to the normalised pictures that the stem sees of each frame.
+
+    Args:
+        normalise: see `ResNet3D`.
+        mean: see `ResNet3D`.
+        std: see `ResNet3D`.
+        pool_input: see `ResNet3D`.
+        frames: an odd number, the pictures in a window; its own in the middle.
+    """
+
+    def __init__(
+        self, normalise: Normalisation, mean: float, std: float, pool_input: int, frames: int
+    ):
+        super().__init__()
+        self.normalise = normalise
+        self.mean, self.std = mean, std
+        self.pool_input = pool_input
+        self.frames = frames
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x (B, T, C, H, W) in [0, 255] -> (N, frames * C, H, W) float32, channels last."""
+        return self.gather(*self.pictures(x, lengths))
+
+    def pictures(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What windows are made of.
+
+        Args:
+            x: (B, T, C, H, W) in [0, 255].
+            lengths: (B,) frames of each clip.
+
+        Returns:
+            (M, C, H, W) normalised pictures with blank ones around every clip, and (N,) where the
+            window of each real frame begins.
+        """
+        longest = max(int(lengths.max()), 1)
+        x = x[:, :longest].float()
+        if self.pool_input > 1:
+            x = nn.functional.avg_pool2d(x.flatten(0, 1), self.pool_input).unflatten(0, x.shape[:2])
+        x = x / 255.0
+        if self.normalise == "fixed":
+            x = (x - self.mean) / self.std
+        # Beyond its end a clip must look as it does alone: as the convolution's zero padding.
+        real = padding_mask(lengths, longest)
+        shown = real[:, :, None, None, None]
+        if not real.all():
+            x = x * shown
+        if self.normalise == "clip":
+            frames = lengths.clamp(min=1)[:, None, None, None, None]
+            x = (x - x.sum(1, keepdim=True) / frames) * shown
+            power = x.square().sum(1, keepdim=True).mean((2, 3, 4), keepdim=True) / frames
+            x = x / power.clamp(min=1e-8).sqrt()
+        edge = self.frames // 2
+        x = nn.functional.pad(x, (0, 0) * 3 + (edge, edge))  # (B, T + 2 edge, C, H, W)
+        item, frame = real.nonzero(as_tuple=True)  # (N,) each
+        return x.flatten(0, 1), item * x.shape[1] + frame
+
+    def gather(self, pictures: Tensor, first: Tensor) -> Tensor:
+        """pictures (M, C, H, W) and first (N,) -> windows (N, frames * C, H, W), channels last."""
+        shown = first[:, None] + torch.arange(self.frames, device=first.device)
+        x = pictures.index_select(0, shown.flatten())
+        x = x.unflatten(0, (-1, self.frames)).flatten(1, 2)  # (N, frames * C, H, W)
+        return x.contiguous(memory_format=torch.channels_last)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al., 1512.03385), on (N, C, H, W)."""
 
+    expansion = 1
+
     def __init__(self, in_channels: int, channels: int, stride: int, activation: Activation):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.conv1: nn.Module = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(channels)
         self.act1 = make_activation(activation, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2: nn.Module = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels)
         self.act2 = make_activation(activation, channels)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
+        self.shortcut = make_shortcut(in_channels, channels, stride)
+
+    def branch(self) -> list[nn.Module]:
+        """What the residual branch applies, in order."""
+        return [self.conv1, self.norm1, self.act1, self.conv2, self.norm2]
+
+    @property
+    def last_act(self) -> nn.Module:
+        """The non-linearity over the sum of branch and shortcut."""
+        return self.act2
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.act1(self.norm1(self.conv1(x)))
-        y = self.norm2(self.conv2(y))
-        return self.act2(y + self.shortcut(x))
+        y = x
+        for layer in self.branch():
+            y = layer(y)
+        return self.last_act(y + self.shortcut(x))
 
 
-class ResNet3D(Frontend):
-    """Mouth crops to one vector a frame.
+class Bottleneck(BasicBlock):
+    """1x1, 3x3 and 1x1 convolutions (He et al., 1512.03385); four times as wide as `channels`.
+
+    The 3x3 convolution has the stride, as in every ImageNet ResNet-50 since Torch's.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int, activation: Activation):
+        nn.Module.__init__(self)
+        out = self.expansion * channels
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.act1 = make_activation(activation, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.act2 = make_activation(activation, channels)
+        self.conv3 = nn.Conv2d(channels, out, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(out)
+        self.act3 = make_activation(activation, out)
+        self.shortcut = make_shortcut(in_channels, out, stride)
+
+    def branch(self) -> list[nn.Module]:
+        return [*super().branch(), self.act2, self.conv3, self.norm3]
+
+    @property
+    def last_act(self) -> nn.Module:
+        return self.act3
+
+
+def make_shortcut(in_channels: int, channels: int, stride: int) -> nn.Module:
+    """The way around a block: nothing, or a 1x1 convolution where size or width change."""
+    if stride == 1 and in_channels == channels:
+        return nn.Identity()
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+    )
+
+
+def stack_kernel(weight: Tensor) -> Tensor:
+    """A 3-D kernel (O, C, frames, k, k) as the 2-D one over frames stacked as channels."""
+    return weight.transpose(1, 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def make_trunk(
+    make_block: Callable[[int, int, int, int], nn.Module],
+    width: int,
+    channels: Sequence[int],
+    blocks: Sequence[int],
+    expansion: int,
+) -> tuple[list[nn.Module], int]:
+    """The blocks of every stage; all but the first stage begin by halving the picture.
 
     Args:
-        stem_channels: output channels of the 3-D convolution.
-        channels: width of the four trunk stages; the last is the output size.
-        blocks: residual blocks in each stage; (2, 2, 2, 2) is ResNet-18.
-        activation: the non-linearity; published lip readers use swish or PReLU.
-        image_channels: 1 for grey crops, 3 for colour.
-        normalise: 'fixed' takes `mean` away and divides by `std`, as published models do; 'clip'
-            takes each pixel's mean over the clip away and divides by the deviation of what is
-            left, so that the network sees what moves rather than the face that does not (our
-            own, for little data; needs the whole clip).
-        output_norm: batch norm on each frame's vector, for the same reason (our own).
-        mean: pixel mean after scaling to [0, 1].
-        std: pixel standard deviation after scaling to [0, 1].
-        pool_input: average pixels in squares of this side first. 1 is the published network; the
-            recipes that must train on a CPU use 2.
+        make_block: (stage, input width, inner width, stride) -> the block.
+        width: channels that the first block gets.
+        channels: inner width of each stage.
+        blocks: how many blocks a stage has.
+        expansion: output width of a block over its inner width.
+
+    Returns:
+        The blocks and the width of the last.
+    """
+    trunk = []
+    for stage, (inner, depth) in enumerate(zip(channels, blocks, strict=True)):
+        for index in range(depth):
+            stride = 2 if stage > 0 and index == 0 else 1
+            trunk.append(make_block(stage, width, inner, stride))
+            width = inner * expansion
+    return trunk, width
+
+
+class PackedResNet(Frontend):
+    """What every ResNet over packed frames does with its parts.
+
+    Args:
+        windows: crops to what the stem sees of each frame.
+        stem: a 3-D convolution, and what follows it frame by frame.
+        stem_channels: width of the stem's output.
+        activation: after the stem.
+        trunk: residual blocks.
+        output_size: width of the trunk's output.
+        output_norm: batch norm on each frame's vector.
     """
 
     def __init__(
         self,
-        stem_channels: int = 64,
-        channels: Sequence[int] = (64, 128, 256, 512),
-        blocks: Sequence[int] = (2, 2, 2, 2),
-        activation: Activation = "swish",
-        image_channels: int = 1,
-        normalise: Literal["fixed", "clip"] = "fixed",
-        output_norm: bool = False,
-        mean: float = 0.421,
-        std: float = 0.165,
-        pool_input: int = 1,
+        windows: FrameWindows,
+        stem: Sequence[nn.Module],
+        stem_channels: int,
+        activation: Activation,
+        trunk: Sequence[nn.Module],
+        output_size: int,
+        output_norm: bool,
     ):
         super().__init__()
-        self.output_size = channels[-1]
-        self.normalise = normalise
-        self.mean, self.std = mean, std
-        self.pool_input = pool_input
-        self.stem = nn.Sequential(
-            nn.Conv3d(
-                image_channels, stem_channels, (5, 7, 7), (1, 2, 2), padding=(2, 3, 3), bias=False
-            )
-        )
+        self.windows = windows
+        self.stem = nn.Sequential(*stem)
         self.stem_norm = nn.BatchNorm2d(stem_channels)
         self.stem_act = make_activation(activation, stem_channels)
         self.pool = nn.MaxPool2d(3, 2, 1)
-        stages = []
-        width = stem_channels
-        for i, (out, depth) in enumerate(zip(channels, blocks, strict=True)):
-            for j in range(depth):
-                stride = 2 if i > 0 and j == 0 else 1
-                stages.append(BasicBlock(width, out, stride, activation))
-                width = out
-        self.trunk = nn.Sequential(*stages)
-        self.output_norm = nn.BatchNorm1d(width) if output_norm else nn.Identity()
+        self.trunk = nn.Sequential(*trunk)
+        self.output_size = output_size
+        self.output_norm = nn.BatchNorm1d(output_size) if output_norm else nn.Identity()
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Describes each frame.
@@ -113,25 +247,79 @@ class ResNet3D(Frontend):
         Returns:
             (B, T, output_size) and the same lengths; padded frames are zero.
         """
-        real = padding_mask(lengths, x.shape[1])  # (B, T)
-        x = x.float() / 255.0
-        if self.normalise == "fixed":
-            x = (x - self.mean) / self.std
-        if self.pool_input > 1:
-            x = nn.functional.avg_pool2d(x.flatten(0, 1), self.pool_input).unflatten(0, x.shape[:2])
-        # Beyond its end a clip must look as it does alone: as the convolution's zero padding.
-        shown = real[:, :, None, None, None]
-        x = x * shown
-        if self.normalise == "clip":
-            frames = lengths.clamp(min=1)[:, None, None, None, None]
-            x = (x - x.sum(1, keepdim=True) / frames) * shown
-            power = x.square().sum(1, keepdim=True).mean((2, 3, 4), keepdim=True) / frames
-            x = x / power.clamp(min=1e-8).sqrt()
-        x = self.stem(x.transpose(1, 2)).transpose(1, 2)  # (B, T, C, H/2, W/2)
-        # Only real frames go on: no work on padding, and batch norm counts what is there.
-        x = x[real].contiguous(memory_format=torch.channels_last)  # (N, C, H/2, W/2)
-        x = self.pool(self.stem_act(self.stem_norm(x)))
-        x = self.output_norm(self.trunk(x).mean(dim=(2, 3)))  # (N, F)
-        y = x.new_zeros(*real.shape, self.output_size)
-        y[real] = x
-        return y, lengths
+        y = self.apply_stem(self.windows(x, lengths))  # (N, C, H/4, W/4)
+        y = self.apply_trunk(y, lengths)
+        y = self.output_norm(y.mean(dim=(2, 3)))  # (N, F)
+        return unpack(y, lengths, x.shape[1]), lengths
+
+    def apply_stem(self, x: Tensor) -> Tensor:
+        """x (N, 5 * C, H, W) -> (N, stem_channels, H/4, W/4), channels last."""
+        first = self.stem[0]
+        # The same sums as the 3-D convolution's, on frames stacked as channels: no frame of
+        # padding is convolved, and the backward pass is quicker.
+        x = nn.functional.conv2d(
+            x, stack_kernel(first.weight), None, first.stride[1:], first.padding[1:]
+        )
+        x = self.stem[1:](x.contiguous(memory_format=torch.channels_last))
+        return self.pool(self.stem_act(self.stem_norm(x)))
+
+    def apply_trunk(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x (N, C, H, W) -> (N, F, H/8, W/8); `lengths` (B,) tell where a clip ends."""
+        return self.trunk(x)
+
+
+class ResNet3D(PackedResNet):
+    """Mouth crops to one vector a frame.
+
+    Crops may be of any size from 24x24 or so up; 88x88 is the published one.
+
+    Args:
+        stem_channels: output channels of the 3-D convolution.
+        channels: width of the four trunk stages; the last, times four for bottlenecks, is the
+            output size.
+        blocks: residual blocks in each stage; (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) is ResNet-34
+            or, of bottlenecks, ResNet-50.
+        activation: the non-linearity; published lip readers use swish or PReLU.
+        image_channels: 1 for grey crops, 3 for colour.
+        normalise: 'fixed' takes `mean` away and divides by `std`, as published models do; 'clip'
+            takes each pixel's mean over the clip away and divides by the deviation of what is
+            left, so that the network sees what moves rather than the face that does not (our
+            own, for little data; needs the whole clip).
+        output_norm: batch norm on each frame's vector, for the same reason (our own).
+        mean: pixel mean after scaling to [0, 1].
+        std: pixel standard deviation after scaling to [0, 1].
+        pool_input: average pixels in squares of this side first. 1 is the published network; the
+            recipes that must train on a CPU use 2.
+        block: what a residual block is.
+    """
+
+    def __init__(
+        self,
+        stem_channels: int = 64,
+        channels: Sequence[int] = (64, 128, 256, 512),
+        blocks: Sequence[int] = (2, 2, 2, 2),
+        activation: Activation = "swish",
+        image_channels: int = 1,
+        normalise: Normalisation = "fixed",
+        output_norm: bool = False,
+        mean: float = 0.421,
+        std: float = 0.165,
+        pool_input: int = 1,
+        block: Literal["basic", "bottleneck"] = "basic",
+    ):
+        kind = BasicBlock if block == "basic" else Bottleneck
+
+        def make_block(stage: int, width: int, inner: int, stride: int) -> nn.Module:
+            return kind(width, inner, stride, activation)
+
+        stem = plain_stem(image_channels, stem_channels)
+        trunk, width = make_trunk(make_block, stem_channels, channels, blocks, kind.expansion)
+        windows = FrameWindows(normalise, mean, std, pool_input, 5)
+        super().__init__(windows, stem, stem_channels, activation, trunk, width, output_norm)
+
+
+def plain_stem(image_channels: int, channels: int) -> list[nn.Module]:
+    """The published stem: one convolution over 5 frames of 7x7 pixels."""
+    return [
+        nn.Conv3d(image_channels, channels, (5, 7, 7), (1, 2, 2), padding=(2, 3, 3), bias=False)
+    ]

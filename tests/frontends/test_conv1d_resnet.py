@@ -52,6 +52,17 @@ def test_resnet18_has_the_published_size():
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(3.85e6, rel=0.01)
 
 
+def test_waveform_is_normalised_as_published():
+    """Over all samples, the part of the last frame included, with 1e-8 beside the variance."""
+    model = small()
+    wave = 1e-4 * torch.randn(1, 3 * 640 + 500)
+    seen = []
+    model.stem.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    model(wave, torch.tensor([wave.shape[1]]))
+    expected = nn.functional.layer_norm(wave[0], wave.shape[1:], eps=1e-8)[: 3 * 640]
+    torch.testing.assert_close(seen[0][0, 0], expected)
+
+
 def test_loudness_does_not_matter():
     model = small()
     _, batch, lengths = ragged()

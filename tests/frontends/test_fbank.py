@@ -28,7 +28,7 @@ def test_equals_kaldi(size, bins):
     found, lengths = LogMelFbank(bins, normalise="none")(wave[None], torch.tensor([size]))
     assert lengths.tolist() == [len(expected)]
     assert found.shape == (1, *expected.shape)
-    torch.testing.assert_close(found[0], expected, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(found[0], expected, atol=3e-4, rtol=0)
 
 
 def test_equals_kaldi_at_another_rate():
@@ -36,7 +36,7 @@ def test_equals_kaldi_at_another_rate():
     (wave,) = waves(8000)
     expected = kaldi.fbank(wave[None] * 2**15, dither=0.0, num_mel_bins=23, sample_frequency=8000.0)
     found, _ = LogMelFbank(23, sample_rate=8000, normalise="none")(wave[None], torch.tensor([8000]))
-    torch.testing.assert_close(found[0], expected, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(found[0], expected, atol=3e-4, rtol=0)
 
 
 @pytest.mark.parametrize("normalise", ["utterance", "none"])

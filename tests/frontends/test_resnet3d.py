@@ -88,13 +88,60 @@ def test_a_frame_sees_two_before_and_two_after():
     assert [bool(row.abs().max() > 1e-6) for row in difference] == [2 <= t <= 6 for t in range(9)]
 
 
-def test_resnet18_has_the_published_size():
-    """11.2 M parameters: torchvision's ResNet-18 without its stem and classifier, and a stem."""
-    model = ResNet3D(activation="relu")
-    trunk = 11_689_512 - 513_000 - (64 * 3 * 49 + 128)  # less its fc, conv1 and bn1
+@pytest.mark.parametrize(
+    ("blocks", "block", "published", "size"),
+    [
+        ((2, 2, 2, 2), "basic", 11_689_512 - 513_000, 512),
+        ((3, 4, 6, 3), "basic", 21_797_672 - 513_000, 512),
+        ((3, 4, 6, 3), "bottleneck", 25_557_032 - 2_049_000, 2048),
+    ],
+    ids=["resnet18", "resnet34", "resnet50"],
+)
+def test_trunks_have_the_published_size(blocks, block, published, size):
+    """torchvision's counts less classifier and stem, and our stem."""
+    with torch.device("meta"):
+        model = ResNet3D(blocks=blocks, block=block, activation="relu")
+    trunk = published - (64 * 3 * 49 + 128)  # less its conv1 and bn1
     stem = 64 * 5 * 7 * 7 + 128
     assert sum(p.numel() for p in model.parameters()) == trunk + stem
-    assert model.output_size == 512
+    assert model.output_size == size
+
+
+def test_bottlenecks_of_a_clip():
+    torch.manual_seed(0)
+    model = ResNet3D(4, (4, 6, 8, 10), (1, 1, 1, 1), block="bottleneck").eval()
+    assert model.trunk[1].conv2.stride == (2, 2)  # in the 3x3, not the first 1x1
+    items, batch, lengths = ragged()
+    with torch.inference_mode():
+        found, _ = model(batch, lengths)
+        alone, _ = model(items[1][None], lengths[1:2])
+    assert found.shape == (5, 9, 40)
+    torch.testing.assert_close(found[1], alone[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_stem_is_the_3d_convolution(channels):
+    torch.manual_seed(0)
+    model = ResNet3D(4, (4, 6, 8, 10), (1, 1, 1, 1), image_channels=channels, mean=0, std=1 / 255)
+    clips = torch.randint(-9, 9, (2, 6, channels, 20, 22)).float()
+    lengths = torch.tensor([6, 4])
+    seen = []
+    model.stem_norm.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    model(clips, lengths)[0].sum().backward()
+    found = seen[0]
+    for clip, part in zip(clips, found.split([6, 4]), strict=True):
+        expected = model.stem[0](clip[: len(part)].transpose(0, 1)[None])[0].transpose(0, 1)
+        torch.testing.assert_close(part, expected, atol=1e-4, rtol=1e-4)
+    assert model.stem[0].weight.grad.abs().min() > 0
+
+
+def test_nothing_is_gathered_where_nothing_is_padded(monkeypatch):
+    model = small()
+    clips = torch.randint(0, 256, (2, 3, 1, 24, 24)).float()
+    expected, _ = model(torch.nn.functional.pad(clips, (0, 0) * 3 + (0, 1)), torch.tensor([3, 3]))
+    monkeypatch.setattr(torch.Tensor, "__setitem__", None)
+    found, _ = model(clips, torch.tensor([3, 3]))
+    torch.testing.assert_close(found, expected[:, :3])
 
 
 @pytest.mark.parametrize(("pool_input", "side", "expected"), [(1, 88, 22), (2, 88, 11), (2, 45, 6)])
