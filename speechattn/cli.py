@@ -217,6 +217,12 @@ def add_decoding_commands(command) -> None:
 
 def add_device(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    sub.add_argument(
+        "--precision",
+        choices=("fp32", "mixed", "bf16"),
+        default="fp32",
+        help="of the visual frontend on a CPU; mixed and bf16 are faster and may change a text",
+    )
 
 
 if __name__ == "__main__":

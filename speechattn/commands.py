@@ -165,7 +165,7 @@ def load_transcriber(args: Namespace):
     from speechattn.transcriber import Transcriber
 
     options = DecodeOptions.load(args.options) if args.options else None
-    return Transcriber.from_pretrained(args.model, options, args.device, args.allow)
+    return Transcriber.from_pretrained(args.model, options, args.device, args.allow, args.precision)
 
 
 def score(args: Namespace) -> None:

@@ -18,6 +18,7 @@ from speechattn.data.video import iter_video, probe, read_audio
 from speechattn.decoding import DecodeOptions, Hypothesis, decode, token_times, word_times
 from speechattn.decoding.ctc import AlignmentError
 from speechattn.errors import ConfigError, MediaError
+from speechattn.frontends.inference import Precision, optimise
 from speechattn.model import SpeechModel
 from speechattn.model_dir import load_model, read_config
 from speechattn.transcript import Span, Transcript
@@ -66,6 +67,7 @@ class Transcriber:
         decode_options: DecodeOptions | None = None,
         device: str | torch.device = "cpu",
         allow: Iterable[str] = (),
+        precision: Precision = "fp32",
     ) -> "Transcriber":
         """Reads a model directory.
 
@@ -74,6 +76,8 @@ class Transcriber:
             decode_options: instead of those in config.yaml.
             device: where the model runs.
             allow: packages beside this one whose classes config.yaml may name.
+            precision: of the visual frontend on a CPU: 'fp32', or the faster 'mixed' and 'bf16',
+                which round more, so that a text may come out differently.
 
         Raises:
             ConfigError: the directory is not whole, or names what it may not.
@@ -81,7 +85,11 @@ class Transcriber:
         config = read_config(folder)
         options = decode_options or build(DecodeOptions, config.get("decode", {}), "decode")
         roi = build(RoiOptions, config.get("roi", {}), "roi")
-        return cls(load_model(folder, allow), Tokenizer.load(folder), options, roi, device)
+        model = load_model(folder, allow)
+        if "video" in model.streams and torch.device(device).type == "cpu":
+            stream = model.streams["video"]
+            stream.frontend = optimise(stream.frontend, precision)
+        return cls(model, Tokenizer.load(folder), options, roi, device)
 
     def transcribe(
         self, paths: str | Path | Sequence[str | Path], batch_size: int = 8

@@ -345,3 +345,18 @@ def test_crops_of_another_frame_rate_are_refused(tiny_model_dir, tmp_path):
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ConfigError, match="roi.fps is 30"):
         Transcriber.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-4), ("bf16", 0.2)])
+def test_frontend_is_made_ready_for_inference(tiny_model_dir, precision, tolerance):
+    """What is loaded computes what was trained, by other means."""
+    folder = tiny_model_dir("video")
+    trained = SpeechModel.from_pretrained(folder)
+    ready = Transcriber.from_pretrained(folder, precision=precision).model
+    clips = torch.randint(0, 256, (2, 9, 1, 16, 16), dtype=torch.uint8)
+    lengths = torch.tensor([9, 5])
+    with torch.inference_mode():
+        expected, _ = trained.encode(video=clips, video_lengths=lengths)
+        found, _ = ready.encode(video=clips, video_lengths=lengths)
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)

@@ -22,7 +22,7 @@ from speechattn.frontends.winograd import WORTHWHILE, WinogradConv
 Precision = Literal["fp32", "mixed", "bf16"]
 PRECISIONS = ("fp32", "mixed", "bf16")
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Frames that go through the network at once: enough to share the reading of weights, few enough
 # that features of them all fit the memory at hand.
@@ -238,5 +238,5 @@ def optimise(frontend: Frontend, precision: Precision = "fp32") -> Frontend:
     if not isinstance(frontend, PackedResNet):
         return frontend
     if precision != "fp32" and not has_bf16_instructions():
-        log.warning("no bfloat16 instructions found here: %r may not be faster", precision)
+        logger.warning("no bfloat16 instructions found here: %r may not be faster", precision)
     return FoldedResNet(frontend, precision)

@@ -4,5 +4,6 @@
 bounded memory; `triton` is for GPUs. See `speechattn.kernels.backend` for which one runs.
 
 Legend: B utterances, T frames, H heads, Dh width of a head, c queries of a tile, m keys that a tile
-sees, W = c + m - 1 distances between them, N items of a group times heads.
+sees, W = c + m - 1 distances between them, N items of a group times heads, s stride of
+the queries, Tq = ceil(T / s).
 """
