@@ -35,8 +35,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# With ESPnet as the peer once `make test-espnet` has made its environment.
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py
+	$(firstword $(wildcard build/espnet/bin/python) $(BIN)/python) benchmarks/run.py
 
 clean:
 	rm -rf $(VENV) exp build *.egg-info

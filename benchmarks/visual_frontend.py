@@ -223,16 +223,17 @@ def text_rows(options: argparse.Namespace) -> list[dict]:
     """The share of clips whose text the cheaper arithmetic leaves alone."""
     from speechattn.decode_cuts import decode_cuts
     from speechattn.decoding import DecodeOptions
+    from speechattn.model import SpeechModel
     from speechattn.transcriber import Transcriber
 
     decoding = DecodeOptions.load(options.options) if options.options else None
     texts = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("as trained", "fp32", "mixed", "bf16"):
-            transcriber = Transcriber.from_pretrained(options.model, decoding)
-            if name != "as trained":
-                stream = transcriber.model.streams["video"]
-                stream.frontend = optimise(stream.frontend, name)
+            precision = "fp32" if name == "as trained" else name
+            transcriber = Transcriber.from_pretrained(options.model, decoding, precision=precision)
+            if name == "as trained":
+                transcriber.model = SpeechModel.from_pretrained(options.model)
             output = Path(folder) / name.replace(" ", "_")
             path = decode_cuts(transcriber, options.cuts, output, options.crops, details=0)
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -252,13 +253,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="2 s of video, fewer rounds")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--model", type=Path, help="a trained model that sees")
-    parser.add_argument("--cuts", type=Path, help="its test set")
-    parser.add_argument("--crops", type=Path, help="the test set's mouth crops")
+    # What `recipes/grid/run.sh` has left behind, if it was run.
+    exp = Path(__file__).resolve().parent.parent / "exp"
+    made = exp / "grid_video" / "model", exp / "data_grid" / "manifests" / "cuts_test.jsonl.gz"
+    model, cuts = made if all(path.exists() for path in made) else (None, None)
+    crops = exp / "data_grid" / "crops"
+    parser.add_argument("--model", type=Path, default=model, help="a trained model that sees")
+    parser.add_argument("--cuts", type=Path, default=cuts, help="its test set")
+    parser.add_argument("--crops", type=Path, default=crops, help="the test set's mouth crops")
     parser.add_argument("--options", type=Path, help="decode options, the model's own by default")
     options = parser.parse_args()
-    if options.model is not None and (options.cuts is None or options.crops is None):
-        parser.error("--model needs --cuts and --crops")
+    if options.model is not None and options.cuts is None:
+        parser.error("--model needs --cuts")
     with torch.inference_mode():
         rows = forward_rows(50 if options.quick else FRAMES, 3 if options.quick else 7)
     rows.append(training_row(8 if options.quick else 25, 3 if options.quick else 5))
