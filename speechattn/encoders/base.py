@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from speechattn.attention import RelativePositions, RelativeSelfAttention, RotarySelfAttention
 from speechattn.dropout import Dropout
@@ -32,7 +33,7 @@ class EncoderOutput(NamedTuple):
     """What an encoder gives.
 
     Attributes:
-        hidden: (B, T', D), zero beyond an item's length.
+        hidden: (B, T', D), zero beyond an item's length; T' is at least 1.
         lengths: (B,) int64, at most T'.
         intermediate: hidden frames (B, T', D) after chosen layers, by the layer's number from 1.
     """
@@ -212,13 +213,16 @@ class StackedEncoder(Encoder):
             )
         if self_conditioning and not layers:
             raise ValueError("self_conditioning needs the layers that condition: `intermediate`")
+        if not 0 <= layer_drop <= 1:
+            raise ValueError(f"layer_drop is from 0 to 1, not {layer_drop}")
         self.input_size = input_size
         self.output_size = output_size
         self.layer_drop = layer_drop
         self.intermediate = layers
         self.left_context = left_context
         self.dynamic_chunk = dynamic_chunk
-        self.chunks = Chunks(chunk_size, left_context) if chunk_size else None
+        chunks = Chunks(chunk_size or 1, left_context)  # for dynamic ones, left_context is checked
+        self.chunks = chunks if chunk_size else None
         self.input = build_subsampling(subsampling, input_size, output_size, dropout)
         self.subsampling = self.input.factor
         if position_dropout is None:
@@ -241,7 +245,7 @@ class StackedEncoder(Encoder):
         chunks: Chunks | None = None,
     ) -> EncoderOutput:
         self._check_head(head)
-        x = x.masked_fill(~padding_mask(lengths, x.shape[1])[..., None], 0.0)
+        x = without_padding(x, lengths)
         x, lengths = self.input(x, lengths)
         x, positions = self.positions(x)
         padding = ~padding_mask(lengths, x.shape[1])[..., None]  # (B, T', 1)
@@ -329,6 +333,16 @@ class _Unscaled(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         return self.dropout(x), None
+
+
+def without_padding(x: Tensor, lengths: Tensor) -> Tensor:
+    """Zeros beyond an item's length; a frame of them where a batch has none, (B, T, F) to the same.
+
+    A sequence of no frames has no distances to attend over, and nothing to convolve.
+    """
+    if x.shape[1] == 0:
+        x = functional.pad(x, (0, 0, 0, 1))
+    return x.masked_fill(~padding_mask(lengths, x.shape[1])[..., None], 0.0)
 
 
 def build_attention(

@@ -50,9 +50,12 @@ class MaskedBatchNorm(nn.Module):
         centred = wide - mean
         var = (centred.square() * share).sum((0, 1))  # (C,)
         with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            # No frame has no mean, and one frame no variance: what was learnt stays as it is.
+            weight = self.momentum * (count > 0).to(self.running_mean.dtype)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
             unbiased = var * (count / (count - 1).clamp(min=1))
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+            weight = self.momentum * (count > 1).to(self.running_var.dtype)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight)
             self.num_batches_tracked += 1
         scale = self.weight * torch.rsqrt(var + self.eps)
         return torch.addcmul(self.bias, centred, scale).to(x.dtype)

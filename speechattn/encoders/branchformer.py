@@ -132,6 +132,8 @@ class BranchformerBlock(Block):
             )
         if not 0 <= cgmlp_weight <= 1:
             raise ValueError(f"cgmlp_weight is from 0 to 1, not {cgmlp_weight}")
+        if not 0 <= attention_drop <= 1:
+            raise ValueError(f"attention_drop is from 0 to 1, not {attention_drop}")
         fixed = merge_method == "fixed_ave"
         self.cgmlp_weight = cgmlp_weight
         self.attention_drop = attention_drop
@@ -192,8 +194,8 @@ class BranchformerEncoder(StackedEncoder):
         attention_heads: H, divides D.
         cgmlp_units: inner width of the gating MLPs, even.
         num_blocks: layers.
-        subsampling: `none` (F = D) and `linear` keep the frame rate, `conv2d1` to `conv2d8` divide
-            it by 1 to 8, `conv1d1` to `conv1d3` by 1 to 3.
+        subsampling: `none` (F = D), `linear` and `projection` keep the frame rate, `conv2d1` to
+            `conv2d8` divide it by 1 to 8, `conv1d1` to `conv1d3` by 1 to 3.
         dropout: of the input and every module's output.
         attention_dropout: of the attention weights.
         cgmlp_kernel: K of the gates' depthwise convolutions in frames, odd.

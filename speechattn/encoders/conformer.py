@@ -92,8 +92,8 @@ class ConformerEncoder(StackedEncoder):
         attention_heads: H, divides D.
         linear_units: inner width of the feed-forward modules.
         num_blocks: layers.
-        subsampling: `none` (F = D) and `linear` keep the frame rate, `conv2d1` to `conv2d8` divide
-            it by 1 to 8, `conv1d1` to `conv1d3` by 1 to 3.
+        subsampling: `none` (F = D), `linear` and `projection` keep the frame rate, `conv2d1` to
+            `conv2d8` divide it by 1 to 8, `conv1d1` to `conv1d3` by 1 to 3.
         dropout: of the input and every module's output.
         attention_dropout: of the attention weights.
         conv_kernel: K of the depthwise convolutions in frames, odd.

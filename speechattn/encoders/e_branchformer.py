@@ -109,8 +109,8 @@ class EBranchformerEncoder(StackedEncoder):
         linear_units: inner width of the feed-forward modules; 0 for none.
         cgmlp_units: inner width of the gating MLPs, even.
         num_blocks: layers.
-        subsampling: `none` (F = D) and `linear` keep the frame rate, `conv2d1` to `conv2d8` divide
-            it by 1 to 8, `conv1d1` to `conv1d3` by 1 to 3.
+        subsampling: `none` (F = D), `linear` and `projection` keep the frame rate, `conv2d1` to
+            `conv2d8` divide it by 1 to 8, `conv1d1` to `conv1d3` by 1 to 3.
         dropout: of the input and every module's output.
         attention_dropout: of the attention weights.
         cgmlp_kernel: K of the gates' depthwise convolutions in frames, odd.

@@ -15,7 +15,7 @@ from torch.nn import functional
 from speechattn.attention.grouped import GroupedSelfAttention, grouped_positions
 from speechattn.attention.strided import StridedSelfAttention
 from speechattn.dropout import Dropout
-from speechattn.encoders.base import Encoder, EncoderOutput, Head
+from speechattn.encoders.base import Encoder, EncoderOutput, Head, without_padding
 from speechattn.encoders.batch_norm import MaskedBatchNorm
 from speechattn.encoders.depthwise import DepthwiseConv
 from speechattn.encoders.feed_forward import FeedForward
@@ -205,6 +205,12 @@ class EfficientConformerEncoder(Encoder):
                 f"and one stride less, not {len(widths)}, {len(num_blocks)}, {len(groups)} and "
                 f"{len(strides)}"
             )
+        if min(*num_blocks, *strides, *groups) < 1 or any(width % 2 for width in widths):
+            raise ValueError(
+                "EfficientConformerEncoder: widths are even, and blocks, strides and groups at "
+                f"least 1, not {list(widths)}, {list(num_blocks)}, {list(strides)} and "
+                f"{list(groups)}"
+            )
         if downsampling == "attention" and any(
             s > 1 and g > 1 for s, g in zip(strides, groups, strict=False)
         ):
@@ -259,11 +265,9 @@ class EfficientConformerEncoder(Encoder):
         """
         if chunks is not None:
             raise ValueError("EfficientConformerEncoder sees whole sequences, it has no chunks")
-        x = x.masked_fill(~padding_mask(lengths, x.shape[1])[..., None], 0.0)
-        x, lengths = self.input(x, lengths)
+        x, lengths = self.input(without_padding(x, lengths), lengths)
         for stage, group in zip(self.stages, self.groups, strict=True):
             positions = grouped_positions(*x.shape[1:], group, x.device).to(x.dtype)
             for block in stage:
                 x, lengths = block(x, lengths, positions)
-        x = x.masked_fill(~padding_mask(lengths, x.shape[1])[..., None], 0.0)
-        return EncoderOutput(x, lengths, {})
+        return EncoderOutput(without_padding(x, lengths), lengths, {})

@@ -2,7 +2,8 @@
 
 A tile of c queries and m keys needs W = c + m - 1 distances. Its products with the queries stand in
 a (c, W) matrix in which a view with a row stride of W - 1 is the (c, m) matrix by key, so that
-nothing is copied into place. Backwards the weights of a tile are computed again.
+nothing is copied into place. Backwards the weights of a tile are computed again, unless the item
+is short.
 Group, tile: see `speechattn.kernels.tiles`. N is H times the items of the group.
 """
 
@@ -251,15 +252,16 @@ class RelativeAttention(torch.autograd.Function):
         keep = heads * frames * frames <= KEPT_WEIGHTS
         arguments = content, place, k, v, p, lengths, chunks, dropout, seed
         out, kept = forward(*arguments, keep=keep)
-        ctx.save_for_backward(content, place, k, v, p, out, lengths)
-        ctx.kept, ctx.settings = kept, (chunks, dropout, seed)
+        # The weights too, and not as an attribute: checkpointing could not let go of them.
+        ctx.save_for_backward(content, place, k, v, p, out, lengths, *kept)
+        ctx.settings = chunks, dropout, seed
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        *saved, lengths = ctx.saved_tensors
-        kept, ctx.kept = ctx.kept, []
+        content, place, k, v, p, out, lengths, *kept = ctx.saved_tensors
+        saved = content, place, k, v, p, out
         with torch.autocast(grad.device.type, enabled=False):
             grads = backward(*saved, grad, kept, lengths, *ctx.settings)
         return *grads, None, None, None, None

@@ -43,7 +43,16 @@ def strided_attention(
 
     Returns:
         (B, Tq, H, Dh), finite beyond an item's queries; in autocast's dtype where it is on.
+
+    Raises:
+        ValueError: the queries or the distances do not go with the keys.
     """
+    frames = k.shape[1]
+    if (q.shape[1], p.shape[0]) != (-(-frames // stride), 2 * frames - 1):
+        raise ValueError(
+            f"strided_attention: {frames} frames and a stride of {stride} want "
+            f"{-(-frames // stride)} queries and p of 2T-1 rows, got {q.shape[1]} and {p.shape[0]}"
+        )
     q, k, v, p, content_bias, position_bias = operands(q, k, v, p, content_bias, position_bias)
     compute = reference if choose(q.device) == "reference" else tiled
     with torch.autocast(q.device.type, enabled=False):

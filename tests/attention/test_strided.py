@@ -6,6 +6,7 @@ import torch
 from speechattn.attention.positions import relative_positions
 from speechattn.attention.relative import RelativeSelfAttention
 from speechattn.attention.strided import StridedSelfAttention
+from speechattn.kernels.strided_attention import strided_attention
 
 
 def pair(stride, width=8, heads=2):
@@ -114,6 +115,16 @@ def test_empty_item_gives_no_nan():
     y = module(x, torch.tensor([5, 0]))
     y.sum().backward()
     assert torch.isfinite(y).all() and torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize(("queries", "distances"), [(6, 21), (5, 21), (6, 22)])
+def test_shapes_that_do_not_go_together(queries, distances):
+    q, k, p, bias = (torch.randn(*s, 2, 4) for s in ((1, queries), (1, 11), (distances,), ()))
+    if (queries, distances) == (6, 21):
+        assert strided_attention(q, k, k, p, bias, bias, torch.tensor([11]), 2).shape == q.shape
+        return
+    with pytest.raises(ValueError, match="want 6 queries and p of 2T-1 rows"):
+        strided_attention(q, k, k, p, bias, bias, torch.tensor([11]), 2)
 
 
 def test_refuses_a_stride_of_nothing():

@@ -1,5 +1,8 @@
 """What holds for every encoder."""
 
+import pickle
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -162,6 +165,28 @@ def test_short_and_empty_items(cls, subsampling):
         assert torch.isfinite(y).all() and y.shape[1] >= 1
         assert y_lengths.tolist() == ([2, 0] if encoder.subsampling == 1 else [0, 0])
     assert all(torch.isfinite(p.grad).all() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("positions", ["relative", "rotary"])
+@pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
+@pytest.mark.parametrize("cls", ENCODERS)
+def test_no_frames_at_all(cls, subsampling, positions):
+    encoder, features = build(cls, subsampling, positions=positions)
+    for mode in (True, False):
+        y, lengths = encoder.train(mode)(torch.randn(2, 0, features), torch.tensor([0, 0]))
+        assert y.shape == (2, 1, 24) and not y.any() and lengths.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("cls", ENCODERS)
+def test_inference_mode_copies_and_then_training(cls):
+    encoder, features = build(cls)
+    x, lengths = batch(features)
+    with torch.inference_mode():
+        expected, _ = encoder.eval()(x, lengths)
+    for other in (encoder, deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert torch.equal(other(x, lengths)[0], expected)
+        other.train()(x, lengths)[0].sum().backward()
+        assert all(p.grad is not None for p in other.parameters())
 
 
 @pytest.mark.parametrize("cls", ENCODERS)

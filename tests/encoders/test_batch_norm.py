@@ -47,6 +47,18 @@ def test_too_few_frames_stay_finite(lengths):
     assert all(torch.isfinite(v).all() for v in module.state_dict().values())
 
 
+@pytest.mark.parametrize("lengths", [[1], [0, 0]], ids=str)
+def test_too_few_frames_leave_the_statistics(lengths):
+    """One frame has a mean but no variance, no frame has neither."""
+    module = MaskedBatchNorm(3)
+    module.running_mean.fill_(2.0)
+    x = torch.randn(len(lengths), 2, 3)
+    module(x, torch.tensor(lengths))
+    assert torch.equal(module.running_var, torch.ones(3))
+    mean = x[0, 0] if sum(lengths) else module.running_mean
+    assert torch.allclose(module.running_mean, 1.8 + 0.1 * mean)
+
+
 def test_half_precision_keeps_float_statistics():
     module = MaskedBatchNorm(4)
     x = (torch.randn(8, 300, 4) + 20).bfloat16()

@@ -223,11 +223,28 @@ def test_bfloat16_autocast(options):
         ({"strides": (2,)}, "a stage"),
         ({"downsampling": "attention"}, "no groups"),
         ({"groups": (0, 1, 1)}, "at least 1"),
+        ({"strides": (2, 0)}, "at least 1"),
     ],
 )
 def test_refuses_what_does_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
+
+
+@pytest.mark.parametrize(
+    ("widths", "blocks", "heads"), [((8, 8, 12), (2, 0, 2), 2), ((9, 12, 12), (1, 1, 1), 3)]
+)
+def test_refuses_empty_stages_and_odd_widths(widths, blocks, heads):
+    with pytest.raises(ValueError, match="widths are even, and blocks"):
+        EfficientConformerEncoder(11, widths, blocks, attention_heads=heads)
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_no_frames_at_all(options):
+    encoder = build(**options)
+    for mode in (True, False):
+        y, lengths = encoder.train(mode)(torch.randn(2, 0, 11), torch.tensor([0, 0]))
+        assert y.shape == (2, 1, 12) and not y.any() and lengths.tolist() == [0, 0]
 
 
 # ----------------------------------------------------------------------------- the published models

@@ -81,11 +81,18 @@ def test_self_conditioning(cls):
         ({"stochastic_depth": 1.5}, "from 0 to 1"),
         ({"positions": "absolute"}, "relative or rotary"),
         ({"chunk_size": -1}, "at least 1"),
+        ({"left_context": -2, "dynamic_chunk": True}, "left is -1"),
+        ({"layer_drop": 10}, "layer_drop is from 0 to 1"),
     ],
 )
 def test_errors_say_what_to_do(options, message):
     with pytest.raises(ValueError, match=message):
         build(ConformerEncoder, **options)
+
+
+def test_attention_drop_is_a_chance():
+    with pytest.raises(ValueError, match="attention_drop is from 0 to 1"):
+        build(BranchformerEncoder, merge_method="learned_ave", attention_drop=[0.1, 0.1, 10])
 
 
 class Shift(Block):

@@ -1,10 +1,12 @@
 """Relative attention, tiled, against its definition; and the definition against loops."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from speechattn.kernels import relative_attention as module
 from speechattn.kernels import relative_tiles, tiles
@@ -133,6 +135,45 @@ def test_gradcheck(cut):
         assert torch.autograd.gradcheck(
             lambda *x, chunks=chunks: module.tiled(*x, lengths, chunks), tensors, fast_mode=True
         )
+
+
+def test_weights_are_saved_where_checkpointing_finds_them():
+    """And a graph that is kept gives the same gradients again."""
+    tensors, lengths = inputs([9, 4])
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        y = module.tiled(*tensors, lengths)
+    assert max(x.numel() for x in saved) >= 2 * 2 * 9 * 9
+    first = torch.autograd.grad(y.sum(), tensors, retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(y.sum(), tensors), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_changes_nothing(reentrant):
+    tensors, lengths = inputs([9, 4])
+    gradients = []
+    for run in (lambda f, *x: f(*x), partial(checkpoint, use_reentrant=reentrant)):
+        torch.manual_seed(3)
+        y = run(lambda *x: module.tiled(*x, lengths, dropout=0.3), *tensors)
+        for x in tensors:
+            x.grad = None
+        y.square().sum().backward()
+        gradients.append([x.grad for x in tensors])
+    assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_of_one_input_alone(name):
+    tensors, lengths = inputs([9, 0, 4])
+    for x, other in zip(tensors, NAMES, strict=True):
+        x.requires_grad_(other == name)
+    x = tensors[NAMES.index(name)]
+    expected, found = (
+        torch.autograd.grad(f(*tensors, lengths).square().sum(), x)[0]
+        for f in (reference, module.tiled)
+    )
+    assert torch.allclose(found, expected, atol=1e-10)
 
 
 def test_dropout_is_the_same_backwards(cut):
