@@ -19,6 +19,8 @@ class TrainingOptions:
         accumulate: batches a step.
         clip: largest norm of the gradient.
         precision: 'bf16' and 'fp16' are mixed precision.
+        freeze: parts that keep the weights they start with, by the beginning of their names:
+            `streams.`, `streams.video.frontend.`; they run as in evaluation.
         keep: checkpoints with the lowest validation error that are kept, and averaged after.
         patience: epochs without a better validation error before training stops; 0 never does.
         seed: of initial weights, batches and augmentation.
@@ -36,6 +38,7 @@ class TrainingOptions:
     accumulate: int = 1
     clip: float = 5.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    freeze: tuple[str, ...] = ()
     keep: int = 5
     patience: int = 0
     seed: int = 0

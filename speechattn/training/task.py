@@ -1,5 +1,7 @@
 """The Lightning module: one training step, one validation step, the optimiser."""
 
+from collections.abc import Sequence
+
 import lightning as L
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 
 from speechattn.data.batch import Batch
 from speechattn.decoding.ctc import ctc_greedy
+from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss
 from speechattn.model import SpeechModel
 from speechattn.training.options import TrainingOptions
@@ -37,6 +40,13 @@ class SpeechTask(L.LightningModule):
         self.options = options
         self.errors = 0
         self.tokens = 0
+        freeze(model, options.freeze)
+
+    def on_train_epoch_start(self) -> None:
+        # Here and not once: the loop puts everything into training mode.
+        for name, module in self.model.named_modules():
+            if is_frozen(f"{name}.", self.options.freeze):
+                module.eval()
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         # Dropout is drawn by batch, so that a resumed run goes on as if it had never stopped.
@@ -112,5 +122,24 @@ class SpeechTask(L.LightningModule):
 def decayed(model: nn.Module, wanted: bool):
     """Parameters that weight decay is for (matrices and kernels), or the others."""
     for parameter in model.parameters():
-        if (parameter.ndim > 1) == wanted:
+        if parameter.requires_grad and (parameter.ndim > 1) == wanted:
             yield parameter
+
+
+def is_frozen(name: str, beginnings: Sequence[str]) -> bool:
+    """Whether a part of this name is one of those that keep their weights."""
+    return name.startswith(tuple(beginnings))
+
+
+def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
+    """Excludes parameters from training.
+
+    Raises:
+        ConfigError: nothing has such a name.
+    """
+    for beginning in beginnings:
+        found = [p for name, p in model.named_parameters() if is_frozen(name, [beginning])]
+        if not found:
+            raise ConfigError(f"training.freeze: no part of the model begins with {beginning!r}")
+        for parameter in found:
+            parameter.requires_grad_(False)

@@ -109,3 +109,27 @@ def test_every_part_of_the_loss_is_recorded(tiny_model, tiny_corpus, data):
     attention = 0.7 * parts["att"] + 0.3 * parts["reverse"]
     total = 0.3 * ctc + 0.7 * attention + 0.2 * parts["stream"]
     assert found["valid_loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_frozen_parts_keep_everything(tiny_model, tiny_corpus, data):
+    """Weights and running statistics too, beyond a validation pass; the rest learns."""
+    torch.manual_seed(0)
+    model = build_model(tiny_model("av"), Tokenizer.load(tiny_corpus.folder / "tokens").vocab_size)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options = TrainingOptions(freeze=("streams.audio.", "streams.video.frontend."), warmup_steps=1)
+    task = SpeechTask(model, JointLoss(stream_ctc_weight=0.2), options)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, max_epochs=2,
+    )  # fmt: skip
+    trainer.fit(task, data)
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert not any(k.startswith(options.freeze) for k in changed)
+    assert {"ctc.weight", "fusion.norm.running_mean", "decoder.output.weight"} <= changed
+    assert any(k.startswith("streams.video.encoder.") for k in changed)
+
+
+def test_freezing_nothing_is_an_error(tiny_model):
+    model = build_model(tiny_model("audio"), 9)
+    with pytest.raises(ConfigError, match="training.freeze.*'stream.'"):
+        SpeechTask(model, JointLoss(), TrainingOptions(freeze=("stream.",)))
