@@ -35,6 +35,8 @@ Options:
                       more test set (its last third)
   --snr DB            of the noisy test set (default: 0)
   --decode-sets S     splits to decode (default: "test")
+  --init MODEL        model directory to start from; may be repeated: the streams of av from audio
+                      and video
   --set KEY=VALUE     change the config; may be repeated
   --nj N              worker processes (default: 2)
   --stage N           first stage (default: 0)
@@ -50,10 +52,11 @@ newer() { [ -e "$1" ] && [ ! "$2" -nt "$1" ]; } # $1 is there and not older than
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 data_dir= modality=video exp= dump= config= token_kind=bpe vocab_size=150 split=utterance test_speakers= dev_speakers=
 noise= snr=0 decode_sets=test nj=2 stage=0 stop_stage=6
-overrides=()
+overrides=() init=()
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
+    --init) init+=(--init "${2?--init needs a model directory}"); shift 2 ;;
     --set) overrides+=(--set "${2?--set needs KEY=VALUE}"); shift 2 ;;
     --data-dir | --modality | --exp | --dump | --config | --token-kind | --vocab-size | --split | \
       --test-speakers | --dev-speakers | --noise | --snr | --decode-sets | --nj | --stage | \
@@ -126,7 +129,7 @@ if stage_is 3; then
     say 3 "train in $exp/train"
     speechattn train --config "$config" --train-cuts "$manifests/cuts_train.jsonl.gz" \
       --valid-cuts "$manifests/cuts_dev.jsonl.gz" --tokens "$tokens" --exp "$exp" \
-      ${noise:+--noise "$noise"} "${crops[@]}" "${overrides[@]}"
+      ${noise:+--noise "$noise"} "${crops[@]}" "${init[@]}" "${overrides[@]}"
   fi
 fi
 
