@@ -135,6 +135,18 @@ class SpeechModel(nn.Module):
         self.fusion = fusion if len(self.streams) == 2 else None
         sizes = {name: stream.encoder.output_size for name, stream in self.streams.items()}
         self.output_size = self.fusion.output_size if self.fusion else next(iter(sizes.values()))
+        if self.fusion is not None and self.fusion.up.in_features != sum(sizes.values()):
+            raise ConfigError(
+                f"fusion.audio_size and fusion.video_size are {self.fusion.up.in_features} "
+                f"together, but the encoders give {sizes['audio']} and {sizes['video']}"
+            )
+        # A decoder of a plug-in need not tell.
+        memory = getattr(decoder, "memory_size", self.output_size)
+        if memory != self.output_size:
+            raise ConfigError(
+                f"decoder.init_args.memory_size is {memory}, but the hidden frames are "
+                f"{self.output_size} wide"
+            )
         self.decoder = decoder
         self.dropout = nn.Dropout(ctc_dropout)
         self.ctc = nn.Linear(self.output_size, vocab_size)

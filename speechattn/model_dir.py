@@ -34,7 +34,8 @@ def build_model(config: dict[str, Any], vocab_size: int, allow: Iterable[str] = 
     """
     if not isinstance(config, dict):
         raise ConfigError(f"model: a section of keys and values is needed, not {config!r}")
-    config = json.loads(json.dumps(config))  # a deep copy of plain values
+    # A deep copy of plain values. YAML also has dates: the constructors refuse them as texts.
+    config = json.loads(json.dumps(config, default=str))
     config["vocab_size"] = vocab_size
     if isinstance(config.get("decoder"), dict):
         arguments = config["decoder"]

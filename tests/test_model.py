@@ -219,3 +219,19 @@ def test_the_decoder_is_any_that_the_configuration_names(tiny_model):
     section["decoder"] = section["decoder"]["init_args"]
     del section["decoder"]["reverse_blocks"]
     assert type(build_model(section, VOCAB).decoder).__name__ == "TransformerDecoder"
+
+
+@pytest.mark.parametrize("decoder", ["TransformerDecoder", "BidirectionalDecoder"])
+def test_parts_of_other_widths_are_named(tiny_model, decoder):
+    """When the model is made, not when the first batch comes."""
+    config = tiny_model("audio")
+    config["decoder"]["class_path"] = f"speechattn.decoders.{decoder}"
+    build_model(config, VOCAB)
+    config["decoder"]["init_args"]["memory_size"] = 24
+    message = "decoder.init_args.memory_size is 24, but the hidden frames are 16 wide"
+    with pytest.raises(ConfigError, match=message):
+        build_model(config, VOCAB)
+    config = tiny_model("av")
+    config["fusion"]["video_size"] = 20
+    with pytest.raises(ConfigError, match="36 together, but the encoders give 16 and 16"):
+        build_model(config, VOCAB)

@@ -160,3 +160,9 @@ def test_meta_holds_plain_values(folder, tiny_model):
     meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
     assert meta["speechattn"]
     assert np.isscalar(meta["vocab_size"])
+
+
+def test_a_date_is_refused_by_its_key(tiny_model):
+    config = yaml.safe_load(yaml.safe_dump(tiny_model("audio")) + "crop_size: 2024-01-01\n")
+    with pytest.raises(ConfigError, match="crop_size"):
+        build_model(config, 11)

@@ -75,10 +75,12 @@ class Decoder(nn.Module):
 
     Attributes:
         vocab_size: V; <sos/eos> is V - 1.
+        memory_size: width of the memory.
         width: D.
     """
 
     vocab_size: int
+    memory_size: int
     width: int
 
     def forward(

@@ -68,6 +68,7 @@ class BidirectionalDecoder(Decoder):
                 "TransformerDecoder"
             )
         self.vocab_size = vocab_size
+        self.memory_size = memory_size
         self.width = width
         self.left, self.right = (
             TransformerDecoder(

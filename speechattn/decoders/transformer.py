@@ -188,13 +188,16 @@ class TransformerDecoder(Decoder):
         attention_dropout: float = 0.0,
     ):
         super().__init__()
-        if width % attention_heads or width % 2:
+        if attention_heads < 1 or width % attention_heads or width % 2:
             raise ValueError(
                 f"width {width} has to be even and a multiple of attention_heads {attention_heads}"
             )
         if num_blocks < 1:
             raise ValueError(f"num_blocks is {num_blocks}; a decoder needs at least one")
+        if not 0.0 <= attention_dropout < 1.0:
+            raise ValueError(f"attention_dropout is {attention_dropout}; it has to be in [0, 1)")
         self.vocab_size = vocab_size
+        self.memory_size = memory_size
         self.width = width
         self.embed = nn.Embedding(vocab_size, width)
         # With unit variance after the scaling tokens and positions start out equally loud.

@@ -108,7 +108,7 @@ def _frontend_names(names: list[str], stream: str) -> Names:
         layer, _, kind = name.rpartition(".")
         if layer in stem:
             layer = stem[layer]
-        elif match := re.match(r"(trunk\.layer\d\.\d+)\.(.+)$", layer):
+        elif (match := re.match(r"(trunk\.layer\d\.\d+)\.(.+)$", layer)) and match[1] in blocks:
             layer = f"trunk.{blocks.index(match[1])}.{inner.get(match[2], match[2])}"
         found[f"{layer}.{kind}"] = (name,)
     return found
@@ -139,7 +139,10 @@ def read_sizes(
     def size(name: str, axis: int = 0) -> int:
         if name not in real:
             raise ConfigError(f"{where}: is no checkpoint of auto_avsr: {name} is not there")
-        return state[real[name]].shape[axis]
+        shape = tuple(state[real[name]].shape)
+        if not shape[axis:]:
+            raise ConfigError(f"{where}: is no checkpoint of auto_avsr: {name} is {shape}")
+        return shape[axis]
 
     def layers(prefix: str) -> int:
         return len(numbers(real, prefix))
@@ -152,7 +155,7 @@ def read_sizes(
     decoder = {
         "memory_size": width,
         "width": decoder_width,
-        "attention_heads": int(backbone.get("dheads", decoder_width // head_width)),
+        "attention_heads": backbone.get("dheads", decoder_width // head_width),
         "linear_units": size("decoder.decoders.0.feed_forward.w_1.weight"),
         "num_blocks": layers("decoder.decoders"),
         "dropout": 0.1,

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from speechattn.errors import ConfigError
-from speechattn.importing.espnet import Names, take
+from speechattn.importing.espnet import POSITIONS, Names, take
 
 SHOWN = 20  # names an error lists
 # Where toolkits put the weights in a checkpoint that holds an optimiser's state too.
@@ -41,7 +40,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             "code, so it is not read; if you trust it, save the weights alone, with "
             f"torch.save(model.state_dict(), ...) in the toolkit that wrote it ({reason})"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:  # a broken file fails in every way there is
         raise ConfigError(f"{path}: cannot be read as a checkpoint: {error}") from error
     return _weights(loaded, path)
 
@@ -53,12 +52,20 @@ def _weights(loaded: Any, path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(loaded, Mapping) or not loaded:
         raise ConfigError(f"{path}: holds no weights by their names")
-    if wrong := [name for name, value in loaded.items() if not isinstance(value, Tensor)]:
+    if wrong := [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]:
         raise ConfigError(f"{path}: {listed(wrong, 'value(s) are no tensor')}")
+    if odd := [str(name) for name, value in loaded.items() if not _plain(value)]:
+        raise ConfigError(f"{path}: {listed(odd, 'tensor(s) are sparse, complex or empty')}")
     state = {str(name): value for name, value in loaded.items()}
     if all(name.startswith("model.") for name in state):
         state = {name.removeprefix("model."): value for name, value in state.items()}
     return state
+
+
+def _plain(value: Tensor) -> bool:
+    """Whether a tensor holds ordinary numbers, each of them."""
+    odd = value.is_meta or value.is_complex() or value.is_quantized
+    return value.layout == torch.strided and not odd
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], names: Names, path: Path) -> None:
@@ -71,10 +78,13 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], names: Names, path: Path)
         path: of the checkpoint, for messages.
 
     Raises:
-        ConfigError: a weight that the model has no place for, one that the checkpoint lacks, or one
-            of another shape.
+        ConfigError: a weight that the model has no place for, two for one place, one that the
+            checkpoint lacks, or one of another shape.
     """
-    weights = take(state, names)
+    try:
+        weights = take(state, names)
+    except ValueError as error:
+        raise ConfigError(f"{path}: does not fit\n  {error}") from error
     wanted = model.state_dict()
     # Counts batches for a momentum that no model here leaves open; old versions did not save it.
     for name, value in wanted.items():
@@ -83,6 +93,9 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], names: Names, path: Path)
     problems = []
     if unknown := [theirs for ours in names if ours not in wanted for theirs in names[ours]]:
         problems.append(listed(unknown, "weight(s) in it have no place in the model"))
+    used = {part for parts in names.values() for part in parts}
+    if twice := [name for name in state if name not in used and not POSITIONS.search(name)]:
+        problems.append(listed(twice, "weight(s) in it have the place of another"))
     if missing := [ours for ours in wanted if ours not in weights]:
         problems.append(listed(missing, "weight(s) of the model, by our names, are not in it"))
     shapes = [

@@ -80,7 +80,7 @@ _JOINED = (
     (".src_attn.linear_", "kv", ".cross_attention.key_value."),
 )
 # Tables of positions, which old versions saved and which are no weights.
-_POSITIONS = re.compile(r"(^|\.)pe$")
+POSITIONS = re.compile(r"(^|\.)pe$")
 
 
 def renamed(name: str, rules: Rules) -> str:
@@ -97,14 +97,14 @@ def encoder_names(names: Iterable[str]) -> Names:
     """
     found: Names = {}
     for name in names:
-        if not _POSITIONS.search(name):
+        if not POSITIONS.search(name):
             found[renamed(name, ENCODER_RULES)] = (name,)
     return found
 
 
 def decoder_names(names: Iterable[str]) -> Names:
     """As `encoder_names`, for the names of a Transformer decoder without `decoder.`."""
-    left = {name: None for name in names if not _POSITIONS.search(name)}  # an ordered set
+    left = {name: None for name in names if not POSITIONS.search(name)}  # an ordered set
     found: Names = {}
     for layer in numbers(left, "decoders"):
         for theirs, letters, ours in _JOINED:
@@ -120,10 +120,19 @@ def decoder_names(names: Iterable[str]) -> Names:
 
 
 def take(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
-    """The weights that `names` tells of, several of theirs joined along the first axis."""
+    """The weights that `names` tells of, several of theirs joined along the first axis.
+
+    Raises:
+        ValueError: their shapes do not let them be joined.
+    """
     weights = {}
     for ours, theirs in names.items():
-        value = torch.cat([state[name] for name in theirs]) if len(theirs) > 1 else state[theirs[0]]
+        value = state[theirs[0]]
+        if len(theirs) > 1:
+            try:
+                value = torch.cat([state[name] for name in theirs])
+            except RuntimeError as error:
+                raise ValueError(f"{', '.join(theirs)} are not of one shape: {error}") from error
         if "pointwise_co" in theirs[0] and value.dim() == 3:
             value = value.squeeze(-1)  # a Linear of ours
         weights[ours] = value

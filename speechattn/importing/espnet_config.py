@@ -251,6 +251,8 @@ def read_config(config: Mapping[str, Any], vocab_size: int, where: str) -> dict[
     section: dict[str, Any] = {"audio": {"frontend": _frontend(config, problems)}}
     section["audio"]["encoder"] = encoder
     weight = model["ctc_weight"]
+    if not isinstance(weight, (int, float)):
+        problems.append(f"model_conf.ctc_weight: {weight!r}: is no number")
     if weight == 0:
         problems.append("model_conf.ctc_weight: 0: there is no CTC head, and ours have one")
     if weight != 1:
@@ -278,7 +280,7 @@ _FEATURES = ("input_size", "frontend", "frontend_conf")
 
 def _encoder(config: Mapping[str, Any], vocab_size: int, problems: list[str]) -> dict[str, Any]:
     name = config.get("encoder", "rnn")
-    if name not in ENCODERS:
+    if not isinstance(name, str) or name not in ENCODERS:
         problems.append(f"encoder: {name!r}: only {', '.join(ENCODERS)} can be imported")
         return {"init_args": {"output_size": 0}}
     class_path, keys = ENCODERS[name]
@@ -287,7 +289,11 @@ def _encoder(config: Mapping[str, Any], vocab_size: int, problems: list[str]) ->
         arguments["linear_units"] = 0
     if "self_conditioning" in arguments:
         arguments["self_conditioning"] = vocab_size if arguments["self_conditioning"] else 0
-        arguments["intermediate"] = list(arguments["intermediate"] or ())
+        layers = arguments["intermediate"] or ()
+        if not isinstance(layers, (list, tuple)):
+            problems.append(f"encoder_conf.interctc_layer_idx: {layers!r}: is no list of layers")
+            layers = ()
+        arguments["intermediate"] = list(layers)
     return {"class_path": class_path, "init_args": arguments}
 
 
@@ -308,21 +314,35 @@ def _decoder(
 def _frontend(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     section = config.get("frontend_conf")
     arguments = translate(section, FRONTEND, "frontend_conf.", problems)
+    array = section.get("frontend_conf") if isinstance(section, Mapping) else None
+    array = array if isinstance(array, Mapping) else {}
     for name in ("use_wpe", "use_beamformer"):
-        if ((section or {}).get("frontend_conf") or {}).get(name):
+        if array.get(name):
             problems.append(f"frontend_conf.frontend_conf.{name}: true: only false can be imported")
-    arguments["sample_rate"] = _hertz(arguments["sample_rate"])
-    arguments["low"] = float(arguments["low"] or 0)
-    if arguments["high"] is not None:
-        arguments["high"] = float(arguments["high"])
+    try:
+        arguments["sample_rate"] = _hertz(arguments["sample_rate"])
+    except ValueError:
+        problems.append(f"frontend_conf.fs: {arguments['sample_rate']!r}: is no sample rate")
+    for key in ("n_fft", "hop_length", "n_mels"):
+        value = arguments[FRONTEND[key].to]
+        if not isinstance(value, int) or value < 1:
+            problems.append(f"frontend_conf.{key}: {value!r}: has to be a whole number above 0")
+    arguments["low"] = arguments["low"] or 0.0
     arguments["normalise"] = _normalise(config, problems)
     return {"class_path": "speechattn.frontends.EspnetLogMel", "init_args": arguments}
 
 
 def _hertz(rate: int | str) -> int:
-    """ESPnet writes 16k for 16000."""
+    """ESPnet writes 16k for 16000.
+
+    Raises:
+        ValueError: it is no whole number above 0.
+    """
     text = str(rate).lower()
-    return int(float(text.removesuffix("k")) * (1000 if text.endswith("k") else 1))
+    hertz = float(text.removesuffix("k")) * (1000 if text.endswith("k") else 1)
+    if hertz < 1 or not hertz.is_integer():
+        raise ValueError(rate)
+    return int(hertz)
 
 
 def _normalise(config: Mapping[str, Any], problems: list[str]) -> str:

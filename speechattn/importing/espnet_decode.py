@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from speechattn.config import read_yaml
+from speechattn.decoding import DecodeOptions
 from speechattn.errors import ConfigError
 from speechattn.importing.keys import IGNORED, Keys, fixed, passed, translate
 
@@ -30,6 +31,8 @@ def read_decode(path: Path) -> dict[str, Any]:
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise ConfigError(f"{path}: cannot be taken over:{lines}")
-    for name in ("length_bonus", "min_length_ratio", "max_length_ratio", "ctc_weight"):
-        options[name] = float(options[name])
+    try:
+        DecodeOptions(**options)  # used later; what is wrong in them is said now
+    except ConfigError as error:
+        raise ConfigError(f"{path}: cannot be taken over: {error}") from error
     return options

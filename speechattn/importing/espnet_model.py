@@ -59,5 +59,10 @@ def prepare(
     if "normalize.std" in state:
         state["normalize.istd"] = 1.0 / state.pop("normalize.std")
     elif frontend.cmvn.kind == "global" and statistics is not None:
-        state["normalize.mean"], state["normalize.istd"] = read_statistics(statistics)
+        try:
+            state["normalize.mean"], state["normalize.istd"] = read_statistics(statistics)
+        except ConfigError:
+            raise
+        except Exception as error:  # a broken file fails in every way there is
+            raise ConfigError(f"{statistics}: cannot be read as statistics: {error}") from error
     return state

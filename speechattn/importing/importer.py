@@ -1,5 +1,6 @@
 """`speechattn import-checkpoint`: another toolkit's checkpoint into a model directory."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -97,11 +98,12 @@ def _espnet(src: Path, config: Path | None, tokens: Path | None, bpe_model: Path
     tokenizer = _espnet_tokenizer(settings, config, tokens, bpe_model)
     section = espnet_config.read_config(settings, tokenizer.vocab_size, str(config))
     statistics = None
-    named = (settings.get("normalize_conf") or {}).get("stats_file")
     state = read_checkpoint(src)
-    if named and "normalize.std" not in state:
-        statistics = _near(config, str(named), "normalize_conf.stats_file", "its own path")
-    frontend = build(EspnetLogMel, section["audio"]["frontend"]["init_args"], "frontend")
+    frontend = build(EspnetLogMel, section["audio"]["frontend"]["init_args"], "frontend_conf")
+    if frontend.cmvn.kind == "global" and "normalize.std" not in state:
+        named = (settings.get("normalize_conf") or {}).get("stats_file")
+        if named is not None:
+            statistics = _near(config, named, "normalize_conf.stats_file", "a path from there")
     state = espnet_model.prepare(state, frontend, statistics, src)
     return src, section, espnet_model.weight_names(state), state, tokenizer
 
@@ -120,17 +122,24 @@ def _espnet_tokenizer(
     if kind not in ("char", "bpe"):
         raise ConfigError(f"{config}: token_type: {kind!r}: only 'char' or 'bpe' can be imported")
     if kind == "bpe" and bpe_model is None:
-        bpe_model = _near(config, settings.get("bpemodel") or "", "bpemodel", "--bpe-model")
+        bpe_model = _near(config, settings.get("bpemodel"), "bpemodel", "--bpe-model")
     return make_tokenizer([str(token) for token in listed], bpe_model if kind == "bpe" else None)
 
 
-def _near(config: Path, name: str, key: str, option: str) -> Path:
-    """A file that a configuration names, relative to the folder that ESPnet was run in."""
-    places = [Path.cwd(), *config.resolve().parents[:4]]
-    for folder in places:
-        if name and (folder / name).is_file():
-            return folder / name
-    raise ConfigError(f"{config}: {key}: {name or None!r} is not found; name it with {option}")
+def _near(config: Path, name: Any, key: str, option: str) -> Path:
+    """A file that a configuration names, relative to the folder that ESPnet was run in.
+
+    The configuration may be a stranger's: it can name files there and below, and none elsewhere.
+    """
+    for folder in (Path.cwd(), *config.resolve().parents[:4]):
+        if not isinstance(name, str) or folder == folder.parent:
+            continue
+        path = Path(os.path.normpath(folder / name))
+        if path.is_relative_to(folder) and path.is_file():
+            return path
+    raise ConfigError(
+        f"{config}: {key}: {name!r} is not found here or beside it; name it with {option}"
+    )
 
 
 def _auto_avsr(
@@ -144,9 +153,13 @@ def _auto_avsr(
     state = read_checkpoint(src)
     backbone: Mapping[str, Any] = {}
     if config is not None:
-        settings = read_yaml(config)
-        settings = settings.get("model", settings)
         kind = "audio" if any(".trunk.conv1." in name for name in state) else "visual"
-        backbone = settings.get(f"{kind}_backbone", settings)
+        backbone = read_yaml(config)
+        for key in ("model", f"{kind}_backbone"):
+            backbone = backbone.get(key, backbone)
+            if not isinstance(backbone, Mapping):
+                raise ConfigError(
+                    f"{config}: {key}: {backbone!r}: is no section of keys and values"
+                )
     section = auto_avsr.read_sizes(state, backbone, str(src))
     return section, auto_avsr.weight_names(state), state, tokenizer

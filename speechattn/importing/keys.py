@@ -54,8 +54,11 @@ def translate(
         name: of the section, for messages.
         problems: what stands in the way is added, one line a key.
     """
+    if section is not None and not isinstance(section, Mapping):
+        problems.append(f"{name.removesuffix('.')}: {section!r}: is no section of keys and values")
+        section = None
     given = dict(section or {})
-    for key in given.keys() - keys.keys():
+    for key in sorted(given.keys() - keys.keys(), key=str):
         problems.append(f"{name}{key}: {given[key]!r}: this key is not known")
     arguments = {}
     for key, rule in keys.items():

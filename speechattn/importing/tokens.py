@@ -59,7 +59,11 @@ def make_tokenizer(tokens: Sequence[str], bpe_model: Path | None = None) -> Toke
             model, kind = with_pieces(model, tokens[1:-1])
         except (struct.error, IndexError, ValueError) as error:
             raise ConfigError(f"{bpe_model}: is no SentencePiece model ({error})") from error
-        return SentencePieceTokenizer(model, kind)
+        tokenizer = SentencePieceTokenizer(model, kind)
+        if tokenizer.tokens != list(tokens):
+            ends = [*tokens[:2], *tokens[-1:]]
+            raise ConfigError(f"tokens: must be {BLANK}, {UNK}, ..., {SOS_EOS}; ends are {ends}")
+        return tokenizer
     if long := [token for token in tokens[2:-1] if len(token) != 1 and token != "<space>"]:
         raise ConfigError(
             f"tokens: {long[:5]} are not single characters: give the SentencePiece model that "
@@ -93,8 +97,12 @@ def with_pieces(model: bytes, pieces: Sequence[str]) -> tuple[bytes, Literal["bp
     """
     old, rest, kind = {}, b"", 1
     for number, raw, value in _fields(model):
+        if number in (_PIECES, _TRAINER) and not isinstance(value, bytes):
+            raise ValueError(f"field {number} is a number")
         if number == _PIECES:
-            text = next(v for n, _, v in _fields(value) if n == _TEXT)
+            text = next((v for n, _, v in _fields(value) if n == _TEXT), None)
+            if not isinstance(text, bytes):
+                raise ValueError("a piece has no text")
             old[text.decode("utf-8")] = raw
             continue
         if number == _TRAINER:

@@ -121,9 +121,15 @@ class JointLoss(nn.Module):
         for name, value in (("ctc_weight", ctc_weight), ("reverse_weight", reverse_weight)):
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"loss.{name} has to be in 0..1, got {value!r}")
-        if not 0.0 <= intermediate_weight < 1.0:
+        for name, value in (
+            ("label_smoothing", label_smoothing),
+            ("intermediate_weight", intermediate_weight),
+        ):
+            if not 0.0 <= value < 1.0:
+                raise ConfigError(f"loss.{name} has to be in [0, 1), got {value!r}")
+        if not stream_ctc_weight >= 0.0:
             raise ConfigError(
-                f"loss.intermediate_weight has to be in [0, 1), got {intermediate_weight!r}"
+                f"loss.stream_ctc_weight has to be 0 or more, got {stream_ctc_weight!r}"
             )
         self.ctc_weight = ctc_weight
         self.label_smoothing = label_smoothing

@@ -63,7 +63,7 @@ class EpochTable(Callback):
     columns = (
         "epoch step train_loss train_ctc_loss train_att_loss train_reverse_loss "
         "train_intermediate_loss train_stream_loss valid_loss valid_ctc_loss valid_att_loss "
-        "valid_reverse_loss valid_intermediate_loss valid_error lr seconds"
+        "valid_reverse_loss valid_intermediate_loss valid_stream_loss valid_error lr seconds"
     ).split()
 
     def __init__(self, path: Path):
@@ -82,17 +82,34 @@ class EpochTable(Callback):
         row["epoch"], row["step"] = trainer.current_epoch, trainer.global_step
         row["lr"] = f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}"
         row["seconds"] = f"{time.monotonic() - self.started:.1f}"
-        new = not self.path.exists()
+        self.head()
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+            csv.DictWriter(file, self.columns).writerow(row)
         logger.info(
             "epoch %d: train loss %s, valid loss %s, valid error %s %%, %s s",
             *(row.get(k, "-") for k in ("epoch", "train_loss", "valid_loss", "valid_error")),
             row["seconds"],
         )
+
+    def head(self) -> None:
+        """Makes the file; gives one that another version began the columns of this one too."""
+        rows: list[dict[str, str]] = []
+        if self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                found = list(reader.fieldnames or ())
+                if found == self.columns:
+                    return
+                rows = list(reader)
+            self.columns = [*self.columns, *(name for name in found if name not in self.columns)]
+            if found == self.columns:
+                return
+        part = self.path.with_name(self.path.name + ".part")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows({k: v for k, v in row.items() if k is not None} for row in rows)
+        part.replace(self.path)
 
 
 def set_noise(config: dict[str, Any], noise: str | Path | None) -> None:
@@ -155,6 +172,7 @@ def train(
     tokenizer = Tokenizer.load(tokenizer_dir)
     model = build_model(config.get("model"), tokenizer.vocab_size, allow)
     check_options(model, decode_options)
+    task = SpeechTask(model, loss, options)
     logger.info("%s, %.2f M parameters", "+".join(model.modalities), model.num_parameters() / 1e6)
     check_resumed(folder, config)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
@@ -174,12 +192,14 @@ def train(
     resume = last if last.exists() else None
     if resume:
         logger.info("going on from %s", resume)
+        if list(init):
+            logger.info("--init is for the start of a run; this one goes on as it began")
     else:
         initialise(model, init, tokenizer, allow)
     # Our own file: it holds the optimiser and the loops, which weights_only would refuse.
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(SpeechTask(model, loss, options), data, ckpt_path=resume, weights_only=False)
+        trainer.fit(task, data, ckpt_path=resume, weights_only=False)
     except SystemExit:
         # So Lightning ends on Ctrl-C, and it leaves Ctrl-C without effect.
         signal.signal(signal.SIGINT, on_interrupt)

@@ -11,14 +11,17 @@ from pathlib import Path
 from torch import Tensor
 
 from speechattn.data.tokenizer import Tokenizer
+from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.errors import ConfigError
 from speechattn.model import SpeechModel
 from speechattn.model_dir import load_model, read_config
 
 logger = logging.getLogger(__name__)
 
-# Parts with a row for each token: of use only where the tokens are the same.
-OF_TOKENS = ("ctc.", "stream_ctc.", "decoder.")
+# Parts of tokens, of use only where the tokens are the same: heads and decoder, and what
+# self-conditioning makes of a head's posteriors.
+HEADS = ("ctc.", "stream_ctc.", "decoder.")
+CONDITIONING = ".encoder.conditioning."
 
 
 def initialise(
@@ -30,8 +33,10 @@ def initialise(
     """Takes over the weights of trained models.
 
     What has the same name is taken from the first model that has it; the CTC head of a model of
-    one modality also becomes the head of that stream in an audio-visual one. Heads and decoder are
-    taken only from a model of the same tokens, and begin anew otherwise.
+    one modality also becomes the head of that stream in an audio-visual one, and a left-to-right
+    decoder the left-to-right half of a bidirectional one, or the other way round. Heads and decoder
+    are taken only from a model of the same tokens and, where one is audio-visual and the other not,
+    of hidden frames as wide; they begin anew otherwise.
 
     Args:
         model: what will be trained; changed in place.
@@ -79,9 +84,37 @@ def weights_of(
     weights = source.state_dict()
     if Tokenizer.load(folder).tokens != tokenizer.tokens:
         logger.warning("%s has other tokens: heads and decoder begin anew", folder)
-        return {k: v for k, v in weights.items() if not k.startswith(OF_TOKENS)}
+        return {
+            k: v for k, v in weights.items() if not k.startswith(HEADS) and CONDITIONING not in k
+        }
+    if isinstance(source.decoder, TransformerDecoder) and both_ways(model):
+        weights = renamed(weights, "decoder.", "decoder.left.")
+    elif both_ways(source) and isinstance(model.decoder, TransformerDecoder):
+        weights = renamed(weights, "decoder.left.", "decoder.")
     if len(source.modalities) == 1 and len(model.modalities) > 1:
-        stream = f"stream_ctc.{source.modalities[0]}."
         heads = {k: v for k, v in weights.items() if k.startswith("ctc.")}
-        weights.update({stream + k.removeprefix("ctc."): v for k, v in heads.items()})
+        weights.update(renamed(heads, "ctc.", f"stream_ctc.{source.modalities[0]}."))
+    fused = len(source.modalities) != len(model.modalities)
+    if fused and source.output_size != model.output_size:
+        logger.warning(
+            "%s has hidden frames of width %d, here they are %d wide: CTC head and decoder begin "
+            "anew",
+            folder,
+            source.output_size,
+            model.output_size,
+        )
+        weights = {k: v for k, v in weights.items() if not k.startswith(("ctc.", "decoder."))}
     return weights
+
+
+def both_ways(model: SpeechModel) -> bool:
+    """Whether its decoder reads in both directions."""
+    return isinstance(model.decoder, BidirectionalDecoder)
+
+
+def renamed(weights: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    """With `new` in place of `old` where a name begins with it."""
+    return {
+        new + name.removeprefix(old) if name.startswith(old) else name: value
+        for name, value in weights.items()
+    }

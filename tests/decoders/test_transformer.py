@@ -188,5 +188,9 @@ def test_dropout_only_in_training():
 def test_sizes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="attention_heads 3"):
         TransformerDecoder(V, M, 16, 3)
+    with pytest.raises(ValueError, match="attention_heads 0"):
+        TransformerDecoder(V, M, D, attention_heads=0)
+    with pytest.raises(ValueError, match="attention_dropout is 2"):
+        TransformerDecoder(V, M, D, attention_dropout=2.0)
     with pytest.raises(ValueError, match="num_blocks"):
         TransformerDecoder(V, M, num_blocks=0)

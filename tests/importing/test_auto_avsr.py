@@ -188,3 +188,24 @@ def test_other_errors(tmp_path, units):
     (tmp_path / "out" / "x").write_text("kept")
     with pytest.raises(ConfigError, match="is there already"):
         imported(tmp_path, units, state)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("proj_encoder.weight", (), r"proj_encoder\.weight is \(\)"),
+        ("decoder.embed.0.weight", (VOCAB,), r"decoder\.embed\.0\.weight is"),
+        ("frontend.trunk.layer9.0.conv1.weight", (2,), r"frontend\.trunk\.layer9\.0\.conv1"),
+    ],
+)
+def test_odd_weights(tmp_path, units, name, shape, reason):
+    state = {**random_state(shapes("video", VOCAB)), name: torch.ones(shape)}
+    with pytest.raises(ConfigError, match=reason):
+        imported(tmp_path, units, state)
+
+
+def test_no_backbone_in_the_configuration(tmp_path, units):
+    config = tmp_path / "train.yaml"
+    config.write_text("model:\n  visual_backbone:\n")
+    with pytest.raises(ConfigError, match="visual_backbone: None: is no section"):
+        imported(tmp_path, units, random_state(shapes("video", VOCAB)), config=config)

@@ -1,8 +1,10 @@
 """Reading a stranger's checkpoint, and what does not fit it."""
 
+import contextlib
 import os
 import pickle
 from collections import OrderedDict
+from random import Random
 
 import pytest
 import torch
@@ -123,3 +125,20 @@ def test_long_lists_are_counted():
     assert "50 weight(s) in it have" in message
     assert f"and {50 - SHOWN} more" in message
     assert message.count("extra") == SHOWN
+
+
+def test_damaged_files(tmp_path):
+    """A byte here and there, in either of torch's formats: an error of ours, or weights."""
+    random = Random(0)
+    path = tmp_path / "m.pth"
+    for zipped in (True, False):
+        torch.save({"a": torch.ones(3), "b.c": torch.zeros(2, 2)}, path,
+                   _use_new_zipfile_serialization=zipped)  # fmt: skip
+        whole = path.read_bytes()
+        for _ in range(300):
+            damaged = bytearray(whole)
+            for _ in range(random.randint(1, 3)):
+                damaged[random.randrange(min(len(whole), 400))] = random.randrange(256)
+            path.write_bytes(damaged)
+            with contextlib.suppress(ConfigError):
+                read_checkpoint(path)

@@ -153,6 +153,15 @@ def test_search(tmp_path):
     assert found == ("joint", 7, 0.4)
     assert options["length_bonus"] == 0.1
     (tmp_path / "model").rename(tmp_path / "other")
+    for text, reason in (
+        ("maxlenratio: -20", "max_length_ratio: has to be 0 or more, got -20"),
+        ("beam_size: 0", "beam_size"),
+        ("ctc_weight: some", "ctc_weight"),
+    ):
+        decode.write_text(text)
+        with pytest.raises(ConfigError, match=rf"decode\.yaml: .*{reason}"):
+            run(tmp_path, decode=decode)
+    assert not (tmp_path / "model").exists()
     decode.write_text("lm_weight: 0.3\nnew: 1\n")
     with pytest.raises(ConfigError, match=r"(?s)new: 1: this key is not known.*lm_weight: 0\.3"):
         run(tmp_path, decode=decode)
@@ -205,6 +214,27 @@ def test_a_missing_key_means_espnets_default(tmp_path):
         (changed(token_list="data/tokens.txt"), "--tokens"),
         (changed(token_list=[*TOKENS[:-1], "ab", TOKENS[-1]]), "single characters"),
         (changed(encoder_conf={"rel_pos_type": "latest", "attention_heads": 3}), "256"),
+        # What is of another kind than any ESPnet writes.
+        (changed(encoder_conf="x"), "encoder_conf: 'x': is no section"),
+        (changed(frontend_conf=[1]), "frontend_conf: [1]: is no section"),
+        (changed(normalize_conf=3), "normalize_conf: 3: is no section"),
+        (changed(model_conf={"ctc_weight": "x"}), "model_conf.ctc_weight: 'x'"),
+        (changed(encoder=["conformer"]), "encoder: ['conformer']"),
+        (changed("encoder_conf", interctc_layer_idx=3), "encoder_conf.interctc_layer_idx: 3"),
+        (changed("frontend_conf", fs="wide"), "frontend_conf.fs: 'wide'"),
+        (changed("frontend_conf", fs=8000.5), "frontend_conf.fs: 8000.5"),
+        (changed("frontend_conf", hop_length=0), "frontend_conf.hop_length: 0"),
+        (changed("frontend_conf", fmin="low"), "frontend_conf.low"),
+        (changed(token_type="bpe", bpemodel=5), "bpemodel: 5"),
+        # What our modules do not have.
+        (changed("encoder_conf", selfattention_layer_type="selfattn"), "'selfattn'"),
+        (changed("encoder_conf", selfattention_layer_type="fast_selfattn"), "'fast_selfattn'"),
+        (changed("encoder_conf", ctc_trim=True), "encoder_conf.ctc_trim: True"),
+        (changed("encoder_conf", qk_norm=True), "encoder_conf.qk_norm: True"),
+        (changed("encoder_conf", use_cnn_module=False), "encoder_conf.use_cnn_module: False"),
+        (changed("encoder_conf", positionwise_layer_type="conv1d"), "'conv1d'"),
+        (changed("encoder_conf", positionwise_layer_type="conv1d-linear"), "'conv1d-linear'"),
+        (changed(encoder="branchformer", encoder_conf={"use_attn": False}), "use_attn: False"),
     ],
 )
 def test_other_configurations(tmp_path, config, reason):
@@ -241,6 +271,16 @@ def test_statistics_beside_the_configuration(tmp_path):
     cmvn = SpeechModel.from_pretrained(run(tmp_path, state=state)).streams["audio"].frontend.cmvn
     torch.testing.assert_close(cmvn.mean, torch.full((20,), 3.0))
     torch.testing.assert_close(cmvn.istd, torch.full((20,), 0.5))
+
+
+@pytest.mark.parametrize("content", [b"", b"no numbers", b"PK\x03\x04 no archive"])
+def test_broken_statistics(tmp_path, content):
+    state = {n: v for n, v in state_dict().items() if not n.startswith("normalize.")}
+    stats = tmp_path / "exp" / "stats" / "train"
+    stats.mkdir(parents=True)
+    (stats / "feats_stats.npz").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"feats_stats\.npz: cannot be read"):
+        run(tmp_path, state=state)
 
 
 def test_checkpoints_to_choose_from(tmp_path):
@@ -294,3 +334,38 @@ def _applies(rules, wanted, name):
             return re.search(pattern, name) is not None
         name = re.sub(pattern, replacement, name)
     return False
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("decoder.decoders.0.src_attn.linear_k.weight", torch.ones(4, 4), "not of one shape"),
+        ("decoder.decoders.0.src_attn.linear_k.weight", torch.ones(()), "not of one shape"),
+        ("ctc.ctc_lo.bias", torch.ones(V).to_sparse(), "sparse, complex or empty: ctc.ctc_lo.bias"),
+        ("ctc.ctc_lo.bias", torch.ones(V, device="meta"), "sparse, complex or empty"),
+        ("ctc.ctc_lo.bias", torch.ones(V, dtype=torch.complex64), "sparse, complex or empty"),
+        # The older name of what is there by the newer one.
+        ("decoder.output_norm.weight", torch.ones(D), "have the place of another"),
+        ("encoder.embed.out.0.bias", torch.ones(D), "have the place of another"),
+    ],
+)
+def test_odd_weights(tmp_path, name, value, reason):
+    with pytest.raises(ConfigError, match=rf"(?s)model\.pth: .*{reason}"):
+        run(tmp_path, state={**state_dict(), name: value})
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_strangers_configuration_names_no_file_elsewhere(tmp_path):
+    """Its token list would be copied into the model directory."""
+    secret, inside = tmp_path / "secret" / "tokens.txt", tmp_path / "a/b/c/d/exp/tokens.txt"
+    for path in (secret, inside):
+        path.parent.mkdir(parents=True)
+        path.write_text("\n".join(TOKENS), encoding="utf-8")
+    for name in (str(secret), "../../../../../secret/tokens.txt"):
+        refused(tmp_path / "a/b/c/d", changed(token_list=name), "token_list", "--tokens")
+    for name in (str(inside), "tokens.txt", "exp/tokens.txt", "exp/../exp/tokens.txt"):
+        folder = run(tmp_path / "a/b/c/d", changed(token_list=name))
+        assert (folder / "tokens.txt").read_text().split() == TOKENS
+        folder.rename(folder.with_name(f"done{len(name)}"))
+    # Named by the user it may be anywhere.
+    run(tmp_path / "a/b/c/d", changed(token_list="none"), tokens=secret)

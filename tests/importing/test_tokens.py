@@ -120,3 +120,21 @@ def test_same_pieces_is_the_same_model():
     again, kind = with_pieces(model, pieces)
     assert kind == "unigram"
     assert sorted(again) == sorted(model)  # fields may be in another order
+
+
+def test_ends_are_checked_with_pieces_too(model):
+    _, pieces = pieces_of(model.read_bytes())
+    for first, last in (("<b>", "<sos/eos>"), ("<blank>", "<end>")):
+        with pytest.raises(ConfigError, match="must be <blank>, <unk>, ..., <sos/eos>"):
+            make_tokenizer([first, "<unk>", *pieces[3:], last], model)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [b"\x08\x01", b"\x10\x01", b"\x0a\x00", b"\x0a\x02\x08\x01"],
+    ids=["pieces are a number", "trainer is a number", "no text", "text is a number"],
+)
+def test_models_of_other_fields(tmp_path, wrong):
+    (tmp_path / "m").write_bytes(wrong + train())
+    with pytest.raises(ConfigError, match="is no SentencePiece model"):
+        make_tokenizer(["<blank>", "<unk>", "▁the", "<sos/eos>"], tmp_path / "m")

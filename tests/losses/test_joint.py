@@ -289,8 +289,15 @@ def test_weights_without_their_part_are_named(tiny_model, caplog):
     ):
         with pytest.raises(ConfigError, match=message):
             JointLoss(**loss).check(model)
-    for loss in ({"reverse_weight": -0.1}, {"intermediate_weight": 1.0}, {"ctc_weight": 2.0}):
-        with pytest.raises(ConfigError, match=f"loss.{next(iter(loss))} has to be in"):
+    for loss in (
+        {"reverse_weight": -0.1},
+        {"intermediate_weight": 1.0},
+        {"ctc_weight": 2.0},
+        {"label_smoothing": 1.0},
+        {"label_smoothing": -0.1},
+        {"stream_ctc_weight": -1.0},
+    ):
+        with pytest.raises(ConfigError, match=f"loss.{next(iter(loss))} has to be"):
             JointLoss(**loss)
     JointLoss(0.3).check(both)
     assert "right-to-left half of the decoder does not learn" in caplog.text

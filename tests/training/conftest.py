@@ -1,6 +1,7 @@
 """A training run of seconds."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def train_tiny(tiny_corpus):
     """A function of configuration and experiment folder that trains on the tiny corpus."""
     from speechattn.training import train
 
-    def run(config: dict[str, Any], exp: Path) -> Path:
+    def run(config: dict[str, Any], exp: Path, init: Sequence[str | Path] = ()) -> Path:
         data = tiny_corpus.folder
         crops = data / "crops" if "video" in (config["model"] or {}) else None
         # As from a file: a run must not depend on what the last one did to the configuration.
@@ -49,6 +50,7 @@ def train_tiny(tiny_corpus):
             data / "tokens",
             exp,
             crops,
+            init=init,
         )
 
     return run

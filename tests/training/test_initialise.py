@@ -17,11 +17,12 @@ def tokenizer(tiny_corpus):
 
 @pytest.fixture
 def saved(tiny_model, tokenizer, tmp_path):
-    """A function of modality and seed that writes a model directory and gives its weights too."""
+    """Writes a model directory by modality and seed, its section changed; gives its weights too."""
 
-    def make(modality: str, seed: int, tokens: Tokenizer = tokenizer, **changes):
+    def make(modality: str, seed: int, tokens: Tokenizer = tokenizer, change=lambda config: None):
         torch.manual_seed(seed)
         config = yaml.safe_load(yaml.safe_dump(tiny_model(modality)))
+        change(config)
         model = build_model(config, tokens.vocab_size)
         folder = tmp_path / f"{modality}{seed}"
         save_model_dir(folder, {"model": config}, model.state_dict(), tokens, {})
@@ -88,3 +89,66 @@ def test_without_models_nothing_changes(tiny_model, tokenizer):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     assert initialise(model, [], tokenizer) == 0
     torch.testing.assert_close(model.state_dict(), before, atol=0, rtol=0)
+
+
+def test_other_tokens_renew_self_conditioning(saved, tiny_model, tokenizer):
+    """It has a column for each token, as a head has a row."""
+    other = CharTokenizer.train(["quite another text"])
+
+    def conditioned(config, units):
+        config["audio"]["encoder"]["init_args"] |= {
+            "num_blocks": 2,
+            "intermediate": [1],
+            "self_conditioning": units,
+        }
+
+    folder, given = saved("audio", 1, other, lambda c: conditioned(c, other.vocab_size))
+    config = tiny_model("audio")
+    conditioned(config, tokenizer.vocab_size)
+    model = build_model(config, tokenizer.vocab_size)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    initialise(model, [folder], tokenizer)
+    after = model.state_dict()
+    for kind in ("weight", "bias"):
+        name = f"streams.audio.encoder.conditioning.{kind}"
+        assert torch.equal(after[name], before[name])
+        name = f"streams.audio.encoder.blocks.1.norm.{kind}"
+        assert torch.equal(after[name], given[name])
+
+
+def test_fused_frames_of_another_width(saved, tiny_model, tokenizer, caplog):
+    """The encoders and the stream's head are of use, what listens to the fused frames is not."""
+    heard, audio = saved("audio", 1)
+    config = tiny_model("av")
+    config["fusion"]["output_size"] = config["decoder"]["init_args"]["memory_size"] = 20
+    model = build_model(config, tokenizer.vocab_size)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    initialise(model, [heard], tokenizer)
+    after = model.state_dict()
+    for name in (k for k in audio if k.startswith("streams.audio.")):
+        assert torch.equal(after[name], audio[name])
+    assert torch.equal(after["stream_ctc.audio.weight"], audio["ctc.weight"])
+    for name in (k for k in after if k.startswith(("ctc.", "decoder."))):
+        assert torch.equal(after[name], before[name])
+    assert "width 16, here they are 20 wide" in caplog.text
+
+
+def test_decoders_of_one_and_of_two_directions(saved, tiny_model, tokenizer):
+    def both_ways(config):
+        config["decoder"]["class_path"] = "speechattn.decoders.BidirectionalDecoder"
+
+    one, left = saved("audio", 1)
+    config = tiny_model("audio")
+    both_ways(config)
+    model = build_model(config, tokenizer.vocab_size)
+    initialise(model, [one], tokenizer)
+    after = model.state_dict()
+    names = [name for name in left if name.startswith("decoder.")]
+    for name in names:
+        assert torch.equal(after[name.replace("decoder.", "decoder.left.")], left[name])
+    two, both = saved("audio", 2, change=both_ways)
+    model = build_model(tiny_model("audio"), tokenizer.vocab_size)
+    assert initialise(model, [two], tokenizer) == len(model.state_dict())
+    for name in names:
+        theirs = both[name.replace("decoder.", "decoder.left.")]
+        assert torch.equal(model.state_dict()[name], theirs)
