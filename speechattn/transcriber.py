@@ -15,7 +15,14 @@ from speechattn.data.datamodule import fit_audio
 from speechattn.data.roi import MouthCropper, RoiOptions
 from speechattn.data.tokenizer import UNK, UNK_MARK, Tokenizer
 from speechattn.data.video import iter_video, probe, read_audio
-from speechattn.decoding import DecodeOptions, Hypothesis, decode, token_times, word_times
+from speechattn.decoding import (
+    DecodeOptions,
+    Hypothesis,
+    check_options,
+    decode,
+    token_times,
+    word_times,
+)
 from speechattn.decoding.ctc import AlignmentError
 from speechattn.errors import ConfigError, MediaError
 from speechattn.frontends.inference import Precision, optimise
@@ -54,9 +61,10 @@ class Transcriber:
                 f"roi.fps is {roi_options.fps:g}, but the model sees {model.video_fps:g} frames a "
                 "second"
             )
+        self.decode_options = decode_options or DecodeOptions()
+        check_options(model, self.decode_options)
         self.model = model.to(device).eval()
         self.tokenizer = tokenizer
-        self.decode_options = decode_options or DecodeOptions()
         self.cropper = MouthCropper(roi_options)
         self.device = torch.device(device)
 

@@ -360,3 +360,8 @@ def test_frontend_is_made_ready_for_inference(tiny_model_dir, precision, toleran
         found, _ = ready.encode(video=clips, video_lengths=lengths)
     assert not torch.equal(found, expected)
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_options_that_do_not_fit_are_refused_before_files_are_read(tiny_model_dir):
+    with pytest.raises(ConfigError, match="reverse_weight"):
+        Transcriber.from_pretrained(tiny_model_dir("audio"), DecodeOptions(reverse_weight=0.3))
