@@ -97,7 +97,7 @@ def add_data_commands(command) -> None:
 
 
 def add_training_commands(command) -> None:
-    """train, average, import-checkpoint."""
+    """train, average, combine, import-checkpoint."""
     sub = command("train", commands.train, "train a model, or go on training it")
     sub.add_argument("--config", type=Path, required=True)
     sub.add_argument("--train-cuts", type=Path, required=True)
@@ -125,6 +125,30 @@ def add_training_commands(command) -> None:
         "--data-dir", type=Path, help="the corpus; if it is synthetic the model says so"
     )
     add_overrides(sub)
+
+    sub = command(
+        "combine", commands.combine, "make one model of several that are searched together"
+    )
+    sub.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="NAME=DIR",
+        help="a model directory and its name in the ensemble; repeated",
+    )
+    sub.add_argument("--output", type=Path, required=True, help="model directory to make")
+    sub.add_argument(
+        "--weight",
+        action="append",
+        default=[],
+        metavar="NAME=SHARE",
+        help="of a model in the score; repeated, equal by default",
+    )
+    sub.add_argument("--cuts", type=Path, help="choose the weights on these cuts instead")
+    sub.add_argument("--crops", type=Path, help="folder of mouth crops")
+    sub.add_argument("--options", type=Path, help="YAML of decode options; else the first model's")
+    add_noise(sub, "with --cuts: sound to mix in, for as many utterances again")
+    add_allow(sub, "the models")
 
     sub = command(
         "import-checkpoint",
@@ -163,15 +187,8 @@ def add_allow(sub: argparse.ArgumentParser, who: str) -> None:
     )
 
 
-def add_decoding_commands(command) -> None:
-    """decode, score, transcribe, report, doctor."""
-    sub = command("decode", commands.decode, "decode the cuts of a manifest")
-    sub.add_argument("--model", type=Path, required=True, help="model directory")
-    sub.add_argument("--cuts", type=Path, required=True)
-    sub.add_argument("--crops", type=Path, help="folder of mouth crops")
-    sub.add_argument("--output", type=Path, required=True)
-    sub.add_argument("--options", type=Path, help="YAML of decode options; else the model's")
-    sub.add_argument("--noise", type=Path, help="sound to mix in")
+def add_noise(sub: argparse.ArgumentParser, what: str) -> None:
+    sub.add_argument("--noise", type=Path, help=what)
     sub.add_argument("--snr", type=float, default=0.0, help="signal to noise, dB")
     sub.add_argument(
         "--noise-part",
@@ -181,6 +198,17 @@ def add_decoding_commands(command) -> None:
         metavar=("FROM", "TO"),
         help="stretch of the noise that is used, as shares of its length",
     )
+
+
+def add_decoding_commands(command) -> None:
+    """decode, score, transcribe, report, doctor."""
+    sub = command("decode", commands.decode, "decode the cuts of a manifest")
+    sub.add_argument("--model", type=Path, required=True, help="model directory")
+    sub.add_argument("--cuts", type=Path, required=True)
+    sub.add_argument("--crops", type=Path, help="folder of mouth crops")
+    sub.add_argument("--output", type=Path, required=True)
+    sub.add_argument("--options", type=Path, help="YAML of decode options; else the model's")
+    add_noise(sub, "sound to mix in")
     sub.add_argument("--details", type=int, default=6, help="utterances to look at closely")
     sub.add_argument("--batch-seconds", type=float, default=60.0)
     add_allow(sub, "the model")

@@ -138,22 +138,72 @@ def average(args: Namespace) -> None:
     average(read_config(args), args.exp, args.tokens, args.best, meta, args.allow)
 
 
+def combine(args: Namespace) -> None:
+    """speechattn combine"""
+    from speechattn.combine import choose_weights, read_models, save_ensemble
+    from speechattn.data.datamodule import read_cuts
+    from speechattn.data.store import CropStore
+    from speechattn.decode_cuts import CutBatches
+    from speechattn.decoding import DecodeOptions
+    from speechattn.ensemble import Ensemble
+
+    folders = named(args.model, "--model")
+    options = DecodeOptions.load(args.options) if args.options else None
+    transcriber = read_models(folders, options, args.allow)
+    meta: dict[str, Any] = {}
+    if args.cuts is not None:
+        store = CropStore(args.crops) if args.crops is not None else None
+        cuts = read_cuts(args.cuts, transcriber.model.modalities, store)
+        conditions = {"clean": CutBatches(transcriber, cuts, store)}
+        if args.noise is not None:
+            noisy = CutBatches(transcriber, cuts, store, read_noise(args))
+            conditions[f"at {args.snr:g} dB"] = noisy
+        _, meta["token_errors"] = choose_weights(transcriber, conditions)
+    elif args.weight:
+        try:
+            weights = {k: float(v) for k, v in named(args.weight, "--weight").items()}
+        except ValueError as error:
+            raise ConfigError(f"--weight: {error}") from error
+        transcriber.model.weights = Ensemble(transcriber.model.models, weights).weights
+    save_ensemble(transcriber, folders, args.output, meta)
+    weights = (f"{name} {weight:.3g}" for name, weight in transcriber.model.weights.items())
+    logger.info("%s: weights %s", args.output, ", ".join(weights))
+
+
+def named(assignments: list[str], option: str) -> dict[str, str]:
+    """NAME=VALUE texts as a dictionary."""
+    values: dict[str, str] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"{option} {assignment}: written NAME=VALUE")
+        if name in values:
+            raise ConfigError(f"{option} {assignment}: there is another {name}")
+        values[name] = value
+    return values
+
+
+def read_noise(args: Namespace):
+    """The noise that --noise, --snr and --noise-part describe, or None."""
+    from speechattn.data.augment import AddNoise
+
+    if args.noise is None:
+        return None
+    if not args.noise.is_file():
+        raise ConfigError(f"{args.noise}: no such noise file")
+    return AddNoise(args.noise, (args.snr, args.snr), p=1.0, part=tuple(args.noise_part))
+
+
 def decode(args: Namespace) -> None:
     """speechattn decode"""
-    from speechattn.data.augment import AddNoise
     from speechattn.decode_cuts import decode_cuts
 
-    noise = None
-    if args.noise is not None:
-        if not args.noise.is_file():
-            raise ConfigError(f"{args.noise}: no such noise file")
-        noise = AddNoise(args.noise, (args.snr, args.snr), p=1.0, part=tuple(args.noise_part))
     decode_cuts(
         load_transcriber(args),
         args.cuts,
         args.output,
         args.crops,
-        noise,
+        read_noise(args),
         args.batch_seconds,
         args.details,
     )

@@ -2,11 +2,13 @@
 
 import json
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from lhotse.cut import Cut
 from rich.progress import track
 
 from speechattn.data.augment import AddNoise, CenterCrop
@@ -14,7 +16,7 @@ from speechattn.data.batch import Batch, collate
 from speechattn.data.datamodule import SpeechDataset, cut_text, read_cuts
 from speechattn.data.sampler import PaddedFrameBatches
 from speechattn.data.store import CropStore
-from speechattn.decoding import DecodeOptions
+from speechattn.decoding import AlignmentError, DecodeOptions, surest_times
 from speechattn.evaluation.tables import write_table
 from speechattn.transcriber import Transcriber
 
@@ -67,21 +69,10 @@ def decode_cuts(
     details = min(details, len(cuts))
     chosen = {cuts[i * len(cuts) // details].id for i in range(details)}
     if left:
-        dataset = SpeechDataset(
-            left,
-            transcriber.tokenizer,
-            model.modalities,
-            store,
-            audio_transforms=[noise] if noise is not None else (),
-            video_transforms=[CenterCrop(model.crop_size)],
-            sample_rate=model.sample_rate,
-        )
-        durations = np.array([cut.duration for cut in left])
-        batches = PaddedFrameBatches(durations, batch_seconds, shuffle=False)
         (output / "details").mkdir(exist_ok=True)
         with (output / PARTIAL).open("a", encoding="utf-8") as file:
-            for indices in track(list(batches), description=f"decode {output.name}"):
-                batch = collate([dataset[i] for i in indices])
+            batches = CutBatches(transcriber, left, store, noise, batch_seconds)
+            for batch in track(batches, description=f"decode {output.name}"):
                 found = transcriber.recognise(batch)
                 # Before the transcripts: what has one is not looked at again.
                 for i, transcript in enumerate(found):
@@ -97,6 +88,46 @@ def decode_cuts(
     write_table(output / "ref.tsv", texts, speakers if known else None)
     write_table(output / "hyp.tsv", {cut.id: done[cut.id] for cut in cuts})
     return output / "hyp.tsv"
+
+
+class CutBatches:
+    """Batches of cuts as a model is tested with them, each loaded when it is asked for.
+
+    Args:
+        transcriber: the model that will read them.
+        cuts: the utterances, those of about the same length together.
+        store: mouth crops, for a model that sees.
+        noise: mixed into every utterance, the same way each time.
+        batch_seconds: cap on a batch's padded size, in seconds.
+    """
+
+    def __init__(
+        self,
+        transcriber: Transcriber,
+        cuts: Sequence[Cut],
+        store: CropStore | None = None,
+        noise: AddNoise | None = None,
+        batch_seconds: float = 60.0,
+    ):
+        model = transcriber.model
+        self.dataset = SpeechDataset(
+            cuts,
+            transcriber.tokenizer,
+            model.modalities,
+            store,
+            audio_transforms=[noise] if noise is not None else (),
+            video_transforms=[CenterCrop(model.crop_size)],
+            sample_rate=model.sample_rate,
+        )
+        durations = np.array([cut.duration for cut in cuts])
+        self.indices = list(PaddedFrameBatches(durations, batch_seconds, shuffle=False))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for indices in self.indices:
+            yield collate([self.dataset[i] for i in indices])
 
 
 def read_partial(path: Path) -> dict[str, str]:
@@ -115,22 +146,28 @@ def read_partial(path: Path) -> dict[str, str]:
 
 @torch.inference_mode()
 def write_details(folder: Path, transcriber: Transcriber, batch: Batch, i: int, text: str) -> None:
-    """Saves what the model saw in one utterance, for the report."""
-    model, tokenizer = transcriber.model, transcriber.tokenizer
+    """Saves what the model saw in one utterance, for the report; of several, the surest one."""
+    tokenizer = transcriber.tokenizer
     one = single(batch, i).to(transcriber.device)
-    hidden, lengths = model.encode(one.audio, one.audio_lengths, one.video, one.video_lengths)
+    evidence = transcriber.model.evidence(
+        one.audio, one.audio_lengths, one.video, one.video_lengths
+    )
     tokens = tokenizer.encode(text)
+    try:
+        shown, _ = surest_times(evidence, 0, tokens)
+    except AlignmentError:
+        shown = evidence[0]
     content = {
-        "ctc": model.ctc_log_probs(hidden)[0].exp().half().cpu().numpy(),
+        "ctc": shown.log_probs[0].exp().half().cpu().numpy(),
         "tokens": np.array([tokenizer.tokens[t] for t in tokens]),
-        "frame_shift": model.frame_shift,
+        "frame_shift": shown.frame_shift,
         "text": text,
         "reference": batch.texts[i],
     }
-    if model.decoder is not None:
+    if shown.decoder is not None:
         inputs = torch.tensor([[tokenizer.sos_eos_id, *tokens]], device=transcriber.device)
         count = torch.tensor([inputs.shape[1]], device=transcriber.device)
-        attention = model.decoder.cross_attention(inputs, count, hidden, lengths)
+        attention = shown.decoder.cross_attention(inputs, count, shown.hidden, shown.lengths)
         content["cross_attention"] = attention[:, 0].half().cpu().numpy()
     if one.video is not None:
         content["crops"] = one.video[0, :, 0].cpu().numpy()

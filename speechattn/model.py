@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from speechattn.data.augment import SpecAugment
 from speechattn.decoders import Decoder, TransformerDecoder
+from speechattn.decoding import Evidence
 from speechattn.encoders import Encoder
 from speechattn.encoders.base import EncoderOutput
 from speechattn.errors import ConfigError
@@ -168,6 +169,11 @@ class SpeechModel(nn.Module):
         """What the model takes: ('audio',), ('video',) or both."""
         return tuple(self.streams)
 
+    @property
+    def decoders(self) -> list[Decoder | None]:
+        """The decoder, as an `Ensemble` lists its models'."""
+        return [self.decoder]
+
     def encode_streams(
         self,
         audio: Tensor | None = None,
@@ -212,6 +218,18 @@ class SpeechModel(nn.Module):
         encoded = self.encode_streams(audio, audio_lengths, video, video_lengths)
         return encoded.hidden, encoded.lengths
 
+    def evidence(
+        self,
+        audio: Tensor | None = None,
+        audio_lengths: Tensor | None = None,
+        video: Tensor | None = None,
+        video_lengths: Tensor | None = None,
+    ) -> list[Evidence]:
+        """What a search needs of a batch; arguments as of `encode`."""
+        hidden, lengths = self.encode(audio, audio_lengths, video, video_lengths)
+        log_probs = self.ctc_log_probs(hidden)
+        return [Evidence(hidden, lengths, log_probs, self.decoder, self.frame_shift)]
+
     def ctc_log_probs(self, hidden: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, V), log probabilities with blank at 0."""
         return _log_probs(self.ctc, self.dropout(hidden))
@@ -232,10 +250,13 @@ class SpeechModel(nn.Module):
 
     @staticmethod
     def from_pretrained(folder: str | Path, allow: Iterable[str] = ()) -> "SpeechModel":
-        """Reads a model directory (see `speechattn.model_dir`)."""
+        """Reads a model directory (see `speechattn.model_dir`) of one model."""
         from speechattn.model_dir import load_model
 
-        return load_model(folder, allow)
+        model = load_model(folder, allow)
+        if not isinstance(model, SpeechModel):
+            raise ConfigError(f"{folder} is an ensemble of models: a Transcriber reads it")
+        return model
 
 
 def _log_probs(head: nn.Linear, hidden: Tensor) -> Tensor:

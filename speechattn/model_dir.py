@@ -1,8 +1,8 @@
 """The model directory: config.yaml, model.safetensors, the tokenizer's files and meta.json.
 
-`config.yaml` holds what made the model (`model:`), how it decodes (`decode:`) and how mouths are
-cut out of its videos (`roi:`). No pickle is read, and no class outside the package is built unless
-the caller allows its package.
+`config.yaml` holds what made the model (`model:`, or `ensemble:` for several), how it decodes
+(`decode:`) and how mouths are cut out of its videos (`roi:`). No pickle is read, and no class
+outside the package is built unless the caller allows its package.
 """
 
 import json
@@ -16,24 +16,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from speechattn import __version__
-from speechattn.config import build, read_yaml
+from speechattn.config import build, check_sections, read_yaml
 from speechattn.data.tokenizer import Tokenizer
+from speechattn.ensemble import Ensemble
 from speechattn.errors import ConfigError
 from speechattn.model import SpeechModel
 
 CONFIG, WEIGHTS, META = "config.yaml", "model.safetensors", "meta.json"
+SECTIONS = ("model", "ensemble", "decode", "roi")
 
 
-def build_model(config: dict[str, Any], vocab_size: int, allow: Iterable[str] = ()) -> SpeechModel:
+def build_model(
+    config: dict[str, Any], vocab_size: int, allow: Iterable[str] = (), section: str = "model"
+) -> SpeechModel:
     """Builds a model from its `model:` section.
 
     Args:
         config: arguments of `SpeechModel`; `vocab_size` may be left out, here and in the decoder.
         vocab_size: units of the tokenizer.
         allow: packages beside this one whose classes the section may name.
+        section: what messages call it.
     """
     if not isinstance(config, dict):
-        raise ConfigError(f"model: a section of keys and values is needed, not {config!r}")
+        raise ConfigError(f"{section}: a section of keys and values is needed, not {config!r}")
     # A deep copy of plain values. YAML also has dates: the constructors refuse them as texts.
     config = json.loads(json.dumps(config, default=str))
     config["vocab_size"] = vocab_size
@@ -42,7 +47,21 @@ def build_model(config: dict[str, Any], vocab_size: int, allow: Iterable[str] = 
         if "class_path" in arguments:
             arguments = arguments.setdefault("init_args", {})
         arguments["vocab_size"] = vocab_size
-    return build(SpeechModel, config, "model", allow)
+    return build(SpeechModel, config, section, allow)
+
+
+def build_ensemble(config: Any, vocab_size: int, allow: Iterable[str] = ()) -> Ensemble:
+    """Builds an ensemble from its `ensemble:` section: `weights` and, by name, `models`."""
+    sections = config.get("models") if isinstance(config, dict) else None
+    weights = config.get("weights") if isinstance(config, dict) else None
+    if not isinstance(sections, dict) or not isinstance(weights, dict):
+        raise ConfigError("ensemble: the sections `models` and `weights` are needed")
+    check_sections(config, ("models", "weights"))
+    models = {
+        str(name): build_model(section, vocab_size, allow, f"ensemble.models.{name}")
+        for name, section in sections.items()
+    }
+    return Ensemble(models, {str(name): weight for name, weight in weights.items()})
 
 
 def save_model_dir(
@@ -56,14 +75,14 @@ def save_model_dir(
 
     Args:
         folder: made if it is not there.
-        config: sections `model`, and optionally `decode` and `roi`.
+        config: sections `model` or `ensemble`, and optionally `decode` and `roi`.
         weights: the model's state dict.
         tokenizer: its files go beside.
         meta: facts about the training, JSON values.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {key: config[key] for key in ("model", "decode", "roi") if key in config}
+    kept = {key: config[key] for key in SECTIONS if key in config}
     (folder / CONFIG).write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
     tokenizer.save(folder)
     meta = {"speechattn": __version__, "vocab_size": tokenizer.vocab_size, **meta}
@@ -88,13 +107,17 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def load_model(folder: str | Path, allow: Iterable[str] = ()) -> SpeechModel:
+def load_model(folder: str | Path, allow: Iterable[str] = ()) -> SpeechModel | Ensemble:
     """Builds the model of a directory and loads its weights, in evaluation mode, on the CPU."""
     folder = Path(folder)
     config = read_config(folder)
-    if "model" not in config:
-        raise ConfigError(f"{folder / CONFIG}: the section `model` is missing")
-    model = build_model(config["model"], Tokenizer.load(folder).vocab_size, allow)
+    if ("model" in config) == ("ensemble" in config):
+        raise ConfigError(f"{folder / CONFIG}: one section `model` is needed, or one `ensemble`")
+    vocab_size = Tokenizer.load(folder).vocab_size
+    if "model" in config:
+        model = build_model(config["model"], vocab_size, allow)
+    else:
+        model = build_ensemble(config["ensemble"], vocab_size, allow)
     path = folder / WEIGHTS
     if not path.is_file():
         raise ConfigError(f"{folder} is no model directory: {WEIGHTS} is missing")

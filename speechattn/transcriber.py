@@ -17,13 +17,15 @@ from speechattn.data.tokenizer import UNK, UNK_MARK, Tokenizer
 from speechattn.data.video import iter_video, probe, read_audio
 from speechattn.decoding import (
     DecodeOptions,
+    Evidence,
     Hypothesis,
     check_options,
     decode,
-    token_times,
+    surest_times,
     word_times,
 )
 from speechattn.decoding.ctc import AlignmentError
+from speechattn.ensemble import Ensemble
 from speechattn.errors import ConfigError, MediaError
 from speechattn.frontends.inference import Precision, optimise
 from speechattn.model import SpeechModel
@@ -40,7 +42,7 @@ class Transcriber:
     """Turns files into transcripts with one trained model.
 
     Args:
-        model: in evaluation mode.
+        model: one, or an ensemble.
         tokenizer: the model's units.
         decode_options: the search; what the model was tested with by default.
         roi_options: how mouths are cut out; what the model was trained with.
@@ -49,7 +51,7 @@ class Transcriber:
 
     def __init__(
         self,
-        model: SpeechModel,
+        model: SpeechModel | Ensemble,
         tokenizer: Tokenizer,
         decode_options: DecodeOptions | None = None,
         roi_options: RoiOptions | None = None,
@@ -62,7 +64,7 @@ class Transcriber:
                 "second"
             )
         self.decode_options = decode_options or DecodeOptions()
-        check_options(model, self.decode_options)
+        check_options(model.decoders, self.decode_options)
         self.model = model.to(device).eval()
         self.tokenizer = tokenizer
         self.cropper = MouthCropper(roi_options)
@@ -94,9 +96,11 @@ class Transcriber:
         options = decode_options or build(DecodeOptions, config.get("decode", {}), "decode")
         roi = build(RoiOptions, config.get("roi", {}), "roi")
         model = load_model(folder, allow)
-        if "video" in model.streams and torch.device(device).type == "cpu":
-            stream = model.streams["video"]
-            stream.frontend = optimise(stream.frontend, precision)
+        if torch.device(device).type == "cpu":
+            for one in model.models.values() if isinstance(model, Ensemble) else [model]:
+                if "video" in one.streams:
+                    stream = one.streams["video"]
+                    stream.frontend = optimise(stream.frontend, precision)
         return cls(model, Tokenizer.load(folder), options, roi, device)
 
     def transcribe(
@@ -175,15 +179,12 @@ class Transcriber:
             A transcript for each item, in order.
         """
         batch = batch.to(self.device)
-        hidden, lengths = self.model.encode(
+        evidence = self.model.evidence(
             batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
         )
-        found = decode(self.model, hidden, lengths, self.decode_options)
-        log_probs = self.model.ctc_log_probs(hidden)
+        found = decode(evidence, self.decode_options)
         return [
-            self.to_transcript(
-                name, nbest[0], log_probs[i, : int(lengths[i])], self.duration(batch, i)
-            )
+            self.to_transcript(name, nbest[0], evidence, i, self.duration(batch, i))
             for i, (name, nbest) in enumerate(zip(batch.ids, found, strict=True))
         ]
 
@@ -194,13 +195,13 @@ class Transcriber:
         return int(batch.audio_lengths[i]) / self.model.sample_rate
 
     def to_transcript(
-        self, name: str, best: Hypothesis, log_probs: torch.Tensor, duration: float
+        self, name: str, best: Hypothesis, evidence: list[Evidence], row: int, duration: float
     ) -> Transcript:
-        """A hypothesis in time, by aligning it to the CTC posteriors (T, V)."""
+        """A hypothesis in time, by aligning it to the CTC posteriors of its row."""
         pieces = self.tokenizer.tokens
         text = self.tokenizer.decode(best.tokens)
         try:
-            times = token_times(log_probs, best.tokens, self.model.frame_shift)
+            _, times = surest_times(evidence, row, best.tokens)
         except AlignmentError as error:
             # Only a search that ignores CTC can say more than there are frames for.
             logger.warning("%s: no times, %s", name, error)

@@ -138,7 +138,11 @@ def tiny_model_dir(
     tiny_corpus: TinyCorpus,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], Path]:
-    """A function of modality that gives the directory of a model with random weights."""
+    """A function of modality that gives the directory of a model with random weights.
+
+    `late` is an ensemble of the audio and the video model.
+    """
+    from speechattn.combine import read_models, save_ensemble
     from speechattn.data.tokenizer import Tokenizer
     from speechattn.model_dir import build_model, save_model_dir
 
@@ -147,7 +151,10 @@ def tiny_model_dir(
 
     def make(modality: str) -> Path:
         path = folder / modality
-        if not path.exists():
+        if modality == "late" and not path.exists():
+            parts = {name: make(name) for name in ("audio", "video")}
+            save_ensemble(read_models(parts), parts, path)
+        elif not path.exists():
             config = {
                 "model": tiny_model(modality),
                 "decode": {"beam_size": 3, "max_length_ratio": 0.3},

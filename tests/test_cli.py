@@ -14,8 +14,8 @@ from speechattn.cli import main, make_parser
 from speechattn.evaluation import write_table
 
 COMMANDS = (
-    "synth-corpus prepare roi tokens train average import-checkpoint decode score transcribe "
-    "report doctor".split()
+    "synth-corpus prepare roi tokens train average combine import-checkpoint decode score "
+    "transcribe report doctor".split()
 )
 
 

@@ -135,7 +135,7 @@ def test_nonsense_in_place_of_the_model(folder, model):
     with pytest.raises(ConfigError, match="model"):
         load_model(path)
     (path / "config.yaml").write_text("decode: {}\n")
-    with pytest.raises(ConfigError, match="`model` is missing"):
+    with pytest.raises(ConfigError, match="one section `model` is needed"):
         load_model(path)
 
 

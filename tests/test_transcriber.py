@@ -19,7 +19,7 @@ from speechattn.data.roi import Face, MouthCropper, RoiItem, RoiOptions, extract
 from speechattn.data.store import CropStore
 from speechattn.data.tokenizer import UNK_MARK, CharTokenizer
 from speechattn.data.video import read_audio
-from speechattn.decoding import DecodeOptions, Hypothesis
+from speechattn.decoding import DecodeOptions, Evidence, Hypothesis
 from speechattn.errors import ConfigError, MediaError, NoFaceError
 from speechattn.model import SpeechModel
 from speechattn.transcript import Transcript
@@ -105,6 +105,7 @@ GOOD = {
     "audio": ["a.flac", "a.mp4", "b.mkv", "c.mp4"],
     "video": ["a.mp4", "b.npy", "c.mkv", "c.mp4", "mute.mp4"],
     "av": ["a.mp4", "b.mkv", "c.mp4"],
+    "late": ["a.mp4", "b.mkv", "c.mp4"],
 }
 BAD = {
     "audio": {
@@ -121,6 +122,7 @@ BAD = {
     },
     "av": {"dark.mp4": "no face", "mute.mp4": "no sound", "a.flac": "no video", "a.npy": ""},
 }  # fmt: skip
+BAD["late"] = BAD["av"]  # an audio and a video model together
 
 
 @pytest.mark.parametrize("modality", GOOD)
@@ -235,7 +237,7 @@ def test_sound_shorter_than_a_frame(tiny_model_dir, media, tmp_path, samples):
     assert other.text == transcriber.transcribe(media / "a.flac").text
 
 
-@pytest.mark.parametrize("modality", ["audio", "video", "av"])
+@pytest.mark.parametrize("modality", ["audio", "video", "av", "late"])
 def test_recipe_and_application_agree(tiny_model_dir, media, tmp_path, modality):
     """Manifests, ROI stage, crop store and dataset against the raw file: same crops, same text."""
     transcriber = load(tiny_model_dir(modality))
@@ -319,10 +321,15 @@ def test_no_directory(tmp_path):
         Transcriber.from_pretrained(tmp_path)
 
 
+def posteriors(frames: int, v: int) -> list[Evidence]:
+    log_probs = torch.randn(1, frames, v).log_softmax(-1)
+    return [Evidence(torch.zeros(1, frames, 1), torch.tensor([frames]), log_probs)]
+
+
 def test_more_tokens_than_frames(tiny_model_dir, caplog):
     transcriber = load(tiny_model_dir("audio"))
-    log_probs = torch.randn(2, transcriber.tokenizer.vocab_size).log_softmax(-1)
-    found = transcriber.to_transcript("x", Hypothesis([2, 3, 2], 0.0), log_probs, 0.1)
+    evidence = posteriors(2, transcriber.tokenizer.vocab_size)
+    found = transcriber.to_transcript("x", Hypothesis([2, 3, 2], 0.0), evidence, 0, 0.1)
     assert found.text == transcriber.tokenizer.decode([2, 3, 2])
     assert found.tokens == [] and found.words == []
     assert "x: no times" in caplog.text
@@ -332,8 +339,8 @@ def test_unknown_tokens_are_written_as_in_the_text(tiny_model_dir):
     transcriber = load(tiny_model_dir("audio"))
     transcriber.tokenizer = CharTokenizer.train(["a bc"])
     tokens = [2, 1, *transcriber.tokenizer.encode(" c"), 1]
-    log_probs = torch.randn(20, transcriber.tokenizer.vocab_size).log_softmax(-1)
-    found = transcriber.to_transcript("x", Hypothesis(tokens, 0.0), log_probs, 0.8)
+    evidence = posteriors(20, transcriber.tokenizer.vocab_size)
+    found = transcriber.to_transcript("x", Hypothesis(tokens, 0.0), evidence, 0, 0.8)
     assert UNK_MARK in found.text
     assert [w.text for w in found.words] == found.text.split()
 
@@ -347,12 +354,14 @@ def test_crops_of_another_frame_rate_are_refused(tiny_model_dir, tmp_path):
         Transcriber.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("modality", ["video", "late"])
 @pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-4), ("bf16", 0.2)])
-def test_frontend_is_made_ready_for_inference(tiny_model_dir, precision, tolerance):
+def test_frontend_is_made_ready_for_inference(tiny_model_dir, precision, tolerance, modality):
     """What is loaded computes what was trained, by other means."""
-    folder = tiny_model_dir("video")
-    trained = SpeechModel.from_pretrained(folder)
-    ready = Transcriber.from_pretrained(folder, precision=precision).model
+    trained = SpeechModel.from_pretrained(tiny_model_dir("video"))
+    ready = Transcriber.from_pretrained(tiny_model_dir(modality), precision=precision).model
+    if modality == "late":
+        ready = ready.models["video"]
     clips = torch.randint(0, 256, (2, 9, 1, 16, 16), dtype=torch.uint8)
     lengths = torch.tensor([9, 5])
     with torch.inference_mode():

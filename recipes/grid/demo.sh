@@ -18,10 +18,10 @@ recipe() {
 echo "==== a synthetic corpus"
 speechattn synth-corpus "$corpus" --language en --speakers 1 --utterances 320
 echo "==== data"
-recipe av --stop-stage 2
-echo "==== three models, trained side by side, a few minutes"
+recipe video --stop-stage 2
+echo "==== two models, trained side by side, a few minutes"
 jobs=()
-for modality in "${modalities[@]}"; do
+for modality in audio video; do
   OMP_NUM_THREADS=1 recipe "$modality" --stage 3 --stop-stage 3 2>&1 | sed -u "s/^/[$modality] /" &
   jobs+=($!)
 done
@@ -29,10 +29,13 @@ trap 'kill "${jobs[@]}" 2> /dev/null || true' INT TERM
 for job in "${jobs[@]}"; do
   wait "$job" || { echo "demo: a training failed, see above" >&2; exit 1; }
 done
-for modality in "${modalities[@]}"; do
+for modality in audio video; do
   echo "==== $modality: average, decode, score"
   recipe "$modality" --stage 4
 done
+echo "==== av: both models together"
+"$here/run.sh" --data-dir "$corpus" --modality av --exp "$exp/av" --stage 4 \
+  --init "$exp/audio/model" --init "$exp/video/model"
 
 clip=$(python "$here/demo_check.py" --clip "$exp")
 echo "==== one file that no model was trained on: $clip"

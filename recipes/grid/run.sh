@@ -13,8 +13,10 @@ Stages:
   0  manifests   Lhotse cuts; the sound of each video as FLAC
   1  mouth ROI   find faces, cut out mouths, write a contact sheet (not for audio)
   2  tokens      the tokenizer, from the training transcripts
-  3  train       resumes where it stopped
-  4  average     the best epochs into EXP/model
+  3  train       resumes where it stopped; for av, the audio and the video model in EXP/audio and
+                 EXP/video, unless they are there already (--init)
+  4  average     the best epochs into EXP/model; for av, the two models into one, with the shares
+                 that do best on the dev set
   5  decode      EXP/decode_<set>/hyp.tsv
   6  score       EXP/decode_<set>/score.json
 Work that is finished is skipped; to do a stage again, remove what it wrote.
@@ -25,7 +27,10 @@ Options:
   --exp DIR           the experiment (default: exp/grid_<modality>)
   --dump DIR          manifests, crops and tokens, shared by experiments
                       (default: data_<corpus folder's name>, beside the experiment)
-  --config FILE       (default: conf/<modality>.yaml beside this script)
+  --fusion NAME       of av. late: an audio and a video model, joined in the search; mlp: one model,
+                      joined before its decoder by a perceptron (default: late)
+  --config FILE       (default: conf/<modality>.yaml beside this script; late trains by audio.yaml
+                      and video.yaml)
   --token-kind KIND   char, bpe or unigram (default: bpe, which makes each of GRID's words a unit)
   --vocab-size N      of bpe and unigram (default: 150)
   --split NAME        utterance or speaker, for the published layout (default: utterance)
@@ -36,7 +41,7 @@ Options:
   --snr DB            of the noisy test set (default: 0)
   --decode-sets S     splits to decode (default: "test")
   --init MODEL        model directory to start from; may be repeated: the streams of av from audio
-                      and video
+                      and video. With --fusion late these two are joined as they are
   --set KEY=VALUE     change the config; may be repeated
   --nj N              worker processes (default: 2)
   --stage N           first stage (default: 0)
@@ -50,17 +55,17 @@ say() { echo "== stage $1: $2"; }
 newer() { [ -e "$1" ] && [ ! "$2" -nt "$1" ]; } # $1 is there and not older than $2
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-data_dir= modality=video exp= dump= config= token_kind=bpe vocab_size=150 split=utterance test_speakers= dev_speakers=
-noise= snr=0 decode_sets=test nj=2 stage=0 stop_stage=6
-overrides=() init=()
+data_dir= modality=video fusion=late exp= dump= config= token_kind=bpe vocab_size=150
+split=utterance test_speakers= dev_speakers= noise= snr=0 decode_sets=test nj=2 stage=0 stop_stage=6
+sets=() init=()
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
     --init) init+=(--init "${2?--init needs a model directory}"); shift 2 ;;
-    --set) overrides+=(--set "${2?--set needs KEY=VALUE}"); shift 2 ;;
-    --data-dir | --modality | --exp | --dump | --config | --token-kind | --vocab-size | --split | \
-      --test-speakers | --dev-speakers | --noise | --snr | --decode-sets | --nj | --stage | \
-      --stop-stage)
+    --set) sets+=(--set "${2?--set needs KEY=VALUE}"); shift 2 ;;
+    --data-dir | --modality | --fusion | --exp | --dump | --config | --token-kind | \
+      --vocab-size | --split | --test-speakers | --dev-speakers | --noise | --snr | \
+      --decode-sets | --nj | --stage | --stop-stage)
       [ $# -ge 2 ] || fail "$1 needs a value"
       name=${1#--}
       printf -v "${name//-/_}" '%s' "$2"
@@ -69,6 +74,8 @@ while [ $# -gt 0 ]; do
   esac
 done
 case $modality in audio | video | av) ;; *) fail "--modality is audio, video or av, not $modality" ;; esac
+case $fusion in late | mlp) ;; *) fail "--fusion is late or mlp, not $fusion" ;; esac
+[ "$modality" = av ] || fusion=none
 [ -n "$data_dir" ] || fail "--data-dir is needed; see --help"
 [ -d "$data_dir" ] || fail "--data-dir $data_dir: no such folder"
 [ -z "$noise" ] || [ -f "$noise" ] || fail "--noise $noise: no such file"
@@ -76,6 +83,17 @@ command -v speechattn > /dev/null || fail "speechattn is not installed: make set
 data_dir=$(cd "$data_dir" && pwd)
 exp=${exp:-exp/grid_$modality}
 dump=${dump:-$(dirname "$exp")/data_$(basename "$data_dir")}
+if [ $fusion = late ]; then
+  [ -z "$config" ] || fail "--config: --fusion late trains by audio.yaml and video.yaml; for others \
+train the two models first and name them by --init"
+  [ ${#init[@]} -eq 0 ] || [ ${#sets[@]} -eq 0 ] || fail "--set: with these --init nothing is trained"
+  case ${#init[@]} in # two words each
+    0) audio_model=$exp/audio/model video_model=$exp/video/model ;;
+    4) audio_model=${init[1]} video_model=${init[3]} ;;
+    *) fail "--fusion late joins two models: --init AUDIO --init VIDEO" ;;
+  esac
+  config=$here/conf/video.yaml # for the mouths
+fi
 config=${config:-$here/conf/$modality.yaml}
 [ -f "$config" ] || fail "--config $config: no such file"
 mkdir -p "$exp" "$dump"
@@ -122,24 +140,46 @@ fi
 
 exec 9>&-
 
+# stream NAME: a model of one modality, in a folder of its own.
+stream() {
+  "$here/run.sh" --data-dir "$data_dir" --modality "$1" --exp "$exp/$1" --dump "$dump" --split "$split" \
+    --token-kind "$token_kind" --vocab-size "$vocab_size" ${noise:+--noise "$noise"} \
+    "${sets[@]}" --stage 3 --stop-stage 4
+}
+
 if stage_is 3; then
-  if [ -f "$exp/train/done.json" ]; then
+  if [ $fusion = late ] && [ ${#init[@]} -gt 0 ]; then
+    say 3 "the models are there"
+  elif [ $fusion = late ]; then
+    stream audio
+    stream video
+  elif [ -f "$exp/train/done.json" ]; then
     say 3 "trained"
   else
     say 3 "train in $exp/train"
     speechattn train --config "$config" --train-cuts "$manifests/cuts_train.jsonl.gz" \
       --valid-cuts "$manifests/cuts_dev.jsonl.gz" --tokens "$tokens" --exp "$exp" \
-      ${noise:+--noise "$noise"} "${crops[@]}" "${init[@]}" "${overrides[@]}"
+      ${noise:+--noise "$noise"} "${crops[@]}" "${init[@]}" "${sets[@]}"
   fi
 fi
 
 if stage_is 4; then
-  if newer "$model/model.safetensors" "$exp/train/done.json"; then
+  if [ $fusion = late ]; then
+    if newer "$model/model.safetensors" "$audio_model/model.safetensors" &&
+      newer "$model/model.safetensors" "$video_model/model.safetensors"; then
+      say 4 "combined"
+    else
+      say 4 "combine into $model"
+      speechattn combine --model "audio=$audio_model" --model "video=$video_model" \
+        --output "$model" --cuts "$manifests/cuts_dev.jsonl.gz" "${crops[@]}" \
+        ${noise:+--noise "$noise" --snr "$snr" --noise-part 0 0.667}
+    fi
+  elif newer "$model/model.safetensors" "$exp/train/done.json"; then
     say 4 "averaged"
   else
     say 4 "average into $model"
     speechattn average --config "$config" --tokens "$tokens" --exp "$exp" \
-      --data-dir "$data_dir" "${overrides[@]}"
+      --data-dir "$data_dir" "${sets[@]}"
   fi
 fi
 

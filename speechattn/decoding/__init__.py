@@ -9,9 +9,16 @@ Search (`joint`), scores (`scorers`) and model are apart: the search knows score
 of three methods and never sees a network.
 """
 
-from speechattn.decoding.alignment import TokenTime, WordTime, token_times, word_times
+from speechattn.decoding.alignment import (
+    TokenTime,
+    WordTime,
+    surest_times,
+    token_times,
+    word_times,
+)
 from speechattn.decoding.ctc import AlignmentError, TokenSpan, ctc_forced_align, ctc_greedy
 from speechattn.decoding.dispatch import check_options, decode
+from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.joint import beam_search, joint_search
 from speechattn.decoding.options import DecodeOptions
@@ -23,6 +30,7 @@ __all__ = [
     "CtcPrefixScorer",
     "DecodeOptions",
     "DecoderScorer",
+    "Evidence",
     "Hypothesis",
     "PartialScorer",
     "Scorer",
@@ -36,6 +44,7 @@ __all__ = [
     "decode",
     "joint_search",
     "rescore",
+    "surest_times",
     "token_times",
     "word_times",
 ]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from speechattn.decoding.ctc import ctc_forced_align
+from speechattn.decoding.ctc import AlignmentError, ctc_forced_align
+from speechattn.decoding.evidence import Evidence
 
 WORD_START = "\u2581"  # SentencePiece's mark of a space before a piece
 SPACE = "<space>"
@@ -64,6 +65,26 @@ def token_times(log_probs: Tensor, tokens: list[int], frame_shift: float) -> lis
         TokenTime(span.token, span.start * frame_shift, span.end * frame_shift, span.score)
         for span in ctc_forced_align(log_probs, tokens)
     ]
+
+
+def surest_times(
+    evidence: Sequence[Evidence], row: int, tokens: list[int]
+) -> tuple[Evidence, list[TokenTime]]:
+    """`token_times` of one utterance by the model that is surest of these tokens, and that model.
+
+    Raises:
+        AlignmentError: too few frames for so many tokens, in every model.
+    """
+    found, errors = [], []
+    for e in evidence:
+        try:
+            log_probs = e.log_probs[row, : int(e.lengths[row])]
+            found.append((e, token_times(log_probs, tokens, e.frame_shift)))
+        except AlignmentError as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    return max(found, key=lambda pair: sum(time.confidence for time in pair[1]))
 
 
 def word_times(times: Sequence[TokenTime], pieces: Sequence[str]) -> list[WordTime]:

@@ -10,8 +10,8 @@ class Hypothesis:
     Attributes:
         tokens: U ids without blank and <sos/eos>.
         score: what the search ranked by, a weighted sum of `scores`.
-        scores: by scorer, before weighting: natural logs for `decoder`, `reverse` and `ctc`, a
-            count for `length`.
+        scores: by scorer, before weighting: natural logs for `decoder`, `reverse` and `ctc` (of
+            several models `decoder.NAME` and so on), a count for `length`.
     """
 
     tokens: list[int]

@@ -12,14 +12,15 @@ can overtake the ended ones, which is exact.
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from speechattn.decoders import Decoder
 from speechattn.decoding.ctc import BLANK
+from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.options import DecodeOptions
 from speechattn.decoding.scorers import CtcPrefixScorer, DecoderScorer, PartialScorer, Scorer
@@ -77,34 +78,28 @@ class Beam:
         ).best(self.score.size(1))
 
 
-def joint_search(
-    decoder: Decoder | None,
-    ctc_log_probs: Tensor | None,
-    hidden: Tensor,
-    lengths: Tensor,
-    options: DecodeOptions,
-) -> list[list[Hypothesis]]:
-    """Beam search over decoder and CTC prefix scores.
+def joint_search(evidence: Sequence[Evidence], options: DecodeOptions) -> list[list[Hypothesis]]:
+    """Beam search over decoder and CTC prefix scores, of one model or weighted over several.
 
     Args:
-        decoder: in evaluation mode; not used, and may be None, where ctc_weight is 1.
-        ctc_log_probs: (B, T, V); not used, and may be None, where ctc_weight is 0.
-        hidden: (B, T, D), the encoder's output.
-        lengths: (B,) int64, each at least 1.
+        evidence: of one or more models of the same units, each length at least 1. Decoders are
+            not used where ctc_weight is 1.
         options: of the search; `method` and `reverse_weight` are not looked at.
 
     Returns:
         For each utterance up to `nbest` hypotheses, best first.
     """
-    full, partial = {}, {}
-    if options.ctc_weight < 1:
-        scorer = DecoderScorer(decoder, hidden, lengths)
-        full["decoder"] = (scorer, 1 - options.ctc_weight)
-        vocab_size = decoder.vocab_size
-    if options.ctc_weight > 0:
-        partial["ctc"] = (CtcPrefixScorer(ctc_log_probs, lengths), options.ctc_weight)
-        vocab_size = ctc_log_probs.size(-1)
-    return beam_search(full, partial, lengths, vocab_size, options)
+    full: dict[str, tuple[Scorer, float]] = {}
+    partial: dict[str, tuple[PartialScorer, float]] = {}
+    for e in evidence:
+        if options.ctc_weight < 1:
+            scorer = DecoderScorer(e.decoder, e.hidden, e.lengths)
+            full[e.label("decoder")] = (scorer, e.weight * (1 - options.ctc_weight))
+        if options.ctc_weight > 0:
+            prefixes = CtcPrefixScorer(e.log_probs, e.lengths)
+            partial[e.label("ctc")] = (prefixes, e.weight * options.ctc_weight)
+    lengths = torch.stack([e.lengths for e in evidence]).amax(0)
+    return beam_search(full, partial, lengths, evidence[0].log_probs.size(-1), options)
 
 
 def beam_search(

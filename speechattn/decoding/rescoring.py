@@ -6,12 +6,14 @@ As the attention rescoring of WeNet (2102.01547, and U2++, 2106.05642), but for 
 attention scores in it, and all utterances in one pass.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from speechattn.decoders import BidirectionalDecoder, reverse_tokens
+from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.masks import padding_mask
 
@@ -20,40 +22,39 @@ MAX_LOGITS = 2**27
 
 
 def rescore(
-    decoder: BidirectionalDecoder,
+    evidence: Sequence[Evidence],
     nbest: list[list[Hypothesis]],
-    hidden: Tensor,
-    lengths: Tensor,
     attention_weight: float,
     reverse_weight: float,
 ) -> list[list[Hypothesis]]:
     """Ranks hypotheses by both directions.
 
-    The attention score becomes `(1 - reverse_weight) * decoder + reverse_weight * reverse`; the
-    other scores stay.
+    Each model's attention score becomes `(1 - reverse_weight) * decoder + reverse_weight *
+    reverse`; the other scores stay.
 
     Args:
-        decoder: in evaluation mode.
-        nbest: of each utterance, each hypothesis with a score `decoder`.
-        hidden: (B, T, D), the encoder's output.
-        lengths: (B,) int64, each at least 1.
-        attention_weight: that the search gave to the score `decoder`.
+        evidence: of the models that were searched, all with a BidirectionalDecoder.
+        nbest: of each utterance, each hypothesis with a score `decoder` of every model.
+        attention_weight: that the search gave to the scores `decoder`, before the models' weights.
         reverse_weight: share of the right-to-left score, 0..1.
 
     Returns:
-        The same hypotheses, each with a score `reverse` and a new total, best first.
+        The same hypotheses, each with a score `reverse` of every model and a new total, best first.
     """
-    share = attention_weight * reverse_weight
-    results = []
-    for hypotheses, reverse in zip(
-        nbest, reverse_scores(decoder, nbest, hidden, lengths), strict=True
-    ):
-        rescored = []
-        for h, score in zip(hypotheses, reverse, strict=True):
-            total = h.score + share * (score - h.scores["decoder"])
-            rescored.append(replace(h, score=total, scores={**h.scores, "reverse": score}))
-        results.append(sorted(rescored, key=lambda h: -h.score))
-    return results
+    for e in evidence:
+        share = e.weight * attention_weight * reverse_weight
+        reverse = reverse_scores(e.decoder, nbest, e.hidden, e.lengths)
+        nbest = [
+            [add_reverse(h, e, share, score) for h, score in zip(hypotheses, scores, strict=True)]
+            for hypotheses, scores in zip(nbest, reverse, strict=True)
+        ]
+    return [sorted(hypotheses, key=lambda h: -h.score) for hypotheses in nbest]
+
+
+def add_reverse(h: Hypothesis, e: Evidence, share: float, score: float) -> Hypothesis:
+    """With `share` of one model's left-to-right score replaced by the right-to-left one."""
+    total = h.score + share * (score - h.scores[e.label("decoder")])
+    return replace(h, score=total, scores={**h.scores, e.label("reverse"): score})
 
 
 def reverse_scores(
@@ -62,7 +63,14 @@ def reverse_scores(
     hidden: Tensor,
     lengths: Tensor,
 ) -> list[list[float]]:
-    """Log-probability of each hypothesis right to left, <eos> included; arguments as `rescore`."""
+    """Log-probability of each hypothesis right to left, <eos> included.
+
+    Args:
+        decoder: in evaluation mode.
+        nbest: of each utterance.
+        hidden: (B, T, D), the encoder's output.
+        lengths: (B,) int64, each at least 1.
+    """
     k = max(1, max(map(len, nbest), default=1))
     u = 1 + max((len(h.tokens) for hypotheses in nbest for h in hypotheses), default=0)
     eos = decoder.vocab_size - 1

@@ -171,7 +171,7 @@ def train(
     L.seed_everything(options.seed, workers=True, verbose=False)
     tokenizer = Tokenizer.load(tokenizer_dir)
     model = build_model(config.get("model"), tokenizer.vocab_size, allow)
-    check_options(model, decode_options)
+    check_options(model.decoders, decode_options)
     task = SpeechTask(model, loss, options)
     logger.info("%s, %.2f M parameters", "+".join(model.modalities), model.num_parameters() / 1e6)
     check_resumed(folder, config)

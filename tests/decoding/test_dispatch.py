@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from speechattn.decoders import TransformerDecoder
-from speechattn.decoding import DecodeOptions, Hypothesis, ctc_greedy, decode, joint_search
+from speechattn.decoding import (
+    DecodeOptions,
+    Evidence,
+    Hypothesis,
+    ctc_greedy,
+    decode,
+    joint_search,
+)
 from speechattn.errors import ConfigError
 
 
@@ -16,8 +23,9 @@ class Model(nn.Module):
         self.head = nn.Linear(8, 9)
         self.decoder = TransformerDecoder(9, 8, 16, 2, 32, 1) if with_decoder else None
 
-    def ctc_log_probs(self, hidden):
-        return (4 * self.head(hidden)).log_softmax(-1)
+    def evidence(self, hidden, lengths):
+        log_probs = (4 * self.head(hidden)).log_softmax(-1)
+        return [Evidence(hidden, lengths, log_probs, self.decoder)]
 
 
 HIDDEN = torch.randn(3, 12, 8, generator=torch.Generator().manual_seed(1))
@@ -26,14 +34,14 @@ LENGTHS = torch.tensor([12, 7, 1])
 
 def test_each_method_is_its_search():
     model = Model().eval()
-    log_probs = model.ctc_log_probs(HIDDEN).detach()
-    greedy = decode(model, HIDDEN, LENGTHS, DecodeOptions(method="ctc_greedy"))
-    assert [h[0] for h in greedy] == ctc_greedy(log_probs, LENGTHS)
+    (evidence,) = model.evidence(HIDDEN, LENGTHS)
+    greedy = decode(model.evidence(HIDDEN, LENGTHS), DecodeOptions(method="ctc_greedy"))
+    assert [h[0] for h in greedy] == ctc_greedy(evidence.log_probs, LENGTHS)
     options = DecodeOptions(nbest=2)
-    assert decode(model, HIDDEN, LENGTHS, options) == joint_search(
-        model.decoder, log_probs, HIDDEN, LENGTHS, options
+    assert decode(model.evidence(HIDDEN, LENGTHS), options) == joint_search(
+        model.evidence(HIDDEN, LENGTHS), options
     )
-    attention = decode(model, HIDDEN, LENGTHS, DecodeOptions(method="attention"))
+    attention = decode(model.evidence(HIDDEN, LENGTHS), DecodeOptions(method="attention"))
     assert set(attention[0][0].scores) == {"decoder", "length"}
 
 
@@ -41,8 +49,8 @@ def test_a_model_without_decoder():
     model = Model(with_decoder=False).eval()
     for method in ("joint", "attention"):
         with pytest.raises(ConfigError, match="needs a decoder"):
-            decode(model, HIDDEN, LENGTHS, DecodeOptions(method=method))
-    (best, *_) = decode(model, HIDDEN, LENGTHS, DecodeOptions(ctc_weight=1.0))
+            decode(model.evidence(HIDDEN, LENGTHS), DecodeOptions(method=method))
+    (best, *_) = decode(model.evidence(HIDDEN, LENGTHS), DecodeOptions(ctc_weight=1.0))
     assert set(best[0].scores) == {"ctc", "length"}
 
 
@@ -50,10 +58,10 @@ def test_a_model_without_decoder():
 def test_an_utterance_of_no_frames_reads_as_nothing(method):
     model, options = Model().eval(), DecodeOptions(method=method)
     lengths = torch.tensor([12, 0, 1])
-    results = decode(model, HIDDEN, lengths, options)
+    results = decode(model.evidence(HIDDEN, lengths), options)
     assert results[1][0].tokens == []
-    (alone,) = decode(model, HIDDEN[2:, :1], lengths[2:], options)
+    (alone,) = decode(model.evidence(HIDDEN[2:, :1], lengths[2:]), options)
     assert results[2][0].tokens == alone[0].tokens
-    nothing = decode(model, HIDDEN[:1, :0], lengths[1:2], options)
+    nothing = decode(model.evidence(HIDDEN[:1, :0], lengths[1:2]), options)
     assert [h.tokens for h in nothing[0]] == [[]]
     assert isinstance(nothing[0][0], Hypothesis)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import ctc_loss
 
 from speechattn.decoders import TransformerDecoder
-from speechattn.decoding import DecodeOptions, joint
+from speechattn.decoding import DecodeOptions, Evidence, joint
 from speechattn.decoding.joint import joint_search, length_limits
 
 V, D = 5, 8
@@ -30,13 +30,8 @@ class Pieces:
     def search(self, rows=slice(None), **options):
         lengths = self.lengths[rows]
         t = int(lengths.max())
-        return joint_search(
-            self.decoder,
-            self.log_probs[rows, :t],
-            self.hidden[rows, :t],
-            lengths,
-            DecodeOptions(**options),
-        )
+        evidence = Evidence(self.hidden[rows, :t], lengths, self.log_probs[rows, :t], self.decoder)
+        return joint_search([evidence], DecodeOptions(**options))
 
     @torch.no_grad()
     def score(self, row: int, tokens: tuple[int, ...]) -> tuple[float, float]:
@@ -167,3 +162,30 @@ def test_a_least_length_that_ctc_cannot_reach_is_given_up_with_a_warning(caplog)
     (hypotheses,) = pieces.search(min_length_ratio=0.9, beam_size=2)
     assert "min_length_ratio" in caplog.text
     assert set(hypotheses[0].tokens) <= {1} and len(hypotheses[0].tokens) <= 2
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.0, 1.0])
+def test_two_models_are_searched_as_one(weight):
+    """The best by the weighted sum of what each model says alone; their frames differ in number."""
+    one, other = Pieces(0), Pieces(1, torch.tensor([3, 4, 2]))
+    evidence = [
+        Evidence(p.hidden, p.lengths, p.log_probs, p.decoder, weight=share, name=name)
+        for p, share, name in ((one, 0.4, "a"), (other, 0.6, "b"))
+    ]
+    options = DecodeOptions(beam_size=800, ctc_weight=weight, nbest=2, pre_beam_ratio=1.0)
+    with torch.no_grad():
+        results = joint_search(evidence, options)
+    for row, t in enumerate((4, 4, 2)):
+        scores = [
+            {tuple(tokens): score for score, tokens, *_ in pieces.enumerate(row, 0, t, weight, 0.0)}
+            for pieces in (one, other)
+        ]
+        total = {k: 0.4 * v + 0.6 * scores[1][k] for k, v in scores[0].items()}
+        best = sorted(total, key=lambda k: -total[k])[:2]
+        assert [tuple(h.tokens) for h in results[row]] == best
+        for h, tokens in zip(results[row], best, strict=True):
+            assert h.score == pytest.approx(total[tokens], abs=1e-4)
+            parts = 0.4 * (1 - weight) * h.scores.get("decoder.a", 0.0)
+            parts += 0.6 * (1 - weight) * h.scores.get("decoder.b", 0.0)
+            parts += weight * (0.4 * h.scores.get("ctc.a", 0) + 0.6 * h.scores.get("ctc.b", 0))
+            assert h.score == pytest.approx(parts, abs=1e-4)

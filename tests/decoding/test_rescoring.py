@@ -9,6 +9,7 @@ from torch import nn
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.decoding import (
     DecodeOptions,
+    Evidence,
     Hypothesis,
     check_options,
     decode,
@@ -37,8 +38,9 @@ class Model(nn.Module):
         elif decoder == "left":
             self.decoder = TransformerDecoder(V, D, 16, 2, 32, 1)
 
-    def ctc_log_probs(self, hidden):
-        return (4 * self.head(hidden)).log_softmax(-1)
+    def evidence(self, hidden, lengths):
+        log_probs = (4 * self.head(hidden)).log_softmax(-1)
+        return [Evidence(hidden, lengths, log_probs, self.decoder)]
 
 
 def right_to_left(decoder: BidirectionalDecoder, row: int, tokens: list[int]) -> float:
@@ -59,8 +61,8 @@ def right_to_left(decoder: BidirectionalDecoder, row: int, tokens: list[int]) ->
 def test_decoding_ranks_by_both_directions(method, weight):
     model = Model().eval()
     options = DecodeOptions(method=method, beam_size=6, length_bonus=0.2, nbest=6)
-    plain = decode(model, HIDDEN, LENGTHS, options)
-    both = decode(model, HIDDEN, LENGTHS, replace(options, reverse_weight=weight))
+    plain = decode(model.evidence(HIDDEN, LENGTHS), options)
+    both = decode(model.evidence(HIDDEN, LENGTHS), replace(options, reverse_weight=weight))
     attention_weight = 1.0 if method == "attention" else 0.7
     moved = 0
     for row, (before, after) in enumerate(zip(plain, both, strict=True)):
@@ -90,9 +92,9 @@ def test_the_best_may_come_from_the_whole_beam():
     """One hypothesis is wanted, and one that the search ranked lower is the best by both."""
     model = Model().eval()
     options = DecodeOptions(beam_size=6, reverse_weight=0.5)
-    wide = decode(model, HIDDEN, LENGTHS, replace(options, nbest=6))
-    best = decode(model, HIDDEN, LENGTHS, options)
-    searched = decode(model, HIDDEN, LENGTHS, DecodeOptions(beam_size=6))
+    wide = decode(model.evidence(HIDDEN, LENGTHS), replace(options, nbest=6))
+    best = decode(model.evidence(HIDDEN, LENGTHS), options)
+    searched = decode(model.evidence(HIDDEN, LENGTHS), DecodeOptions(beam_size=6))
     assert [h[0].tokens for h in best] == [h[0].tokens for h in wide]
     assert [h[0].tokens for h in best] != [h[0].tokens for h in searched]
     assert all(len(h) == 1 for h in best)
@@ -103,12 +105,12 @@ def test_a_batch_gives_what_its_utterances_give(monkeypatch):
     model = Model().eval()
     lengths = torch.tensor([14, 7, 0, 10])  # nothing is heard in the third
     options = DecodeOptions(beam_size=4, nbest=4, reverse_weight=0.4)
-    together = decode(model, HIDDEN, lengths, options)
+    together = decode(model.evidence(HIDDEN, lengths), options)
     monkeypatch.setattr(rescoring, "MAX_LOGITS", 1)  # one utterance a pass
-    apart = decode(model, HIDDEN, lengths, options)
+    apart = decode(model.evidence(HIDDEN, lengths), options)
     assert together[2] == [Hypothesis([], 0.0)]
     for row in (0, 1, 3):
-        (alone,) = decode(model, HIDDEN[row : row + 1], lengths[row : row + 1], options)
+        (alone,) = decode(model.evidence(HIDDEN[row : row + 1], lengths[row : row + 1]), options)
         for found in (together[row], apart[row]):
             assert [h.tokens for h in found] == [h.tokens for h in alone]
             for a, b in zip(alone, found, strict=True):
@@ -122,7 +124,7 @@ def test_uneven_lists():
     decoder = Model().eval().decoder
     lists = [[[1, 2, 3], []], [[4]], [[], [5], [6, 6]], []]
     nbest = [[Hypothesis(tokens, -1.0, {"decoder": -1.0}) for tokens in row] for row in lists]
-    found = rescore(decoder, nbest, HIDDEN, LENGTHS, 1.0, 1.0)
+    found = rescore(Model().eval().evidence(HIDDEN, LENGTHS), nbest, 1.0, 1.0)
     assert found[3] == []
     for row, hypotheses in enumerate(found):
         assert sorted(h.tokens for h in hypotheses) == sorted(lists[row])
@@ -135,21 +137,20 @@ def test_uneven_lists():
 def test_without_weight_nothing_changes():
     model = Model().eval()
     options = DecodeOptions(beam_size=4, nbest=2)
-    log_probs = model.ctc_log_probs(HIDDEN)
-    found = decode(model, HIDDEN, LENGTHS, options)
-    assert found == joint_search(model.decoder, log_probs, HIDDEN, LENGTHS, options)
+    found = decode(model.evidence(HIDDEN, LENGTHS), options)
+    assert found == joint_search(model.evidence(HIDDEN, LENGTHS), options)
     assert "reverse" not in found[0][0].scores
 
 
 def test_what_a_model_lacks_is_named():
     options = DecodeOptions(reverse_weight=0.3)
     with pytest.raises(ConfigError, match="reverse_weight: 0.3 needs a right-to-left.*Transformer"):
-        decode(Model("left"), HIDDEN, LENGTHS, options)
+        decode(Model("left").evidence(HIDDEN, LENGTHS), options)
     with pytest.raises(ConfigError, match="reverse_weight.*ctc_weight 1"):
-        check_options(Model(), replace(options, ctc_weight=1.0))
+        check_options([Model().decoder], replace(options, ctc_weight=1.0))
     with pytest.raises(ConfigError, match="needs a decoder"):
-        check_options(Model("none"), options)
-    check_options(Model("left"), replace(options, method="ctc_greedy"))
-    check_options(Model(), options)
+        check_options([Model("none").decoder], options)
+    check_options([Model("left").decoder], replace(options, method="ctc_greedy"))
+    check_options([Model().decoder], options)
     with pytest.raises(ConfigError, match="reverse_weight: has to be in 0..1"):
         DecodeOptions(reverse_weight=1.2)

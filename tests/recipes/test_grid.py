@@ -43,6 +43,9 @@ def test_help_lists_the_stages():
         (["--data-dir", ".", "--speed", "2"], "unknown option"),
         (["--data-dir"], "needs a value"),
         (["--data-dir", ".", "--noise", "/nonexistent.flac"], "no such file"),
+        (["--data-dir", ".", "--modality", "av", "--config", "x.yaml"], "name them by --init"),
+        (["--data-dir", ".", "--modality", "av", "--init", "x"], "joins two models"),
+        (["--data-dir", ".", "--modality", "av", "--fusion", "hot"], "late or mlp"),
     ],
 )
 def test_says_what_is_wrong(arguments, reason):
@@ -66,6 +69,7 @@ def test_all_stages_and_again(corpus, tmp_path):
     config = RECIPE / "conf" / "demo" / "av.yaml"
     wav = next((corpus / "s1").glob("*.mp4"))
     common = ["--data-dir", corpus, "--modality", "av", "--exp", exp, "--config", config]
+    common += ["--fusion", "mlp"]
     first = run(*common, "--noise", wav, *TINY)
     assert "stage 3: train in" in first.stdout
     for name in ("decode_test", "decode_test_noise_0dB"):
@@ -83,6 +87,28 @@ def test_all_stages_and_again(corpus, tmp_path):
     for line in ("tokens are there", "stage 3: trained", "averaged", "is decoded", "is scored"):
         assert line in again.stdout
     assert (exp / "model" / "model.safetensors").stat().st_mtime_ns == weights
+
+
+@pytest.mark.slow
+def test_late_fusion_trains_its_two_models(corpus, tmp_path):
+    exp = tmp_path / "av"
+    common = ["--data-dir", corpus, "--modality", "av", "--exp", exp]
+    wav = next((corpus / "s1").glob("*.mp4"))
+    run(*common, "--noise", wav, *TINY)
+    meta = json.loads((exp / "model" / "meta.json").read_text())
+    assert meta["synthetic"] is True and set(meta["token_errors"]) == {"clean", "at 0 dB"}
+    for name in ("decode_test", "decode_test_noise_0dB"):
+        assert set(json.loads((exp / name / "score.json").read_text())) == {"char", "word"}
+    weights = (exp / "model" / "model.safetensors").stat().st_mtime_ns
+    again = run(*common, "--noise", wav, *TINY).stdout
+    for line in ("stage 3: trained", "stage 4: averaged", "stage 4: combined", "is decoded"):
+        assert line in again
+    assert (exp / "model" / "model.safetensors").stat().st_mtime_ns == weights
+    # The same models under another name.
+    models = ["--init", exp / "audio" / "model", "--init", exp / "video" / "model"]
+    other = ["--data-dir", corpus, "--modality", "av", "--exp", tmp_path / "other", *models]
+    assert "the models are there" in run(*other, "--stage", 3, "--token-kind", "char").stdout
+    assert (tmp_path / "other" / "decode_test" / "score.json").is_file()
 
 
 @pytest.mark.slow
