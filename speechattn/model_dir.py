@@ -24,6 +24,7 @@ from speechattn.model import SpeechModel
 
 CONFIG, WEIGHTS, META = "config.yaml", "model.safetensors", "meta.json"
 SECTIONS = ("model", "ensemble", "decode", "roi")
+FILE_KEY = "statistics"  # of normalisation, the one argument of a model's parts that is a file
 
 
 def build_model(
@@ -82,7 +83,7 @@ def save_model_dir(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {key: config[key] for key in SECTIONS if key in config}
+    kept = {key: without_files(config[key]) for key in SECTIONS if key in config}
     (folder / CONFIG).write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
     tokenizer.save(folder)
     meta = {"speechattn": __version__, "vocab_size": tokenizer.vocab_size, **meta}
@@ -91,6 +92,15 @@ def save_model_dir(
     part = folder / (WEIGHTS + ".part")
     save_file({k: v.contiguous().cpu() for k, v in weights.items()}, part)
     part.replace(folder / WEIGHTS)
+
+
+def without_files(section: Any) -> Any:
+    """A section without the files that training read: what was in them is among the weights."""
+    if isinstance(section, dict):
+        return {k: without_files(v) for k, v in section.items() if k != FILE_KEY}
+    if isinstance(section, list):
+        return [without_files(value) for value in section]
+    return section
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -111,6 +121,11 @@ def load_model(folder: str | Path, allow: Iterable[str] = ()) -> SpeechModel | E
     """Builds the model of a directory and loads its weights, in evaluation mode, on the CPU."""
     folder = Path(folder)
     config = read_config(folder)
+    if without_files(config) != config:
+        raise ConfigError(
+            f"{folder / CONFIG}: `{FILE_KEY}` names a file; a model directory has what it holds in "
+            "its weights, so leave it out"
+        )
     if ("model" in config) == ("ensemble" in config):
         raise ConfigError(f"{folder / CONFIG}: one section `model` is needed, or one `ensemble`")
     vocab_size = Tokenizer.load(folder).vocab_size

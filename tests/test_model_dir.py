@@ -166,3 +166,23 @@ def test_a_date_is_refused_by_its_key(tiny_model):
     config = yaml.safe_load(yaml.safe_dump(tiny_model("audio")) + "crop_size: 2024-01-01\n")
     with pytest.raises(ConfigError, match="crop_size"):
         build_model(config, 11)
+
+
+def test_statistics_are_in_the_weights_and_no_file_is_named(tiny_model, tmp_path):
+    """What a model directory names must not be opened, and it works where the file is not."""
+    stats = tmp_path / "stats.npz"
+    np.savez(stats, mean=np.arange(20.0), istd=np.full(20, 2.0))
+    config = {"model": tiny_model("audio")}
+    frontend = config["model"]["audio"]["frontend"]["init_args"]
+    frontend.update(normalise="global", statistics=str(stats))
+    model = build_model(config["model"], TOKENIZER.vocab_size)
+    save_model_dir(tmp_path / "m", config, model.state_dict(), TOKENIZER, {})
+    stats.unlink()
+    assert "statistics" not in (tmp_path / "m" / "config.yaml").read_text()
+    loaded = load_model(tmp_path / "m")
+    cmvn = loaded.streams["audio"].frontend.cmvn
+    assert cmvn.mean.tolist() == list(range(20)) and cmvn.istd.tolist() == [2.0] * 20
+    assert frontend["statistics"] == str(stats)  # the caller's configuration is as it was
+    (tmp_path / "m" / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match="`statistics` names a file"):
+        load_model(tmp_path / "m")
