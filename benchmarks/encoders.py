@@ -94,22 +94,30 @@ def batch(seconds: float, items: int) -> tuple[Tensor, Tensor]:
 
 
 class Products(TorchDispatchMode):
-    """Notes each matrix product and convolution: the operation and the shapes it works on."""
+    """Notes each matrix product and convolution: the operation, and on what.
+
+    Weights are the model's own, since each layer has to read its own from memory; of other operands
+    the shapes are kept.
+    """
 
     NAMES = ("mm", "addmm", "bmm", "baddbmm", "convolution", "linear")
 
-    def __init__(self):
+    def __init__(self, model: nn.Module):
         super().__init__()
         self.calls = []
+        self.weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.overloadpacket.__name__ in self.NAMES:
-            shapes = [
-                (tuple(a.shape), a.stride()) if isinstance(a, Tensor) else ("value", a)
-                for a in args
-            ]
-            self.calls.append((function, shapes))
+            self.calls.append((function, [self._note(a) for a in args]))
         return function(*args, **(kwargs or {}))
+
+    def _note(self, argument: object) -> tuple:
+        if not isinstance(argument, Tensor):
+            return "value", argument
+        if argument.untyped_storage().data_ptr() in self.weights:
+            return "value", argument.detach()
+        return tuple(argument.shape), argument.stride()
 
 
 def floor_of(model: nn.Module, x: Tensor, lengths: Tensor) -> Callable[[], None]:
@@ -126,7 +134,7 @@ def floor_of(model: nn.Module, x: Tensor, lengths: Tensor) -> Callable[[], None]
 
     kernel, relative.relative_attention = relative.relative_attention, without_attention
     try:
-        with torch.no_grad(), Products() as seen:
+        with torch.no_grad(), Products(model) as seen:
             model(x, lengths)
     finally:
         relative.relative_attention = kernel

@@ -61,6 +61,24 @@ def padding_mask(lengths: Tensor, max_len: int | None = None) -> Tensor:
     return torch.arange(max_len, device=lengths.device) < lengths[:, None]
 
 
+def without_padding(x: Tensor, lengths: Tensor) -> Tensor:
+    """Zeros beyond an item's length.
+
+    Args:
+        x: (B, T, ...).
+        lengths: (B,) int64.
+
+    Returns:
+        As x; x itself where nothing is padded, which is only looked for on a CPU, where it costs
+        nothing to look.
+    """
+    frames = x.shape[1]
+    if lengths.device.type == "cpu" and bool((lengths >= frames).all()):
+        return x
+    real = padding_mask(lengths, frames)
+    return x.masked_fill(~real.view(*real.shape, *(1 for _ in x.shape[2:])), 0.0)
+
+
 def chunk_mask(
     frames: int,
     chunks: Chunks,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from speechattn.masks import Chunks, chunk_mask, padding_mask
+from speechattn.masks import Chunks, chunk_mask, padding_mask, without_padding
 
 
 @pytest.mark.parametrize("lengths", [[3], [4, 0, 2], [5, 5], [0]])
@@ -53,3 +53,18 @@ def test_window_holds_what_is_seen(chunks, queries):
 def test_chunks_refuse(size, left):
     with pytest.raises(ValueError, match="Chunks"):
         Chunks(size, left)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 5, 2), (3, 5, 2, 4)], ids=str)
+def test_without_padding(shape):
+    x = torch.full(shape, torch.nan)
+    lengths = torch.tensor([5, 0, 3])
+    for item, n in zip(x, lengths, strict=True):
+        item[:n] = 1.0
+    clean = without_padding(x, lengths)
+    assert torch.equal(
+        clean.flatten(2).sum(1)[:, 0] if x.dim() > 2 else clean.sum(1), lengths.float()
+    )
+    assert x[2, 4].isnan().all()  # what was given is as it was
+    whole = torch.ones(shape)
+    assert without_padding(whole, torch.full((3,), 5)) is whole

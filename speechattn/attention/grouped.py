@@ -11,7 +11,7 @@ from torch.nn import functional
 from speechattn.attention.positions import relative_positions
 from speechattn.attention.relative import RelativeSelfAttention
 from speechattn.kernels.relative_attention import relative_attention
-from speechattn.masks import padding_mask
+from speechattn.masks import without_padding
 
 
 def grouped_positions(
@@ -101,5 +101,5 @@ class GroupedSelfAttention(RelativeSelfAttention):
         """(B, T, D) to (B, N, H, Dh)."""
         if self.group > 1:
             x = functional.pad(x, (0, 0, 0, -x.shape[1] % self.group))
-            x = x.masked_fill(~padding_mask(lengths, x.shape[1])[..., None], 0.0)
+            x = without_padding(x, lengths)
         return x.reshape(len(x), -1, self.heads, self.group * self.width // self.heads)

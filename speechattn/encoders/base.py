@@ -17,7 +17,7 @@ from speechattn.encoders.streaming import (
     WholeSequence,
 )
 from speechattn.encoders.subsampling import Subsampling, build_subsampling
-from speechattn.masks import Chunks, padding_mask
+from speechattn.masks import Chunks, padding_mask, without_padding
 
 # ESPnet's LayerNorm; its checkpoints are imported, so every block here uses the same.
 LAYER_NORM_EPS = 1e-12
@@ -245,7 +245,7 @@ class StackedEncoder(Encoder):
         chunks: Chunks | None = None,
     ) -> EncoderOutput:
         self._check_head(head)
-        x = without_padding(x, lengths)
+        x = clean_input(x, lengths)
         x, lengths = self.input(x, lengths)
         x, positions = self.positions(x)
         padding = ~padding_mask(lengths, x.shape[1])[..., None]  # (B, T', 1)
@@ -335,14 +335,14 @@ class _Unscaled(nn.Module):
         return self.dropout(x), None
 
 
-def without_padding(x: Tensor, lengths: Tensor) -> Tensor:
+def clean_input(x: Tensor, lengths: Tensor) -> Tensor:
     """Zeros beyond an item's length; a frame of them where a batch has none, (B, T, F) to the same.
 
     A sequence of no frames has no distances to attend over, and nothing to convolve.
     """
     if x.shape[1] == 0:
         x = functional.pad(x, (0, 0, 0, 1))
-    return x.masked_fill(~padding_mask(lengths, x.shape[1])[..., None], 0.0)
+    return without_padding(x, lengths)
 
 
 def build_attention(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from speechattn.masks import Chunks, padding_mask
+from speechattn.masks import Chunks, without_padding
 
 
 class DepthwiseConv(nn.Conv1d):
@@ -40,7 +40,7 @@ class DepthwiseConv(nn.Conv1d):
         Returns:
             (B, T, C).
         """
-        x = x.masked_fill(~padding_mask(lengths, x.shape[1])[..., None], 0.0)
+        x = without_padding(x, lengths)
         if self.causal:
             return self._convolve(functional.pad(x, (0, 0, self.left, 0)), padding=0)
         if chunks is None or chunks.size >= x.shape[1]:

@@ -15,11 +15,11 @@ from torch.nn import functional
 from speechattn.attention.grouped import GroupedSelfAttention, grouped_positions
 from speechattn.attention.strided import StridedSelfAttention
 from speechattn.dropout import Dropout
-from speechattn.encoders.base import Encoder, EncoderOutput, Head, without_padding
+from speechattn.encoders.base import Encoder, EncoderOutput, Head, clean_input
 from speechattn.encoders.batch_norm import MaskedBatchNorm
 from speechattn.encoders.depthwise import DepthwiseConv
 from speechattn.encoders.feed_forward import FeedForward
-from speechattn.masks import Chunks, padding_mask
+from speechattn.masks import Chunks, without_padding
 
 LAYER_NORM_EPS = 1e-6  # the authors'
 
@@ -54,7 +54,7 @@ class ConvolutionInput(nn.Module):
         """x: (B, T, F), lengths: (B,) to (B, T', D) and (B,)."""
         x = x[..., None]  # (B, T, F, C)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = x.masked_fill(~padding_mask(lengths, x.shape[1])[..., None, None], 0.0)
+            x = without_padding(x, lengths)
             x = convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B, T', F', C)
             lengths = strided_lengths(lengths, 2)
             frames, features = x.shape[1:3]
@@ -265,7 +265,7 @@ class EfficientConformerEncoder(Encoder):
         """
         if chunks is not None:
             raise ValueError("EfficientConformerEncoder sees whole sequences, it has no chunks")
-        x, lengths = self.input(without_padding(x, lengths), lengths)
+        x, lengths = self.input(clean_input(x, lengths), lengths)
         for stage, group in zip(self.stages, self.groups, strict=True):
             positions = grouped_positions(*x.shape[1:], group, x.device).to(x.dtype)
             for block in stage:
