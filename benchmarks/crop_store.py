@@ -9,7 +9,6 @@ that are slower, size with those that are faster to read. Lossy peers are named 
 
 import argparse
 import io
-import json
 import os
 import statistics
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from rows import save
 
 from speechattn.data.roi import MouthCropper
 from speechattn.data.store import CropStore, CropWriter
@@ -200,8 +200,7 @@ def main() -> int:
     chosen = np.linspace(0, len(videos) - 1, 8 if options.quick else 30, dtype=int)
     clips = [cropper.crop(videos[i]).frames for i in chosen]
     rows = measure(clips, 2 if options.quick else 5)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    save(rows, options.json)
     return 0
 
 

@@ -17,11 +17,11 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from rows import against_peer, in_turn, row, save, spread, times_floor
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -205,14 +205,7 @@ def measure_time(kind: str, task: str, seconds: float, items: int, rounds: int) 
         runs["floor"] = floor_of(ours, x, lengths)
     if theirs is not None:
         check(ours, theirs)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            run()
-            if turn or rounds == 1:  # the first turn warms up
-                times[name].append(time.perf_counter() - begun)
-    return times
+    return in_turn(runs, rounds, warm=rounds > 1)
 
 
 def check(ours: nn.Module, theirs: nn.Module) -> None:
@@ -267,28 +260,6 @@ def in_own_process(function: str, *arguments) -> object:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def spread(values: list[float]) -> str:
-    return f"median {statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
-
-
-def row(name, ours, peer, ratio, target, unit, met) -> dict:
-    return {
-        "name": name,
-        "ours": ours,
-        "peer": peer,
-        "ratio": ratio,
-        "target": target,
-        "unit": unit,
-        "met": met,
-    }
-
-
-def against_peer(name: str, ours, peer, target: float, unit: str) -> dict:
-    """A row where less is better."""
-    ratio = peer / ours if peer and ours else None
-    return row(name, ours, peer, ratio, target, unit, ratio is not None and ratio >= target)
-
-
 def timed(kind: str, task: str, seconds: int, items: int, rounds: int) -> list[dict]:
     """The rows of one case."""
     times = in_own_process("measure_time", kind, task, seconds, items, rounds)
@@ -304,12 +275,7 @@ def timed(kind: str, task: str, seconds: int, items: int, rounds: int) -> list[d
     target = TRAINING_TARGET if task == "training" else FORWARD_TARGETS[seconds]
     rows = [against_peer(title, ours, peer, target, "s")]
     if floor is not None:
-        wanted = FLOOR_TARGET if seconds == 10 else None
-        times_floor = ours / floor
-        met = wanted is None or times_floor <= wanted
-        text = "none" if wanted is None else f"<= {wanted}"
-        title += ", times the floor (the peer here)"
-        rows.append(row(title, ours, floor, times_floor, text, "s", met))
+        rows.append(times_floor(title, ours, floor, FLOOR_TARGET if seconds == 10 else None, "s"))
     return rows
 
 
@@ -360,8 +326,7 @@ def main() -> int:
             *arguments)))  # fmt: skip
         return 0
     rows = benchmark(options.quick, options.only)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    save(rows, options.json)
     return 0
 
 

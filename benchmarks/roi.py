@@ -7,7 +7,6 @@ the detector alone against the package whose weights it uses, picture by picture
 """
 
 import argparse
-import json
 import logging
 import os
 import statistics
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from rows import row, save, spread
 
 from speechattn.data.roi import MtcnnDetector, RoiItem, extract
 from speechattn.data.store import CropStore
@@ -25,22 +25,6 @@ from speechattn.data.video import iter_frames
 
 TARGET = 4.0
 WORKERS = 2
-
-
-def spread(values: list[float]) -> str:
-    return f"median {statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
-
-
-def row(name, ours, peer, ratio, target, unit, met) -> dict:
-    return {
-        "name": name,
-        "ours": ours,
-        "peer": peer,
-        "ratio": ratio,
-        "target": target,
-        "unit": unit,
-        "met": met,
-    }
 
 
 def throughput(videos: list[Path], rounds: int) -> list[dict]:
@@ -138,8 +122,7 @@ def main() -> int:
     rounds = 1 if options.quick or options.all else 3
     rows = throughput(videos if options.all else chosen, rounds)
     rows += detector(chosen[: 3 if options.quick else 8])
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    save(rows, options.json)
     return 0
 
 

@@ -43,7 +43,7 @@ def main() -> int:
     ]
     status = 0
     for script in sorted(HERE.glob("*.py")):
-        if script.name == Path(__file__).name:
+        if script.name in (Path(__file__).name, "rows.py"):
             continue
         print(f"== {script.name}", flush=True)
         with tempfile.TemporaryDirectory() as folder:

@@ -11,14 +11,13 @@ the cheaper arithmetic.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
+from rows import in_turn, row, save, spread
 from torch import Tensor, nn
 
 from speechattn.frontends import ResNet3D
@@ -81,31 +80,11 @@ class PlainResNet3D(nn.Module):
         self.load_state_dict({**ours, **dict(zip(names, theirs, strict=True))})
 
 
-def row(name, ours, peer, ratio, target, unit, met) -> dict:
-    return {
-        "name": name,
-        "ours": ours,
-        "peer": peer,
-        "ratio": ratio,
-        "target": target,
-        "unit": unit,
-        "met": met,
-    }
-
-
-def in_turn(functions: dict, rounds: int) -> dict[str, list[float]]:
-    """Seconds that each function took, one after another in every round."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()
-    for _ in range(rounds):
-        for name, function in functions.items():
-            begun = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - begun)
+def timed(functions: dict, rounds: int) -> dict[str, list[float]]:
+    """`in_turn`, printed."""
+    times = in_turn(functions, rounds)
     for name, values in times.items():
-        median = statistics.median(values)
-        print(f"{name}: median {median:.4g} s ({min(values):.4g} to {max(values):.4g})")
+        print(f"{name}, s: {spread(values)}")
     return times
 
 
@@ -270,8 +249,7 @@ def main() -> int:
     rows.append(training_row(8 if options.quick else 25, 3 if options.quick else 5))
     if options.model is not None:
         rows += text_rows(options)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    save(rows, options.json)
     return 0
 
 

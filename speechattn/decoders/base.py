@@ -1,11 +1,11 @@
 """What every decoder is, and what its steps remember."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-KeyValue = tuple[Tensor, Tensor]
+from speechattn.decoders.tree import KeyValue, TokenTree
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,17 @@ class DecoderState:
     Attributes:
         memory: per layer, cross-attention keys and values, each (B, H, T, Dh).
         memory_mask: (B, 1, 1, T) bool, True where a frame is real; None if all are.
-        cache: per layer, self-attention keys and values, each (N, H, U, Dh).
+        tree: the tokens fed so far.
     """
 
     memory: tuple[KeyValue, ...]
     memory_mask: Tensor | None
-    cache: tuple[KeyValue, ...]
+    tree: TokenTree
 
     @property
     def hypotheses(self) -> int:
         """N."""
-        return self.cache[0][0].size(0)
+        return self.tree.hypotheses
 
     @property
     def utterances(self) -> int:
@@ -38,7 +38,7 @@ class DecoderState:
     @property
     def tokens(self) -> int:
         """U, the tokens fed so far."""
-        return self.cache[0][0].size(2)
+        return self.tree.depth
 
     def select(self, index: Tensor) -> "DecoderState":
         """Reorders, drops or multiplies hypotheses.
@@ -53,18 +53,16 @@ class DecoderState:
         Returns:
             A state of M hypotheses, the m-th continuing hypothesis index[m].
         """
-        cache = tuple((k.index_select(0, index), v.index_select(0, index)) for k, v in self.cache)
         owner = index // (self.hypotheses // self.utterances)  # (M,)
         rows, runs = torch.unique_consecutive(owner, return_counts=True)
-        if runs.numel() and not bool((runs == runs[0]).all()):
-            rows = owner
-        if rows.numel() == self.utterances and bool(
-            (rows == torch.arange(self.utterances, device=rows.device)).all()
-        ):
-            return DecoderState(self.memory, self.memory_mask, cache)
+        count = int(runs[0]) if runs.numel() else 1
+        if not bool((runs == count).all()):
+            rows, count = owner, 1
+        if torch.equal(rows, torch.arange(self.utterances, device=rows.device)):
+            return replace(self, tree=self.tree.select(index, None, count))
         memory = tuple((k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.memory)
         mask = None if self.memory_mask is None else self.memory_mask.index_select(0, rows)
-        return DecoderState(memory, mask, cache)
+        return DecoderState(memory, mask, self.tree.select(index, rows, count))
 
 
 class Decoder(nn.Module):

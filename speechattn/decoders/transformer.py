@@ -8,12 +8,14 @@ Vaswani et al., "Attention Is All You Need" (1706.03762), pre-norm; the arithmet
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from speechattn.decoders.base import Decoder, DecoderState, KeyValue
+from speechattn.decoders.base import Decoder, DecoderState
+from speechattn.decoders.tree import KeyValue, TokenTree
 from speechattn.masks import padding_mask
 
 NORM_EPS = 1e-12  # ESPnet's; with torch's default of 1e-5 its checkpoints give other numbers
@@ -46,20 +48,31 @@ class SelfAttention(nn.Module):
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n, u, d = x.shape
         qkv = self.project(x).view(n, u, 3, self.heads, d // self.heads)
-        return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (N, H, U, Dh)
+        return qkv.unbind(2)  # each (N, U, H, Dh)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, U, D) -> (N, U, D); token u sees tokens 0..u."""
-        q, k, v = self._heads(x)
+        q, k, v = (part.transpose(1, 2) for part in self._heads(x))
         dropout = self.dropout if self.training else 0.0
         y = scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         return self.output(y.transpose(1, 2).flatten(2))
 
-    def step(self, x: Tensor, past: KeyValue) -> tuple[Tensor, KeyValue]:
-        """(N, 1, D) and the keys and values of U tokens -> (N, 1, D) and those of U + 1."""
+    def step(self, x: Tensor, past: KeyValue, path: Tensor) -> tuple[Tensor, KeyValue]:
+        """One token of each hypothesis over the nodes of their tree.
+
+        Args:
+            x: (B, K, D).
+            past: keys and values of M nodes, each (B, M, H, Dh).
+            path: (B, 1, K, M + K) bool, the nodes of each hypothesis, the last K of them new.
+
+        Returns:
+            (B, K, D), and keys and values of M + K nodes.
+        """
         q, k, v = self._heads(x)
-        k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)  # (N, H, U + 1, Dh)
-        y = scaled_dot_product_attention(q, k, v)
+        k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)  # (B, M + K, H, Dh)
+        y = scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=path
+        )
         return self.output(y.transpose(1, 2).flatten(2)), (k, v)
 
 
@@ -152,10 +165,10 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
 
     def step(
-        self, x: Tensor, past: KeyValue, key_value: KeyValue, mask: Tensor | None
+        self, x: Tensor, past: KeyValue, path: Tensor, key_value: KeyValue, mask: Tensor | None
     ) -> tuple[Tensor, KeyValue]:
-        """One token of each hypothesis, (N, 1, D) -> (N, 1, D) and the longer cache."""
-        y, past = self.self_attention.step(self.norm_self(x), past)
+        """One token of each hypothesis, (B, K, D) -> (B, K, D) and the caches with it."""
+        y, past = self.self_attention.step(self.norm_self(x), past, path)
         return self.feed(self.listen(x + y, key_value, mask)), past
 
 
@@ -240,27 +253,27 @@ class TransformerDecoder(Decoder):
         cross = tuple(layer.cross_attention.keys(memory) for layer in self.layers)
         # Contiguous once here, or every step would pay for the strides.
         cross = tuple((k.contiguous(), v.contiguous()) for k, v in cross)
-        n, h, _, dh = cross[0][0].shape
-        none = cross[0][0].new_empty(n, h, 0, dh)
-        return DecoderState(
-            cross, _memory_mask(memory, memory_lengths), tuple((none, none) for _ in cross)
-        )
+        keys = cross[0][0]
+        tree = TokenTree.root(len(cross), len(keys), keys.size(1), keys, keys.size(3))
+        return DecoderState(cross, _memory_mask(memory, memory_lengths), tree)
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        x = self._embed(token[:, None], start=state.tokens)  # (N, 1, D)
-        cache = []
-        for layer, past, key_value in zip(self.layers, state.cache, state.memory, strict=True):
-            x, past = layer.step(x, past, key_value, state.memory_mask)
+        tree = state.tree
+        x = self._embed(token.view(state.utterances, -1), position=tree.depth)  # (B, K, D)
+        path, cache = tree.grown_path(), []
+        for layer, past, key_value in zip(self.layers, tree.cache, state.memory, strict=True):
+            x, past = layer.step(x, past, path[:, None], key_value, state.memory_mask)
             cache.append(past)
-        log_probs = self.output(self.after_norm(x[:, 0])).log_softmax(-1)  # (N, V)
-        return log_probs, DecoderState(state.memory, state.memory_mask, tuple(cache))
+        log_probs = self.output(self.after_norm(x.flatten(0, 1))).log_softmax(-1)  # (N, V)
+        return log_probs, replace(state, tree=tree.grown(tuple(cache), path))
 
     def _embed_padded(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         # Padding may be -1 as the loss wants it, which no embedding has.
         return self._embed(tokens.masked_fill(~padding_mask(lengths, tokens.size(1)), 0))
 
-    def _embed(self, tokens: Tensor, start: int = 0) -> Tensor:
-        stop = start + tokens.size(1)
+    def _embed(self, tokens: Tensor, position: int | None = None) -> Tensor:
+        """Of tokens (N, U) one after the other, or all of them at one position."""
+        start, stop = (0, tokens.size(1)) if position is None else (position, position + 1)
         x = self.embed(tokens) * math.sqrt(self.width)
         if stop > self._positions.size(0) or self._positions.device != x.device:
             with torch.inference_mode(False):  # kept, so training has to be able to use it

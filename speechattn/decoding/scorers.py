@@ -18,6 +18,10 @@ from speechattn.masks import padding_mask
 # a prefix half of it or more has used such a frame: it is impossible.
 LOG_FLOOR = -1e5
 
+# Of a sum of probabilities in float32: an addend that underflowed was below 1e-38, and as many as
+# there are frames do not change such a sum.
+SMALLEST_SUM = 1e-28
+
 
 class Scorer(Protocol):
     """Scores every token after every hypothesis. No score exceeds 0: the search's end relies on it.
@@ -119,6 +123,7 @@ class CtcPrefixScorer:
         x = x.masked_fill(pad, LOG_FLOOR)
         x[:, BLANK].masked_fill_(pad[:, 0], 0.0)
         self.log_probs = x.contiguous()  # (B, V, T)
+        self.probs = self.log_probs.exp()
         self.blank_sum = x[:, BLANK].double().cumsum(-1)  # (B, T)
 
     def start(self) -> CtcState:
@@ -139,8 +144,7 @@ class CtcPrefixScorer:
         no token: -inf.
         """
         before = self._before(torch.logaddexp(state.label, state.blank), state.last)  # (N, T)
-        x = self.log_probs[state.row[:, None], candidates]  # (N, S, T)
-        scores = _log_dot(before[:, None], x)  # (N, S)
+        scores = self._enter(before, candidates, state.row)  # (N, S)
         # A repeated token only counts as one where a blank stands before it.
         again = self._before(state.blank, state.last)
         last = self.log_probs[state.row, state.last.clamp(min=0)]  # (N, T)
@@ -162,6 +166,21 @@ class CtcPrefixScorer:
         new_blank = _recursion(torch.cat([none, new_label[:, :-1]], 1), self.blank_sum[row])
         prefix = _possible(_log_dot(before, x), state.prefix[index])
         return CtcState(new_label, new_blank, prefix, token, row)
+
+    def _enter(self, before: Tensor, candidates: Tensor, row: Tensor) -> Tensor:
+        """log of the sum over t of exp(before[t]) p(candidate, t): (N, T), (N, S) -> (N, S).
+
+        One product of probabilities, the largest of `before` taken out. What comes out so small
+        that an addend may have been lost below float32's range is summed as logarithms instead.
+        """
+        top = before.amax(-1, keepdim=True).clamp(min=-1e30)  # of an impossible prefix all are -inf
+        weights = (before - top).exp().to(self.probs.dtype)  # (N, T)
+        total = torch.bmm(self.probs[row[:, None], candidates], weights[..., None])[..., 0]
+        scores = total.double().log() + top
+        n, s = (total < SMALLEST_SUM).nonzero(as_tuple=True)
+        if len(n):
+            scores[n, s] = _log_dot(before[n], self.log_probs[row[n], candidates[n, s]])
+        return scores
 
     def _before(self, history: Tensor, last: Tensor) -> Tensor:
         """Log-probability of having spelt the prefix before each frame, (N, T) -> (N, T)."""

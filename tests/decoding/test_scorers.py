@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from speechattn.decoding import CtcPrefixScorer
+from speechattn.decoding import CtcPrefixScorer, scorers
 
 BLANK = 0
 
@@ -150,3 +150,23 @@ def test_more_tokens_than_frames_are_impossible():
     assert scores[2].item() == pytest.approx(0.0, abs=1e-6)
     state = scorer.extend(state, zero, torch.tensor([1]))
     assert (scorer.score(torch.tensor([[1, 2, 3]]), state) == -math.inf).all()
+
+
+@pytest.mark.parametrize("sharp", [1.0, 30.0, 200.0])
+def test_sums_of_probabilities_and_of_logarithms_agree(sharp, monkeypatch):
+    """Also where probabilities are too small for float32."""
+    torch.manual_seed(0)
+    lengths = torch.tensor([30, 12, 21])
+    log_probs = (sharp * torch.randn(3, 30, 7)).log_softmax(-1)
+    found = []
+    for smallest in (scorers.SMALLEST_SUM, torch.inf):  # the second: all by logarithms
+        monkeypatch.setattr(scorers, "SMALLEST_SUM", smallest)
+        scorer = CtcPrefixScorer(log_probs, lengths)
+        state, scores = scorer.start(), []
+        candidates = torch.arange(1, 7).expand(3, -1)
+        for token in ([1, 2, 3], [1, 4, 4], [2, 4, 5]):
+            scores.append(scorer.score(candidates, state))
+            state = scorer.extend(state, torch.arange(3), torch.tensor(token))
+        found.append(torch.stack(scores))
+    assert found[0].isfinite().any()
+    torch.testing.assert_close(*found, atol=1e-3, rtol=1e-5)

@@ -1,0 +1,288 @@
+"""Claim: the joint search finds what ESPnet 202611's finds on the same weights, and faster.
+
+A decoder of 6 x 768/3072 over 4,468 units, random weights, encoder output that is given; 22 tokens
+for every 5 s. Peers: ESPnet's batched search as its recipes run it (CTC within a window of 100
+frames) and with the window off, as ours. Beside the search stands its floor: the decoder's matrix
+products alone, at the shapes of every step. Also the CTC prefix scores alone, and the right-to-left
+rescoring of a batch's n-best lists against one utterance after another.
+
+    python benchmarks/decoding.py [--quick] [--json FILE] [--only WORD]
+
+ESPnet is found in the environment of `make test-espnet`, which `make bench` takes where it is.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rows import against_peer, in_turn, row, save, spread, times_floor
+from torch import Tensor, nn
+
+from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
+from speechattn.decoding import (
+    CtcPrefixScorer,
+    DecodeOptions,
+    Evidence,
+    Hypothesis,
+    joint_search,
+    rescore,
+)
+from speechattn.importing.espnet import decoder_weights
+
+THREADS = 2
+VOCAB, WIDTH, HEADS, UNITS, BLOCKS = 4468, 768, 12, 3072, 6
+EOS = VOCAB - 1
+FRAME_RATE, TOKEN_RATE = 25, 4.4  # a second
+WEIGHT = 0.3  # of CTC
+TARGETS = {10: 6.0, 40: 8.0}  # by beam, of single utterances
+BATCH_TARGET, SCORE_TARGET, FLOOR_TARGET, RESCORE_TARGET = 5.0, 10.0, 1.6, 5.0
+
+
+class Ctc(nn.Module):
+    """A CTC head of random weights that is blank most of the time, as trained ones are."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(WIDTH, VOCAB)
+        nn.init.normal_(self.head.weight, std=0.1)
+        nn.init.constant_(self.head.bias[:1], 12.0)
+
+    def log_softmax(self, x: Tensor) -> Tensor:
+        return self.head(x).log_softmax(-1)
+
+
+def espnet() -> dict | None:
+    """The classes of ESPnet that are compared with; None where it cannot be imported."""
+    try:
+        from espnet2.asr.decoder.transformer_decoder import TransformerDecoder as Theirs
+        from espnet2.legacy.nets.batch_beam_search import BatchBeamSearch
+        from espnet2.legacy.nets.ctc_prefix_score import CTCPrefixScoreTH
+        from espnet2.legacy.nets.scorers.ctc import CTCPrefixScorer
+    except ImportError:
+        return None
+    return {
+        "decoder": Theirs,
+        "search": BatchBeamSearch,
+        "score": CTCPrefixScoreTH,
+        "scorer": CTCPrefixScorer,
+    }
+
+
+class Models:
+    """Ours and ESPnet's, of the same weights."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.ours = TransformerDecoder(VOCAB, WIDTH, WIDTH, HEADS, UNITS, BLOCKS).eval()
+        self.ctc = Ctc().eval()
+        self.espnet = espnet()
+        self.theirs = None
+        if self.espnet is not None:
+            self.theirs = self.espnet["decoder"](
+                VOCAB, WIDTH, attention_heads=HEADS, linear_units=UNITS, num_blocks=BLOCKS
+            ).eval()
+            # ESPnet's search would say blank; a trained decoder never does.
+            nn.init.constant_(self.theirs.output_layer.bias[:1], -1e4)
+            self.ours.load_state_dict(decoder_weights(self.theirs.state_dict()))
+
+    def searches(self, lengths: Tensor, beam: int) -> dict[str, Callable]:
+        """A search of each kind over the same encoder output, giving the best tokens."""
+        hidden = torch.randn(len(lengths), int(lengths.max()), WIDTH)
+        ratio = TOKEN_RATE / FRAME_RATE
+        options = DecodeOptions(
+            beam_size=beam, ctc_weight=WEIGHT, min_length_ratio=ratio, max_length_ratio=ratio
+        )
+        evidence = Evidence(hidden, lengths, self.ctc.log_softmax(hidden), self.ours)
+
+        def ours() -> list[list[int]]:
+            return [nbest[0].tokens for nbest in joint_search([evidence], options)]
+
+        def theirs(margin: int) -> list[list[int]]:
+            searched = self.espnet["search"](
+                {
+                    "decoder": self.theirs,
+                    "ctc": self.espnet["scorer"](self.ctc, EOS, window_margin=margin),
+                },
+                {"decoder": 1 - WEIGHT, "ctc": WEIGHT},
+                beam,
+                VOCAB,
+                EOS,
+                EOS,
+                pre_beam_score_key="full",
+            )
+            if len(lengths) == 1:
+                found = [searched(hidden[0], maxlenratio=ratio, minlenratio=ratio)]
+            else:
+                found = searched(hidden, x_lengths=lengths, maxlenratio=ratio, minlenratio=ratio)
+            tokens = [nbest[0].yseq[1:].tolist() if nbest else [] for nbest in found]
+            return [t[: t.index(EOS)] if EOS in t else t for t in tokens]
+
+        runs: dict[str, Callable] = {"ours": ours}
+        if self.espnet is not None:
+            runs["espnet, as shipped"] = lambda: theirs(100)
+            runs["espnet, no window"] = lambda: theirs(0)
+        return runs
+
+
+def products(model: TransformerDecoder, frames: int, beam: int, steps: int) -> Callable:
+    """The decoder's matrix products for each token of a search, attention to the memory included.
+
+    The weights are the model's own, each layer's read from where it is.
+    """
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    # Keys and values of the memory are projected once, before the search.
+    once = [layer.cross_attention.key_value for layer in model.layers]
+    each = [m for m in linear if not any(m is o for o in once)]
+    memory = torch.rand(frames, WIDTH)
+    keys = torch.rand(HEADS, frames, WIDTH // HEADS)
+    inputs = {(n, size): torch.rand(n, size) for n in (1, beam) for size in (WIDTH, UNITS)}
+    heads = {n: torch.rand(HEADS, n, WIDTH // HEADS) for n in (1, beam)}
+
+    def run() -> None:
+        for module in once:
+            module(memory)
+        for step in range(steps + 1):  # <eos> is one more
+            n = beam if step else 1
+            for module in each:
+                module(inputs[n, module.in_features])
+            for _ in range(BLOCKS):
+                weights = torch.bmm(heads[n], keys.transpose(1, 2))
+                torch.bmm(weights, keys)
+
+    return run
+
+
+def search_rows(models: Models, seconds: int, items: int, beam: int, rounds: int) -> list[dict]:
+    """Ours against both of ESPnet's, and against the floor."""
+    torch.manual_seed(1)
+    frames = seconds * FRAME_RATE
+    lengths = torch.linspace(frames, frames / 2, items).long()
+    runs = models.searches(lengths, beam)
+    found = {name: run() for name, run in runs.items()}  # also warms up
+    if items == 1:
+        steps = int(frames * TOKEN_RATE / FRAME_RATE)
+        runs["floor"] = products(models.ours, frames, beam, steps)
+    times = in_turn(runs, rounds, warm=False)
+    what = f"batch of {items}, up to" if items > 1 else "one utterance of"
+    title = f"joint search, beam {beam}, {what} {seconds} s"
+    for name, values in times.items():
+        print(f"{title}, {name}, s: {spread(values)}", flush=True)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    target = TARGETS[beam] if items == 1 else BATCH_TARGET
+    rows = []
+    for name in ("espnet, as shipped", "espnet, no window"):
+        rows.append(against_peer(f"{title}, {name}", median["ours"], median.get(name), target, "s"))
+    if "espnet, no window" in found:
+        same = sum(a == b for a, b in zip(found["ours"], found["espnet, no window"], strict=True))
+        rows.append(row(f"{title}, same best tokens", same, items, same / items, None, "", None))
+    if "floor" in median:
+        wanted = FLOOR_TARGET if (beam, seconds) == (40, 10) else None
+        rows.append(times_floor(title, median["ours"], median["floor"], wanted, "s"))
+    return rows
+
+
+def score_rows(models: Models, seconds: int, rounds: int) -> list[dict]:
+    """CTC prefix scores of 40 hypotheses, 10 tokens long at the end, 60 candidates each."""
+    torch.manual_seed(1)
+    frames, n, steps = seconds * FRAME_RATE, 40, 10
+    log_probs = models.ctc.log_softmax(torch.randn(1, frames, WIDTH))
+    lengths = torch.tensor([frames])
+    candidates = torch.randint(1, EOS, (steps + 1, n, 60))
+
+    def ours() -> None:
+        scorer = CtcPrefixScorer(log_probs, lengths)
+        state = scorer.start()
+        state = scorer.extend(state, torch.zeros(n, dtype=torch.int64), candidates[0, :, 0])
+        for step in range(1, steps + 1):  # the first is for one hypothesis, and costs next to none
+            scorer.score(candidates[step], state)
+            state = scorer.extend(state, torch.arange(n), candidates[step, :, 0])
+
+    def theirs() -> None:
+        scorer = models.espnet["score"](log_probs.clone(), lengths, 0, EOS)
+        history, state = torch.full((n, 1), EOS), None
+        for step in range(steps):
+            _, state = scorer(history, state, candidates[step])
+            token = candidates[step, :, 0]
+            state = scorer.index_select_state(state, (torch.arange(n) * VOCAB + token)[None])
+            history = torch.cat([history, token[:, None]], 1)
+
+    runs = {"ours": ours} | ({"espnet": theirs} if models.espnet is not None else {})
+    times = in_turn(runs, rounds)
+    title = f"CTC prefix scores, 40 hypotheses, 10 steps, {seconds} s"
+    for name, values in times.items():
+        print(f"{title}, {name}, s: {spread(values)}", flush=True)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    return [against_peer(title, median["ours"], median.get("espnet"), SCORE_TARGET, "s")]
+
+
+def rescore_rows(rounds: int) -> list[dict]:
+    """Ten hypotheses of each of 16 utterances, in one pass and one utterance after another."""
+    torch.manual_seed(1)
+    decoder = BidirectionalDecoder(VOCAB, 256, 256, 4, 1024, 3, 3).eval()
+    frames, items = 100, 16
+    lengths = torch.linspace(frames, frames / 2, items).long()
+    hidden = torch.randn(items, frames, 256)
+    empty = hidden.new_zeros(items, frames, 1)
+    nbest = [
+        [
+            Hypothesis(torch.randint(1, EOS, (12,)).tolist(), -1.0, {"decoder": -1.0})
+            for _ in range(10)
+        ]
+        for _ in range(items)
+    ]
+
+    def together() -> None:
+        rescore([Evidence(hidden, lengths, empty, decoder)], nbest, 1.0, 0.5)
+
+    def each_hypothesis() -> None:
+        for b in range(items):
+            row = slice(b, b + 1)
+            t = int(lengths[b])
+            alone = [Evidence(hidden[row, :t], lengths[row], empty[row, :t], decoder)]
+            for h in nbest[b]:
+                rescore(alone, [[h]], 1.0, 0.5)
+
+    times = in_turn({"together": together, "one by one": each_hypothesis}, rounds)
+    title = "right-to-left rescoring, 16 utterances of 10 hypotheses, against one by one"
+    for name, values in times.items():
+        print(f"{title}, {name}, s: {spread(values)}", flush=True)
+    ours, peer = (statistics.median(values) for values in times.values())
+    return [against_peer(title, ours, peer, RESCORE_TARGET, "s")]
+
+
+@torch.inference_mode()
+def benchmark(quick: bool, only: str) -> list[dict]:
+    """All rows; `quick` is short inputs and one round."""
+    #      seconds, items, beam, rounds
+    cases = [(5, 1, 10, 3), (5, 1, 40, 1), (10, 1, 10, 3), (10, 1, 40, 1), (30, 1, 10, 1),
+             (30, 1, 40, 1), (10, 16, 10, 1)]  # fmt: skip
+    if quick:
+        cases = [(2, 1, 10, 1), (2, 2, 10, 1)]
+    models, rows = Models(), []
+    for seconds, items, beam, rounds in cases:
+        if only in f"search {seconds} {items} {beam}":
+            rows += search_rows(models, seconds, items, beam, rounds)
+    for seconds in (2,) if quick else (5, 10, 30):
+        if only in f"scores {seconds}":
+            rows += score_rows(models, seconds, 1 if quick else 5)
+    if only in "rescoring":
+        rows += rescore_rows(1 if quick else 5)
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="short inputs, one round")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", default="", help="cases with this in 'search seconds items beam'")
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    save(benchmark(options.quick, options.only), options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
