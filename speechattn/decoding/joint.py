@@ -112,7 +112,8 @@ def beam_search(
     """Beam search over a weighted sum of scorers and the length bonus.
 
     Args:
-        full: scorers of all tokens with their weights, each at least 0, by name.
+        full: scorers of all tokens with their weights, by name. A weight below 0 takes a score
+            away, as of an internal language model.
         partial: scorers of candidates, likewise. With `full` empty all tokens are candidates.
         lengths: (B,) int64, frames, from which the limits of length follow.
         vocab_size: V; 0 is blank, V - 1 is <sos/eos>.
@@ -149,6 +150,13 @@ def length_limits(lengths: Tensor, options: DecodeOptions) -> tuple[Tensor, Tens
     return torch.minimum(least, most), most
 
 
+def most_gain(scorer: Scorer | PartialScorer, weight: float) -> float:
+    """The most that a weighted scorer can add for one token."""
+    if weight < 0:
+        return math.inf  # of what is far below 0
+    return weight * getattr(scorer, "bonus", 0.0)
+
+
 class _Search:
     """One search: scorers and options that every step needs."""
 
@@ -159,6 +167,9 @@ class _Search:
         self.names = [*full, *partial, "length"]
         weights = [*self.full_weights, *(weight for _, weight in partial.values())]
         self.weights = torch.tensor([*weights, options.length_bonus], dtype=torch.float64)
+        self.gain = max(0.0, options.length_bonus) + sum(
+            most_gain(scorer, weight) for scorer, weight in [*full.values(), *partial.values()]
+        )
         self.vocab_size = vocab_size
         self.eos = vocab_size - 1
         self.options = options
@@ -268,17 +279,17 @@ class _Search:
     def _done(self, beam: Beam, ended: Beam, recent: Tensor, remaining: Tensor) -> Tensor:
         """Utterances of which the search may end, (B,) bool.
 
-        Scores fall with every token but for the bonus, so no running hypothesis ends above its
-        score plus the bonus of the `remaining` tokens. Where the bonus makes that bound useless,
-        or places beyond the first are still open, the paper's end detection decides.
+        Scores fall with every token but for what is given as a bonus, so no running hypothesis ends
+        above its score plus the most that the `remaining` tokens can gain. Where that makes the
+        bound useless, or places beyond the first are still open, the paper's end detection decides.
         """
-        bonus = self.options.length_bonus
         running = beam.score.amax(1)
-        bound = running + max(0.0, bonus) * remaining
+        # No gain without a token to come, however large it might be.
+        bound = torch.where(remaining > 0, running + self.gain * remaining.clamp(min=1), running)
         over = (bound <= ended.score[:, -1]) | (running == -math.inf)
         best = ended.score[:, 0]
         faded = (recent.isfinite() & (recent < best[:, None] - END_GAP)).all(1)
-        return over | (faded & ((bound <= best) | (bonus > 0)))
+        return over | (faded & ((bound <= best) | (self.gain > 0)))
 
     def _collect(self, ended: Beam, rows: Tensor, results: list[list[Hypothesis]]) -> None:
         """Writes the hypotheses of finished utterances into `results`."""

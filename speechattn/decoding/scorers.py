@@ -24,9 +24,11 @@ SMALLEST_SUM = 1e-28
 
 
 class Scorer(Protocol):
-    """Scores every token after every hypothesis. No score exceeds 0: the search's end relies on it.
+    """Scores every token after every hypothesis.
 
-    States are values: methods return new ones and change none.
+    States are values: methods return new ones and change none. No score exceeds 0, since the
+    search's end relies on it; a scorer that gives more says by an attribute `bonus` how much it may
+    give a token at most.
     """
 
     def start(self) -> Any:
