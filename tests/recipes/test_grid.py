@@ -66,10 +66,8 @@ def corpus(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_all_stages_and_again(corpus, tmp_path):
     exp = tmp_path / "av"
-    config = RECIPE / "conf" / "demo" / "av.yaml"
     wav = next((corpus / "s1").glob("*.mp4"))
-    common = ["--data-dir", corpus, "--modality", "av", "--exp", exp, "--config", config]
-    common += ["--fusion", "mlp"]
+    common = ["--data-dir", corpus, "--modality", "av", "--fusion", "mlp", "--exp", exp]
     first = run(*common, "--noise", wav, *TINY)
     assert "stage 3: train in" in first.stdout
     for name in ("decode_test", "decode_test_noise_0dB"):
