@@ -201,13 +201,13 @@ def add_noise(sub: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_decoding_commands(command) -> None:
-    """decode, score, transcribe, report, doctor."""
+    """decode, score, fuse, transcribe, report, doctor."""
     sub = command("decode", commands.decode, "decode the cuts of a manifest")
     sub.add_argument("--model", type=Path, required=True, help="model directory")
     sub.add_argument("--cuts", type=Path, required=True)
     sub.add_argument("--crops", type=Path, help="folder of mouth crops")
     sub.add_argument("--output", type=Path, required=True)
-    sub.add_argument("--options", type=Path, help="YAML of decode options; else the model's")
+    add_search(sub)
     add_noise(sub, "sound to mix in")
     sub.add_argument("--details", type=int, default=6, help="utterances to look at closely")
     sub.add_argument("--batch-seconds", type=float, default=60.0)
@@ -224,12 +224,14 @@ def add_decoding_commands(command) -> None:
     sub.add_argument("--allow-missing", action="store_true", help="missing ids are deletions")
     sub.add_argument("--allow-extra", action="store_true", help="ids without reference: ignore")
 
+    add_fuse(command)
+
     sub = command("transcribe", commands.transcribe, "transcribe media files")
     sub.add_argument("--model", type=Path, required=True, help="model directory")
     sub.add_argument("files", nargs="+", help="face videos, mouth crops or sound")
     sub.add_argument("--format", choices=("txt", "json", "srt", "vtt", "tsv"), default="txt")
     sub.add_argument("--output-dir", type=Path, help="a file for each input, else all to stdout")
-    sub.add_argument("--options", type=Path, help="YAML of decode options; else the model's")
+    add_search(sub)
     sub.add_argument("--batch-size", type=int, default=8, help="files decoded together")
     add_allow(sub, "the model")
     add_device(sub)
@@ -241,6 +243,62 @@ def add_decoding_commands(command) -> None:
     sub.add_argument("--note", help="a line in the banner at the top")
 
     command("doctor", commands.doctor, "what this machine has for speechattn")
+
+
+def add_search(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--options", type=Path, help="YAML of decode options; else the model's")
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change a decode option, e.g. --set beam_size=20",
+    )
+    sub.add_argument("--ngram", type=Path, help="ARPA file of the model's units; set ngram_weight")
+    sub.add_argument(
+        "--hot-words",
+        type=Path,
+        help="text file, a phrase a line, a score behind a tab; set hot_words_weight",
+    )
+
+
+def add_fuse(command) -> None:
+    """fuse."""
+    sub = command("fuse", commands.fuse, "one transcript out of several systems' (ROVER)")
+    sub.add_argument(
+        "systems",
+        nargs="+",
+        type=Path,
+        help="decode folders, or tables of id TAB text; the best first: it is the base, wins ties",
+    )
+    sub.add_argument("--output", type=Path, required=True, help="decode folder to make")
+    sub.add_argument("--unit", choices=UNITS, default="word", help="what is voted on")
+    sub.add_argument(
+        "--voting",
+        choices=("frequency", "average", "maximum"),
+        help="by votes, or by votes and the average or highest confidence; else chosen on --dev",
+    )
+    sub.add_argument("--alpha", type=float, help="share of the votes, 0 to 1; else as --voting")
+    sub.add_argument(
+        "--null-confidence", type=float, help="of saying nothing, 0 to 1; else as --voting"
+    )
+    sub.add_argument("--weights", nargs="+", type=float, help="one for each system, in order")
+    sub.add_argument(
+        "--dev",
+        nargs="+",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="outputs of the same systems in the same order, with ref.tsv; choose on these what "
+        "is not given; repeated for several conditions",
+    )
+    sub.add_argument("--tune-weights", action="store_true", help="choose the weights on --dev")
+    sub.add_argument(
+        "--order-by-dev", action="store_true", help="order the systems by their errors on --dev"
+    )
+    sub.add_argument("--allow-missing", action="store_true", help="an id may be in some only")
 
 
 def add_device(sub: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from speechattn.decoding import DecodeOptions, decode
 from speechattn.ensemble import Ensemble
 from speechattn.errors import ConfigError
 from speechattn.model import SpeechModel
-from speechattn.model_dir import load_model, read_config, read_meta, save_model_dir
+from speechattn.model_dir import load_model, read_config, read_meta, read_options, save_model_dir
 from speechattn.transcriber import Transcriber
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def read_models(
     if len(set(rois.values())) > 1:
         raise ConfigError(f"{' and '.join(map(str, rois))} cut mouths out in other ways (roi)")
     if options is None:
-        options = build(DecodeOptions, read_config(first).get("decode", {}), "decode")
+        options = read_options(first)
     ensemble = Ensemble(models, dict.fromkeys(models, 1.0)).eval()
     return Transcriber(ensemble, tokenizer, options, next(iter(rois.values()), None))
 

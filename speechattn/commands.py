@@ -212,10 +212,33 @@ def decode(args: Namespace) -> None:
 def load_transcriber(args: Namespace):
     """The model that a command names, with the decode options that it names."""
     from speechattn.decoding import DecodeOptions
+    from speechattn.model_dir import read_options
     from speechattn.transcriber import Transcriber
 
     options = DecodeOptions.load(args.options) if args.options else None
-    return Transcriber.from_pretrained(args.model, options, args.device, args.allow, args.precision)
+    if args.overrides:
+        options = changed_options(options or read_options(args.model), args.overrides)
+    return Transcriber.from_pretrained(
+        args.model,
+        options,
+        args.device,
+        args.allow,
+        args.precision,
+        args.ngram,
+        args.hot_words,
+    )
+
+
+def changed_options(options, overrides: list[str]):
+    """Decode options with KEY=VALUE applied."""
+    from dataclasses import asdict
+
+    from speechattn.config import build, override
+    from speechattn.decoding import DecodeOptions
+
+    values = asdict(options)
+    override(values, overrides)
+    return build(DecodeOptions, values, "decode")
 
 
 def score(args: Namespace) -> None:
@@ -238,6 +261,25 @@ def score(args: Namespace) -> None:
         args.allow_missing,
         args.allow_extra,
         console=console,
+    )
+
+
+def fuse(args: Namespace) -> None:
+    """speechattn fuse"""
+    from speechattn.fuse import fuse
+
+    fuse(
+        args.systems,
+        args.output,
+        args.unit,
+        args.voting,
+        args.alpha,
+        args.null_confidence,
+        args.weights,
+        args.dev,
+        args.tune_weights,
+        args.order_by_dev,
+        args.allow_missing,
     )
 
 

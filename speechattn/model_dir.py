@@ -18,6 +18,7 @@ from torch import Tensor
 from speechattn import __version__
 from speechattn.config import build, check_sections, read_yaml
 from speechattn.data.tokenizer import Tokenizer
+from speechattn.decoding import DecodeOptions
 from speechattn.ensemble import Ensemble
 from speechattn.errors import ConfigError
 from speechattn.model import SpeechModel
@@ -109,6 +110,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{folder} is no model directory: {CONFIG} is missing")
     return read_yaml(path)
+
+
+def read_options(folder: str | Path) -> DecodeOptions:
+    """How the model of a directory decodes."""
+    return build(DecodeOptions, read_config(folder).get("decode", {}), "decode")
 
 
 def read_meta(folder: str | Path) -> dict[str, Any]:

@@ -25,11 +25,12 @@ from speechattn.decoding import (
     word_times,
 )
 from speechattn.decoding.ctc import AlignmentError
+from speechattn.decoding.shallow_fusion import NOTHING, ShallowFusion, read_fusion
 from speechattn.ensemble import Ensemble
 from speechattn.errors import ConfigError, MediaError
 from speechattn.frontends.inference import Precision, optimise
 from speechattn.model import SpeechModel
-from speechattn.model_dir import load_model, read_config
+from speechattn.model_dir import load_model, read_config, read_options
 from speechattn.transcript import Span, Transcript
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Transcriber:
         decode_options: the search; what the model was tested with by default.
         roi_options: how mouths are cut out; what the model was trained with.
         device: where the model runs.
+        fusion: language models and hot words; their weights are among the decode options.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Transcriber:
         decode_options: DecodeOptions | None = None,
         roi_options: RoiOptions | None = None,
         device: str | torch.device = "cpu",
+        fusion: ShallowFusion = NOTHING,
     ):
         roi_options = roi_options or RoiOptions()
         if "video" in model.modalities and roi_options.fps != model.video_fps:
@@ -65,6 +68,8 @@ class Transcriber:
             )
         self.decode_options = decode_options or DecodeOptions()
         check_options(model.decoders, self.decode_options)
+        fusion.check(self.decode_options, model.vocab_size)
+        self.fusion = fusion.to(device)
         self.model = model.to(device).eval()
         self.tokenizer = tokenizer
         self.cropper = MouthCropper(roi_options)
@@ -78,6 +83,8 @@ class Transcriber:
         device: str | torch.device = "cpu",
         allow: Iterable[str] = (),
         precision: Precision = "fp32",
+        ngram: str | Path | None = None,
+        hot_words: str | Path | None = None,
     ) -> "Transcriber":
         """Reads a model directory.
 
@@ -88,12 +95,14 @@ class Transcriber:
             allow: packages beside this one whose classes config.yaml may name.
             precision: of the visual frontend on a CPU: 'fp32', or the faster 'mixed' and 'bf16',
                 which round more, so that a text may come out differently.
+            ngram: an n-gram model of the model's units, an ARPA file; decode option ngram_weight.
+            hot_words: a file of phrases, one a line; decode option hot_words_weight.
 
         Raises:
             ConfigError: the directory is not whole, or names what it may not.
         """
         config = read_config(folder)
-        options = decode_options or build(DecodeOptions, config.get("decode", {}), "decode")
+        options = decode_options or read_options(folder)
         roi = build(RoiOptions, config.get("roi", {}), "roi")
         model = load_model(folder, allow)
         if torch.device(device).type == "cpu":
@@ -101,7 +110,9 @@ class Transcriber:
                 if "video" in one.streams:
                     stream = one.streams["video"]
                     stream.frontend = optimise(stream.frontend, precision)
-        return cls(model, Tokenizer.load(folder), options, roi, device)
+        tokenizer = Tokenizer.load(folder)
+        fusion = read_fusion(tokenizer, ngram, hot_words)
+        return cls(model, tokenizer, options, roi, device, fusion)
 
     def transcribe(
         self, paths: str | Path | Sequence[str | Path], batch_size: int = 8
@@ -182,7 +193,7 @@ class Transcriber:
         evidence = self.model.evidence(
             batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
         )
-        found = decode(evidence, self.decode_options)
+        found = decode(evidence, self.decode_options, self.fusion)
         return [
             self.to_transcript(name, nbest[0], evidence, i, self.duration(batch, i))
             for i, (name, nbest) in enumerate(zip(batch.ids, found, strict=True))

@@ -16,34 +16,50 @@ from speechattn.decoding.alignment import (
     token_times,
     word_times,
 )
+from speechattn.decoding.boosting import BoostScorer, ContextGraph
 from speechattn.decoding.ctc import AlignmentError, TokenSpan, ctc_forced_align, ctc_greedy
+from speechattn.decoding.ctc_beam import ctc_beam_search
 from speechattn.decoding.dispatch import check_options, decode
 from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.joint import beam_search, joint_search
+from speechattn.decoding.lm_scorers import InternalLmScorer, LmScorer, NgramScorer
+from speechattn.decoding.ngram import NgramLm
 from speechattn.decoding.options import DecodeOptions
 from speechattn.decoding.rescoring import rescore
+from speechattn.decoding.rover import RoverOptions, rover
 from speechattn.decoding.scorers import CtcPrefixScorer, DecoderScorer, PartialScorer, Scorer
+from speechattn.decoding.shallow_fusion import ShallowFusion
 
 __all__ = [
     "AlignmentError",
+    "BoostScorer",
+    "ContextGraph",
     "CtcPrefixScorer",
     "DecodeOptions",
     "DecoderScorer",
     "Evidence",
     "Hypothesis",
+    "InternalLmScorer",
+    "LmScorer",
+    "NgramLm",
+    "NgramScorer",
     "PartialScorer",
+    "RoverOptions",
     "Scorer",
+    "ShallowFusion",
     "TokenSpan",
     "TokenTime",
     "WordTime",
     "beam_search",
     "check_options",
+    "ctc_beam_search",
     "ctc_forced_align",
     "ctc_greedy",
     "decode",
     "joint_search",
     "rescore",
+    "rover",
     "surest_times",
     "token_times",
     "word_times",

@@ -7,12 +7,16 @@ import torch
 
 from speechattn.decoders import BidirectionalDecoder, Decoder
 from speechattn.decoding.ctc import ctc_greedy
+from speechattn.decoding.ctc_beam import ctc_beam_search
 from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.joint import joint_search
 from speechattn.decoding.options import DecodeOptions
 from speechattn.decoding.rescoring import rescore
+from speechattn.decoding.shallow_fusion import NOTHING, ShallowFusion
 from speechattn.errors import ConfigError
+
+CTC_ONLY = ("ctc_greedy", "ctc_beam")
 
 
 def check_options(decoders: Sequence[Decoder | None], options: DecodeOptions) -> None:
@@ -25,17 +29,27 @@ def check_options(decoders: Sequence[Decoder | None], options: DecodeOptions) ->
     Raises:
         ConfigError: it names the option and what a model lacks for it.
     """
-    if options.method == "ctc_greedy":
+    if options.method in CTC_ONLY:
         if len(decoders) > 1:
             raise ConfigError(
-                "decode option method: ctc_greedy reads one model and these are "
+                f"decode option method: {options.method} reads one model and these are "
                 f"{len(decoders)}; use joint"
+            )
+        if options.internal_lm_weight > 0:
+            raise ConfigError(
+                f"decode option internal_lm_weight: {options.internal_lm_weight:g} is for searches "
+                f"with the attention decoder, and {options.method} has none"
             )
         return
     if None in decoders and ctc_weight(options) < 1:
         raise ConfigError(
             f"decode option method: {options.method} needs a decoder and this model has none; "
             "use ctc_greedy, or joint with ctc_weight 1"
+        )
+    if options.internal_lm_weight > 0 and ctc_weight(options) == 1:
+        raise ConfigError(
+            f"decode option internal_lm_weight: {options.internal_lm_weight:g} needs attention "
+            "scores, which ctc_weight 1 leaves out"
         )
     if options.reverse_weight == 0:
         return
@@ -56,13 +70,16 @@ def ctc_weight(options: DecodeOptions) -> float:
 
 
 @torch.inference_mode()
-def decode(evidence: Sequence[Evidence], options: DecodeOptions) -> list[list[Hypothesis]]:
+def decode(
+    evidence: Sequence[Evidence], options: DecodeOptions, fusion: ShallowFusion = NOTHING
+) -> list[list[Hypothesis]]:
     """Reads a batch of utterances; each gives what it gives alone.
 
     Args:
         evidence: what one or more models made of the batch. An utterance of no frames in one of
             them gives one empty hypothesis.
         options: which search, and how.
+        fusion: language models and hot words; greedy search does not look at them.
 
     Returns:
         For each utterance at least one hypothesis, best first.
@@ -71,9 +88,9 @@ def decode(evidence: Sequence[Evidence], options: DecodeOptions) -> list[list[Hy
         ConfigError: a model lacks what the options ask for.
     """
     check_options([e.decoder for e in evidence], options)
-    if options.method == "ctc_greedy":
-        (e,) = evidence
-        return [[hypothesis] for hypothesis in ctc_greedy(e.log_probs, e.lengths)]
+    fusion.check(options, evidence[0].log_probs.size(-1))
+    if options.method in CTC_ONLY:
+        return ctc_search(*evidence, options, fusion)
     options = replace(options, ctc_weight=ctc_weight(options))
     lengths = torch.stack([e.lengths for e in evidence])
     heard = (lengths > 0).all(0).nonzero()[:, 0]
@@ -81,13 +98,32 @@ def decode(evidence: Sequence[Evidence], options: DecodeOptions) -> list[list[Hy
     if not len(heard):
         return results
     evidence = [e.rows(heard) for e in evidence]
+    extra = fusion.scorers(options, evidence)
     if options.reverse_weight > 0:
         wide = replace(options, nbest=max(options.nbest, options.beam_size))
-        found = joint_search(evidence, wide)
+        found = joint_search(evidence, wide, extra)
         found = rescore(evidence, found, 1 - options.ctc_weight, options.reverse_weight)
         found = [hypotheses[: options.nbest] for hypotheses in found]
     else:
-        found = joint_search(evidence, options)
+        found = joint_search(evidence, options, extra)
     for row, hypotheses in zip(heard.tolist(), found, strict=True):
         results[row] = hypotheses
     return results
+
+
+def ctc_search(
+    evidence: Evidence, options: DecodeOptions, fusion: ShallowFusion
+) -> list[list[Hypothesis]]:
+    """The searches of CTC alone."""
+    if options.method == "ctc_greedy":
+        return [[h] for h in ctc_greedy(evidence.log_probs, evidence.lengths)]
+    return ctc_beam_search(
+        evidence.log_probs,
+        evidence.lengths,
+        options.beam_size,
+        options.nbest,
+        options.frame_units,
+        options.blank_skip,
+        options.length_bonus,
+        fusion.scorers(options, [evidence]),
+    )

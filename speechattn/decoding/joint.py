@@ -12,7 +12,7 @@ can overtake the ended ones, which is exact.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -78,13 +78,18 @@ class Beam:
         ).best(self.score.size(1))
 
 
-def joint_search(evidence: Sequence[Evidence], options: DecodeOptions) -> list[list[Hypothesis]]:
+def joint_search(
+    evidence: Sequence[Evidence],
+    options: DecodeOptions,
+    extra: Mapping[str, tuple[Scorer, float]] | None = None,
+) -> list[list[Hypothesis]]:
     """Beam search over decoder and CTC prefix scores, of one model or weighted over several.
 
     Args:
         evidence: of one or more models of the same units, each length at least 1. Decoders are
             not used where ctc_weight is 1.
         options: of the search; `method` and `reverse_weight` are not looked at.
+        extra: further scorers of all tokens with their weights, by name.
 
     Returns:
         For each utterance up to `nbest` hypotheses, best first.
@@ -98,6 +103,7 @@ def joint_search(evidence: Sequence[Evidence], options: DecodeOptions) -> list[l
         if options.ctc_weight > 0:
             prefixes = CtcPrefixScorer(e.log_probs, e.lengths)
             partial[e.label("ctc")] = (prefixes, e.weight * options.ctc_weight)
+    full |= extra or {}
     lengths = torch.stack([e.lengths for e in evidence]).amax(0)
     return beam_search(full, partial, lengths, evidence[0].log_probs.size(-1), options)
 

@@ -7,7 +7,7 @@ import yaml
 
 from speechattn.errors import ConfigError
 
-METHODS = ("joint", "attention", "ctc_greedy")
+METHODS = ("joint", "attention", "ctc_greedy", "ctc_beam")
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class DecodeOptions:
 
     Attributes:
         method: `joint`, beam search over decoder and CTC prefix scores; `attention`, the same
-            without CTC; `ctc_greedy`, the best label of each frame.
+            without CTC; `ctc_greedy`, the best label of each frame; `ctc_beam`, the most probable
+            token sequences by CTC, with the language models and hot words below.
         beam_size: hypotheses kept for an utterance, K.
         ctc_weight: of the CTC prefix score in `joint`, 0..1; the decoder gets the rest. At 1 the
             decoder is not used.
@@ -31,7 +32,14 @@ class DecodeOptions:
         reverse_weight: of the right-to-left decoder in the attention score, 0..1; the
             left-to-right one gets the rest. Above 0 the search keeps at least `beam_size` of its
             hypotheses, and they are ranked anew by the score with both directions in it. Needs a
-            BidirectionalDecoder; `ctc_greedy` does not look at it.
+            BidirectionalDecoder; the searches of CTC alone do not look at it.
+        lm_weight: of a Transformer language model's score, added to the others; 0 for none.
+        ngram_weight: of an n-gram model's score.
+        hot_words_weight: of the scores that hot words get.
+        internal_lm_weight: of what is taken away for the attention decoder's own language model,
+            together with another language model. Not in the searches of CTC alone.
+        frame_units: `ctc_beam` lets prefixes grow by so many units in a frame, the best; 0: all.
+        blank_skip: `ctc_beam` skips frames whose blank is more probable than this; 1: none.
     """
 
     method: str = "joint"
@@ -43,6 +51,12 @@ class DecodeOptions:
     pre_beam_ratio: float = 1.5
     nbest: int = 1
     reverse_weight: float = 0.0
+    lm_weight: float = 0.0
+    ngram_weight: float = 0.0
+    hot_words_weight: float = 0.0
+    internal_lm_weight: float = 0.0
+    frame_units: int = 20
+    blank_skip: float = 1.0
 
     def __post_init__(self):
         for f in fields(self):
@@ -60,6 +74,10 @@ class DecodeOptions:
         _check(self.pre_beam_ratio >= 1, "pre_beam_ratio", self.pre_beam_ratio, "1 or more")
         _check(self.nbest >= 1, "nbest", self.nbest, "at least 1")
         _check(0 <= self.reverse_weight <= 1, "reverse_weight", self.reverse_weight, "in 0..1")
+        for name in ("lm_weight", "ngram_weight", "hot_words_weight", "internal_lm_weight"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _check(self.frame_units >= 0, "frame_units", self.frame_units, "0 or more")
+        _check(0 < self.blank_skip <= 1, "blank_skip", self.blank_skip, "above 0, at most 1")
 
     def save(self, path: str | Path) -> None:
         """Writes YAML."""

@@ -1,0 +1,232 @@
+"""A Transformer language model over the model's units, for shallow fusion and rescoring.
+
+Legend: B sequences (utterances in a search), K hypotheses of an utterance, N = B * K, U tokens,
+V units, L layers, H heads, D width, Dh = D / H, M nodes.
+
+The arithmetic of ESPnet's `espnet2.lm.transformer_lm.TransformerLM`: pre-norm blocks of causal
+self-attention behind a linear layer of the embedding, and by default no positions, which a causal
+mask gives away by itself (Irie et al., "Language Modeling with Deep Transformers", 1905.04226).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from speechattn.decoders.transformer import NORM_EPS, SelfAttention, sinusoids
+from speechattn.decoders.tree import KeyValue, TokenTree
+from speechattn.masks import padding_mask
+
+# Logits that `sequence_scores` holds at once.
+MAX_LOGITS = 2**26
+
+
+@dataclass(frozen=True)
+class LmState:
+    """What a step needs of the past; never changed in place.
+
+    Hypotheses of one utterance are adjacent and each utterance has as many as the others.
+
+    Attributes:
+        tree: the tokens fed so far.
+    """
+
+    tree: TokenTree
+
+    def select(self, index: Tensor) -> "LmState":
+        """Reorders, drops or multiplies hypotheses.
+
+        While every run of hypotheses of one utterance is equally long they share what they have
+        in common; otherwise each becomes an utterance of its own.
+
+        Args:
+            index: (M,) int64, each in [0, N).
+        """
+        utterances = self.tree.path.size(0)
+        owner = index // (self.tree.hypotheses // utterances)  # (M,)
+        rows, runs = torch.unique_consecutive(owner, return_counts=True)
+        count = int(runs[0]) if runs.numel() else 1
+        if not bool((runs == count).all()):
+            rows, count = owner, 1
+        same = torch.equal(rows, torch.arange(utterances, device=rows.device))
+        return LmState(self.tree.select(index, None if same else rows, count))
+
+
+class LmLayer(nn.Module):
+    """Self-attention and feed-forward, each normalised before it is added."""
+
+    def __init__(
+        self,
+        width: int,
+        attention_heads: int,
+        linear_units: int,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.self_attention = SelfAttention(width, attention_heads, attention_dropout)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, linear_units),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(linear_units, width),
+        )
+        self.norm_self = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm_feed_forward = nn.LayerNorm(width, eps=NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, U, D) -> (B, U, D); token u sees tokens 0..u."""
+        return self.feed(x + self.dropout(self.self_attention(self.norm_self(x))))
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The feed-forward sub-layer, (..., D) -> (..., D)."""
+        return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
+
+    def step(self, x: Tensor, past: KeyValue, path: Tensor) -> tuple[Tensor, KeyValue]:
+        """One token of each hypothesis, (B, K, D) -> (B, K, D) and the cache with it."""
+        y, past = self.self_attention.step(self.norm_self(x), past, path)
+        return self.feed(x + y), past
+
+
+class TransformerLm(nn.Module):
+    """Predicts token u + 1 from tokens 0..u.
+
+    Args:
+        vocab_size: V, with blank and <sos/eos> among them.
+        width: D, even and a multiple of `attention_heads`.
+        attention_heads: H.
+        linear_units: width inside the feed-forward.
+        num_blocks: L.
+        dropout: of embeddings, of sub-layers' outputs and inside the feed-forward, in [0, 1).
+        attention_dropout: of attention weights, in [0, 1).
+        embed_size: width of the embedding, which a linear layer widens to D.
+        positions: `none`, or `sinusoidal` ones, added after the linear layer.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int = 512,
+        attention_heads: int = 8,
+        linear_units: int = 2048,
+        num_blocks: int = 6,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        embed_size: int = 128,
+        positions: Literal["none", "sinusoidal"] = "none",
+    ):
+        super().__init__()
+        if attention_heads < 1 or width % attention_heads or width % 2:
+            raise ValueError(
+                f"width {width} has to be even and a multiple of attention_heads {attention_heads}"
+            )
+        if num_blocks < 1:
+            raise ValueError(f"num_blocks is {num_blocks}; a language model needs at least one")
+        if not 0.0 <= attention_dropout < 1.0:
+            raise ValueError(f"attention_dropout is {attention_dropout}; it has to be in [0, 1)")
+        if positions not in ("none", "sinusoidal"):
+            raise ValueError(f"positions is {positions!r}; it has to be none or sinusoidal")
+        self.vocab_size = vocab_size
+        self.width = width
+        self.heads = attention_heads
+        self.positions = positions
+        self.embed = nn.Embedding(vocab_size, embed_size)
+        self.input = nn.Sequential(
+            nn.Linear(embed_size, width), nn.LayerNorm(width), nn.Dropout(dropout), nn.ReLU()
+        )
+        self.position_dropout = nn.Dropout(dropout if positions == "sinusoidal" else 0.0)
+        self.layers = nn.ModuleList(
+            LmLayer(width, attention_heads, linear_units, dropout, attention_dropout)
+            for _ in range(num_blocks)
+        )
+        self.after_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.output = nn.Linear(width, vocab_size)
+        # Not a buffer: it grows with need, and DDP expects buffers of one size on all processes.
+        self._positions = sinusoids(256, width)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Logits of the next token after each token.
+
+        Args:
+            tokens: (B, U) int64, starting with <sos>; any value beyond a sequence's length.
+            lengths: (B,) int64.
+
+        Returns:
+            (B, U, V); what stands beyond a sequence's length means nothing.
+        """
+        return self.output(self.hidden(tokens, lengths))
+
+    def hidden(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """What the output layer gets in `forward`, (B, U, D)."""
+        # Padding may be -1 as the loss wants it, which no embedding has.
+        x = self._embed(tokens.masked_fill(~padding_mask(lengths, tokens.size(1)), 0))
+        for layer in self.layers:
+            x = layer(x)
+        return self.after_norm(x)
+
+    def init_state(self, batch: int) -> LmState:
+        """The state before <sos>, one hypothesis for each of B utterances."""
+        like, size = self.output.weight, self.width // self.heads
+        return LmState(TokenTree.root(len(self.layers), batch, self.heads, like, size))
+
+    def step(self, token: Tensor, state: LmState) -> tuple[Tensor, LmState]:
+        """Feeds one token to every hypothesis.
+
+        Args:
+            token: (N,) int64, <sos> first.
+            state: of N hypotheses.
+
+        Returns:
+            Log-probabilities of the next token (N, V), and the state with `token` in it.
+        """
+        tree = state.tree
+        x = self._embed(token.view(tree.path.size(0), -1), position=tree.depth)  # (B, K, D)
+        path, cache = tree.grown_path(), []
+        for layer, past in zip(self.layers, tree.cache, strict=True):
+            x, past = layer.step(x, past, path[:, None])
+            cache.append(past)
+        log_probs = self.output(self.after_norm(x.flatten(0, 1))).log_softmax(-1)  # (N, V)
+        return log_probs, LmState(tree.grown(tuple(cache), path))
+
+    def _embed(self, tokens: Tensor, position: int | None = None) -> Tensor:
+        """Of tokens (B, U) one after the other, or all of them at one position."""
+        x = self.input(self.embed(tokens))
+        if self.positions == "none":
+            return x
+        start, stop = (0, tokens.size(1)) if position is None else (position, position + 1)
+        if stop > self._positions.size(0) or self._positions.device != x.device:
+            with torch.inference_mode(False):  # kept, so training has to be able to use it
+                table = sinusoids(max(2 * stop, self._positions.size(0)), self.width)
+                self._positions = table.to(x.device)
+        x = x * math.sqrt(self.width) + self._positions[start:stop].to(x.dtype)
+        return self.position_dropout(x)
+
+
+def sequence_scores(lm: TransformerLm, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Log-probability of whole sequences, <eos> included, in one pass.
+
+    Args:
+        lm: in evaluation mode.
+        tokens: (N, U) int64, starting with <sos>, without <eos>; any value beyond a length.
+        lengths: (N,) int64, <sos> counted, each at least 1.
+
+    Returns:
+        (N,) float64, natural logs.
+    """
+    n, u = tokens.shape
+    real = padding_mask(lengths, u)
+    after = torch.cat([tokens[:, 1:], tokens[:, :1]], 1)
+    targets = after.scatter(1, lengths[:, None] - 1, lm.vocab_size - 1)[real]
+    # Logits of real tokens only, and not all of them at once: they are by far the largest.
+    size = max(1, MAX_LOGITS // lm.vocab_size)
+    hidden = lm.hidden(tokens, lengths)[real]
+    scores = []
+    for x, target in zip(hidden.split(size), targets.split(size), strict=True):
+        logits = lm.output(x).float()
+        true = logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
+        scores.append(true.double())
+    total = torch.zeros(n, dtype=torch.float64, device=tokens.device)
+    return total.index_add(0, real.nonzero()[:, 0], torch.cat(scores))

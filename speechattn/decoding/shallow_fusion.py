@@ -1,0 +1,133 @@
+"""Shallow fusion: what scores hypotheses beside the models that hear or see."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from speechattn.data.tokenizer import Tokenizer
+from speechattn.decoders.language_model import TransformerLm
+from speechattn.decoding.boosting import BoostScorer, ContextGraph
+from speechattn.decoding.evidence import Evidence
+from speechattn.decoding.lm_scorers import InternalLmScorer, LmScorer, NgramScorer
+from speechattn.decoding.ngram import UNK, NgramLm
+from speechattn.decoding.options import DecodeOptions
+from speechattn.decoding.scorers import Scorer
+from speechattn.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ShallowFusion:
+    """Language models and hot words, of the models' units. Their weights are decode options.
+
+    Attributes:
+        lm: a Transformer language model in evaluation mode.
+        ngram: an n-gram model.
+        hot_words: phrases that are made more probable.
+    """
+
+    lm: TransformerLm | None = None
+    ngram: NgramLm | None = None
+    hot_words: ContextGraph | None = None
+
+    def check(self, options: DecodeOptions, vocab_size: int) -> None:
+        """Whether each weight has its model, and each model its units.
+
+        Raises:
+            ConfigError: it names the option.
+        """
+        parts = (
+            ("lm_weight", self.lm, "a Transformer language model"),
+            ("ngram_weight", self.ngram, "an n-gram model (--ngram FILE.arpa)"),
+            ("hot_words_weight", self.hot_words, "hot words (--hot-words FILE)"),
+        )
+        for option, model, what in parts:
+            weight = getattr(options, option)
+            if weight > 0 and model is None:
+                raise ConfigError(f"decode option {option}: {weight:g} needs {what}")
+            if model is not None and (weight == 0 or options.method == "ctc_greedy"):
+                raise ConfigError(
+                    f"{what} would change nothing: decode option {option} is {weight:g} and method "
+                    f"{options.method}"
+                )
+            if model is not None and model.vocab_size != vocab_size:
+                raise ConfigError(
+                    f"decode option {option}: the model has {vocab_size} units, and {what} of "
+                    f"{model.vocab_size} cannot go with it"
+                )
+
+    def to(self, device: torch.device | str) -> "ShallowFusion":
+        """The same on a device."""
+        parts = (self.lm, self.ngram, self.hot_words)
+        return ShallowFusion(*(None if part is None else part.to(device) for part in parts))
+
+    def scorers(
+        self, options: DecodeOptions, evidence: Sequence[Evidence]
+    ) -> dict[str, tuple[Scorer, float]]:
+        """Scorers of all tokens with their weights, by name; those of weight 0 left out."""
+        batch = len(evidence[0].lengths)
+        found: dict[str, tuple[Scorer, float]] = {}
+        if options.lm_weight > 0:
+            found["lm"] = LmScorer(self.lm, batch), options.lm_weight
+        if options.ngram_weight > 0:
+            found["ngram"] = NgramScorer(self.ngram, batch), options.ngram_weight
+        if options.hot_words_weight > 0:
+            found["hot_words"] = BoostScorer(self.hot_words, batch), options.hot_words_weight
+        if options.internal_lm_weight > 0:
+            for e in evidence:
+                scorer = InternalLmScorer(e.decoder, batch)
+                found[e.label("internal_lm")] = scorer, -options.internal_lm_weight * e.weight
+        return found
+
+
+NOTHING = ShallowFusion()
+
+
+def read_fusion(
+    tokenizer: Tokenizer,
+    ngram: str | Path | None = None,
+    hot_words: str | Path | None = None,
+) -> ShallowFusion:
+    """Language models and hot words from files.
+
+    Args:
+        tokenizer: of the models that they go with.
+        ngram: an ARPA file of the tokenizer's units.
+        hot_words: a text file, a phrase a line; behind a tab its score a token, 1 by default.
+
+    Raises:
+        ConfigError: a file cannot be read, or says what the tokenizer has no units for.
+    """
+    lm = graph = None
+    if ngram is not None:
+        lm = NgramLm.from_arpa(ngram, tokenizer.tokens)
+    if hot_words is not None:
+        graph = read_hot_words(tokenizer, hot_words)
+    return ShallowFusion(None, lm, graph)
+
+
+def read_hot_words(tokenizer: Tokenizer, path: str | Path) -> ContextGraph:
+    """The graph of a file of hot words; see `read_fusion`."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    phrases, scores = [], []
+    for number, line in enumerate(lines, 1):
+        phrase, _, score = line.partition("\t")
+        if not phrase.strip():
+            continue
+        try:
+            scores.append(float(score) if score.strip() else 1.0)
+        except ValueError as error:
+            raise ConfigError(f"{path}, line {number}: {score!r} is no score") from error
+        tokens = tokenizer.encode(phrase.strip())
+        if UNK in tokens:
+            raise ConfigError(
+                f"{path}, line {number}: the tokenizer has no units for all of {phrase.strip()!r}"
+            )
+        phrases.append(tokens)
+    if not phrases:
+        raise ConfigError(f"{path}: no hot words in it")
+    return ContextGraph.build(phrases, tokenizer.vocab_size, scores=scores)
