@@ -211,6 +211,7 @@ def add_decoding_commands(command) -> None:
     add_noise(sub, "sound to mix in")
     sub.add_argument("--details", type=int, default=6, help="utterances to look at closely")
     sub.add_argument("--batch-seconds", type=float, default=60.0)
+    sub.add_argument("--profile", action="store_true", help="print which operators took the time")
     add_allow(sub, "the model")
     add_device(sub)
 

@@ -197,16 +197,18 @@ def read_noise(args: Namespace):
 def decode(args: Namespace) -> None:
     """speechattn decode"""
     from speechattn.decode_cuts import decode_cuts
+    from speechattn.timing import profiled
 
-    decode_cuts(
-        load_transcriber(args),
-        args.cuts,
-        args.output,
-        args.crops,
-        read_noise(args),
-        args.batch_seconds,
-        args.details,
-    )
+    with profiled(args.profile):
+        decode_cuts(
+            load_transcriber(args),
+            args.cuts,
+            args.output,
+            args.crops,
+            read_noise(args),
+            args.batch_seconds,
+            args.details,
+        )
 
 
 def load_transcriber(args: Namespace):

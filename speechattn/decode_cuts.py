@@ -18,6 +18,7 @@ from speechattn.data.sampler import PaddedFrameBatches
 from speechattn.data.store import CropStore
 from speechattn.decoding import AlignmentError, DecodeOptions, surest_times
 from speechattn.evaluation.tables import write_table
+from speechattn.timing import PartTimes
 from speechattn.transcriber import Transcriber
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ def decode_cuts(
     """Decodes the cuts of a manifest into `output`.
 
     Writes `hyp.tsv`, `ref.tsv` (with speakers, if all are known), `transcripts.jsonl` (tokens and
-    words in time) and `details/<id>.npz` (posteriors, cross-attention, crops) for a few utterances
+    words in time, n-best with scores), `timing.json` (real-time factor by part, of what this run
+    decoded) and `details/<id>.npz` (posteriors, cross-attention, crops) for a few utterances
     spread over the set. A run that was interrupted goes on with the utterances that are missing.
 
     Args:
@@ -57,11 +59,16 @@ def decode_cuts(
     model = transcriber.model
     store = CropStore(crops) if crops is not None else None
     cuts = read_cuts(cuts_path, model.modalities, store)
-    options = output / "options.yaml"
+    options, fusion = output / "options.yaml", output / "fusion.json"
     if options.exists() and DecodeOptions.load(options) != transcriber.decode_options:
         logger.warning("%s was decoded with other options: starting anew", output)
         (output / PARTIAL).unlink(missing_ok=True)
+    sources = json.dumps(transcriber.fusion.sources, indent=2)
+    if options.exists() and (fusion.read_text() if fusion.exists() else "{}") != sources:
+        logger.warning("%s: other language models or hot words: starting anew", output)
+        (output / PARTIAL).unlink(missing_ok=True)
     transcriber.decode_options.save(options)
+    fusion.write_text(sources)
     done = read_partial(output / PARTIAL)
     left = [cut for cut in cuts if cut.id not in done]
     if len(left) < len(cuts):
@@ -72,7 +79,8 @@ def decode_cuts(
         (output / "details").mkdir(exist_ok=True)
         with (output / PARTIAL).open("a", encoding="utf-8") as file:
             batches = CutBatches(transcriber, left, store, noise, batch_seconds)
-            for batch in track(batches, description=f"decode {output.name}"):
+            batches = iter(track(batches, description=f"decode {output.name}"))
+            while (batch := timed_next(batches, transcriber.times)) is not None:
                 found = transcriber.recognise(batch)
                 # Before the transcripts: what has one is not looked at again.
                 for i, transcript in enumerate(found):
@@ -82,12 +90,30 @@ def decode_cuts(
                     done[transcript.id] = transcript.text
                     file.write(json.dumps(asdict(transcript), ensure_ascii=False) + "\n")
                 file.flush()
+        write_timing(output / "timing.json", transcriber.times)
     speakers = {cut.id: cut.supervisions[0].speaker for cut in cuts if cut.supervisions}
     known = len(speakers) == len(cuts) and all(speakers.values())
     texts = {cut.id: cut_text(cut) for cut in cuts}
     write_table(output / "ref.tsv", texts, speakers if known else None)
     write_table(output / "hyp.tsv", {cut.id: done[cut.id] for cut in cuts})
     return output / "hyp.tsv"
+
+
+def timed_next(batches: Iterator[Batch], times: PartTimes) -> Batch | None:
+    """The next batch, the time to load it counted; None behind the last."""
+    with times.of("load"):
+        return next(batches, None)
+
+
+def write_timing(path: Path, times: PartTimes) -> None:
+    """Writes and logs where the time went."""
+    logger.info("%s", times)
+    content = {
+        "input_seconds": times.input_seconds,
+        "seconds": times.seconds,
+        "real_time_factor": times.factors(),
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 class CutBatches:
@@ -149,9 +175,10 @@ def write_details(folder: Path, transcriber: Transcriber, batch: Batch, i: int, 
     """Saves what the model saw in one utterance, for the report; of several, the surest one."""
     tokenizer = transcriber.tokenizer
     one = single(batch, i).to(transcriber.device)
-    evidence = transcriber.model.evidence(
-        one.audio, one.audio_lengths, one.video, one.video_lengths
-    )
+    with transcriber.times.paused():
+        evidence = transcriber.model.evidence(
+            one.audio, one.audio_lengths, one.video, one.video_lengths
+        )
     tokens = tokenizer.encode(text)
     try:
         shown, _ = surest_times(evidence, 0, tokens)

@@ -31,7 +31,8 @@ from speechattn.errors import ConfigError, MediaError
 from speechattn.frontends.inference import Precision, optimise
 from speechattn.model import SpeechModel
 from speechattn.model_dir import load_model, read_config, read_options
-from speechattn.transcript import Span, Transcript
+from speechattn.timing import PartTimes
+from speechattn.transcript import Alternative, Span, Transcript
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,9 @@ class Transcriber:
         roi_options: how mouths are cut out; what the model was trained with.
         device: where the model runs.
         fusion: language models and hot words; their weights are among the decode options.
+
+    Attributes:
+        times: where the time went so far.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Transcriber:
         fusion.check(self.decode_options, model.vocab_size)
         self.fusion = fusion.to(device)
         self.model = model.to(device).eval()
+        self.times = PartTimes(self.model)
         self.tokenizer = tokenizer
         self.cropper = MouthCropper(roi_options)
         self.device = torch.device(device)
@@ -193,11 +198,14 @@ class Transcriber:
         evidence = self.model.evidence(
             batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
         )
-        found = decode(evidence, self.decode_options, self.fusion)
-        return [
-            self.to_transcript(name, nbest[0], evidence, i, self.duration(batch, i))
+        with self.times.of("search"):
+            found = decode(evidence, self.decode_options, self.fusion)
+        transcripts = [
+            self.to_transcript(name, nbest, evidence, i, self.duration(batch, i))
             for i, (name, nbest) in enumerate(zip(batch.ids, found, strict=True))
         ]
+        self.times.input_seconds += sum(t.duration for t in transcripts)
+        return transcripts
 
     def duration(self, batch: Batch, i: int) -> float:
         """Seconds of the i-th item's input."""
@@ -206,17 +214,23 @@ class Transcriber:
         return int(batch.audio_lengths[i]) / self.model.sample_rate
 
     def to_transcript(
-        self, name: str, best: Hypothesis, evidence: list[Evidence], row: int, duration: float
+        self,
+        name: str,
+        found: list[Hypothesis],
+        evidence: list[Evidence],
+        row: int,
+        duration: float,
     ) -> Transcript:
-        """A hypothesis in time, by aligning it to the CTC posteriors of its row."""
+        """What was found, best first, the best in time by aligning it to its row of posteriors."""
         pieces = self.tokenizer.tokens
-        text = self.tokenizer.decode(best.tokens)
+        nbest = [Alternative(self.tokenizer.decode(h.tokens), h.score, h.scores) for h in found]
+        best, text = found[0], nbest[0].text
         try:
             _, times = surest_times(evidence, row, best.tokens)
         except AlignmentError as error:
             # Only a search that ignores CTC can say more than there are frames for.
             logger.warning("%s: no times, %s", name, error)
-            return Transcript(name, text, duration=duration)
+            return Transcript(name, text, duration=duration, nbest=nbest)
         tokens = [Span(pieces[t.token], t.start, t.end, t.confidence) for t in times]
         words = [
             # Written as in the text.
@@ -224,7 +238,7 @@ class Transcriber:
             for w in word_times(times, pieces)
         ]
         confidence = float(np.mean([t.confidence for t in tokens])) if tokens else 0.0
-        return Transcript(name, text, tokens, words, confidence, duration)
+        return Transcript(name, text, tokens, words, confidence, duration, nbest=nbest)
 
 
 def resize(frames: np.ndarray, size: int) -> np.ndarray:

@@ -32,6 +32,21 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """One reading that the search found.
+
+    Attributes:
+        text: what it says.
+        score: what the search ranked by.
+        scores: by scorer, before weighting, as in `speechattn.decoding.Hypothesis`.
+    """
+
+    text: str
+    score: float
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Transcript:
     """One file's transcript.
 
@@ -43,6 +58,7 @@ class Transcript:
         confidence: mean of the tokens' confidences; 0 where there are none.
         duration: seconds of input.
         error: why there is no transcript, if there is none.
+        nbest: the readings found, best first; as many as the decode option `nbest` asks for.
     """
 
     id: str
@@ -52,6 +68,7 @@ class Transcript:
     confidence: float = 0.0
     duration: float = 0.0
     error: str | None = None
+    nbest: list[Alternative] = field(default_factory=list)
 
 
 def format_transcripts(transcripts: Sequence[Transcript], kind: Format) -> str:

@@ -199,3 +199,32 @@ def test_single():
         for name in ("tokens", "token_lengths", "audio", "audio_lengths", "video",
                      "video_lengths"):  # fmt: skip
             assert torch.equal(getattr(one, name), getattr(alone, name)), name
+
+
+def test_nbest_and_times(tiny_model_dir, cuts, tmp_path):
+    options = DecodeOptions(beam_size=4, nbest=3)
+    transcriber = Transcriber.from_pretrained(tiny_model_dir("audio"), options)
+    decode_cuts(transcriber, cuts, tmp_path)
+    for line in (tmp_path / PARTIAL).read_text(encoding="utf-8").splitlines():
+        found = json.loads(line)
+        nbest = found["nbest"]
+        assert len(nbest) == 3 and nbest[0]["text"] == found["text"]
+        assert [h["score"] for h in nbest] == sorted((h["score"] for h in nbest), reverse=True)
+        for h in nbest:
+            total = 0.7 * h["scores"]["decoder"] + 0.3 * h["scores"]["ctc"]
+            assert h["score"] == pytest.approx(total, abs=1e-4)
+    timing = json.loads((tmp_path / "timing.json").read_text())
+    seconds = sum(cut.duration for cut in CutSet.from_file(cuts))
+    assert timing["input_seconds"] == pytest.approx(seconds, abs=1e-3)
+    assert all(timing["seconds"][part] > 0 for part in ("load", "frontend", "encoder", "search"))
+
+
+def test_other_hot_words_start_anew(tiny_model_dir, cuts, tmp_path):
+    folder, words = tiny_model_dir("audio"), tmp_path / "words.txt"
+    options = DecodeOptions(beam_size=4, hot_words_weight=1.0)
+    found = []
+    for content in ("ab\t50\n", "cc\t50\n"):
+        words.write_text(content)
+        transcriber = Transcriber.from_pretrained(folder, options, hot_words=words)
+        found.append(read_table(decode_cuts(transcriber, cuts, tmp_path / "d")).texts)
+    assert found[0] != found[1]

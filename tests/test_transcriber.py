@@ -329,7 +329,7 @@ def posteriors(frames: int, v: int) -> list[Evidence]:
 def test_more_tokens_than_frames(tiny_model_dir, caplog):
     transcriber = load(tiny_model_dir("audio"))
     evidence = posteriors(2, transcriber.tokenizer.vocab_size)
-    found = transcriber.to_transcript("x", Hypothesis([2, 3, 2], 0.0), evidence, 0, 0.1)
+    found = transcriber.to_transcript("x", [Hypothesis([2, 3, 2], 0.0)], evidence, 0, 0.1)
     assert found.text == transcriber.tokenizer.decode([2, 3, 2])
     assert found.tokens == [] and found.words == []
     assert "x: no times" in caplog.text
@@ -340,7 +340,7 @@ def test_unknown_tokens_are_written_as_in_the_text(tiny_model_dir):
     transcriber.tokenizer = CharTokenizer.train(["a bc"])
     tokens = [2, 1, *transcriber.tokenizer.encode(" c"), 1]
     evidence = posteriors(20, transcriber.tokenizer.vocab_size)
-    found = transcriber.to_transcript("x", Hypothesis(tokens, 0.0), evidence, 0, 0.8)
+    found = transcriber.to_transcript("x", [Hypothesis(tokens, 0.0)], evidence, 0, 0.8)
     assert UNK_MARK in found.text
     assert [w.text for w in found.words] == found.text.split()
 

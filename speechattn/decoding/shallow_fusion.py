@@ -1,7 +1,8 @@
 """Shallow fusion: what scores hypotheses beside the models that hear or see."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,11 +26,13 @@ class ShallowFusion:
         lm: a Transformer language model in evaluation mode.
         ngram: an n-gram model.
         hot_words: phrases that are made more probable.
+        sources: SHA-256 of the files that these come from, by name.
     """
 
     lm: TransformerLm | None = None
     ngram: NgramLm | None = None
     hot_words: ContextGraph | None = None
+    sources: dict[str, str] = field(default_factory=dict)
 
     def check(self, options: DecodeOptions, vocab_size: int) -> None:
         """Whether each weight has its model, and each model its units.
@@ -60,7 +63,8 @@ class ShallowFusion:
     def to(self, device: torch.device | str) -> "ShallowFusion":
         """The same on a device."""
         parts = (self.lm, self.ngram, self.hot_words)
-        return ShallowFusion(*(None if part is None else part.to(device) for part in parts))
+        parts = (None if part is None else part.to(device) for part in parts)
+        return ShallowFusion(*parts, self.sources)
 
     def scorers(
         self, options: DecodeOptions, evidence: Sequence[Evidence]
@@ -104,7 +108,13 @@ def read_fusion(
         lm = NgramLm.from_arpa(ngram, tokenizer.tokens)
     if hot_words is not None:
         graph = read_hot_words(tokenizer, hot_words)
-    return ShallowFusion(None, lm, graph)
+    files = {"ngram": ngram, "hot_words": hot_words}
+    sources = {
+        name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        for name, path in files.items()
+        if path is not None
+    }
+    return ShallowFusion(None, lm, graph, sources)
 
 
 def read_hot_words(tokenizer: Tokenizer, path: str | Path) -> ContextGraph:
