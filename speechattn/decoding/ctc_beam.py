@@ -61,8 +61,9 @@ def ctc_beam_search(
         nbest: hypotheses returned for an utterance, at most K.
         frame_units: S, the best units of a frame (blank apart), by which prefixes may grow in it;
             0 for all of them. A unit beyond them starts no new prefix in that frame; what goes
-            from one prefix of the beam to another, and blanks and repeats, always count. Scorers
-            do not change which units these are.
+            from one prefix of the beam to another, and blanks and repeats, always count. Without
+            scorers and bonus the first K + 1 find all that more would, and no more are looked
+            at. Scorers do not change which units these are.
         blank_skip: a frame whose blank has a posterior above this is taken for certain blank, and
             costs nothing; 1 looks at all frames. Every hypothesis keeps the blank's probability
             of the n frames skipped. It loses the paths with a token in one of them, so a

@@ -21,10 +21,11 @@ class DecodeOptions:
         beam_size: hypotheses kept for an utterance, K.
         ctc_weight: of the CTC prefix score in `joint`, 0..1; the decoder gets the rest. At 1 the
             decoder is not used.
-        length_bonus: added to the score for each token, <eos> included as in ESPnet; natural log.
-        min_length_ratio: no hypothesis has fewer than int(this * frames) tokens.
-        max_length_ratio: no hypothesis has more than max(1, int(this * frames)) tokens; 0: as
-            many as there are encoder frames.
+        length_bonus: added to the score for each token, <eos> included as in ESPnet (but not in
+            `ctc_beam`); natural log.
+        min_length_ratio: of the joint search: no hypothesis has fewer than int(this * frames) tokens.
+        max_length_ratio: of the joint search: no hypothesis has more than max(1, int(this *
+            frames)) tokens; 0: as many as there are encoder frames.
         pre_beam_ratio: int(this * beam_size) tokens of each hypothesis, the best by the decoder,
             get a CTC score; the others are out. <eos> always gets one.
         nbest: hypotheses returned for an utterance. The search ends when it can no longer

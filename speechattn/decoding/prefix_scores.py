@@ -74,9 +74,11 @@ class PrefixScores:
             (B, K * (1 + S)).
         """
         after = self.added[..., None] + self.bonus  # (B, K, 1)
+        if self.rows:
+            at = self.node[..., None] * (self.eos + 1) + units[:, None, 1:]  # (B, K, S)
         for rows, weight in zip(self.rows, self.weights, strict=True):
             if weight:
-                after = after + weight * rows[self.node[..., None], units[:, None, 1:]]
+                after = after + weight * rows.take(at)
         after = after.expand(-1, -1, units.size(1) - 1)
         added = torch.cat([self.added[..., None], after], 2)  # (B, K, 1 + S)
         self.candidates = added.flatten(1)
@@ -93,23 +95,24 @@ class PrefixScores:
         """
         self.added = self.candidates.gather(1, index)
         node = self.node.gather(1, origin)
+        at = node * (self.eos + 1) + token
         for i, rows in enumerate(self.rows):
             part = self.parts[i].gather(1, origin)
-            self.parts[i] = torch.where(grows, part + rows[node, token], part)
+            self.parts[i] = torch.where(grows, part + rows.take(at), part)
         if not self.rows:
             return
         node = node.flatten()
-        at = grows.flatten().nonzero()[:, 0]  # (M,)
-        if self.used + len(at) > len(self.rows[0]):
+        new = grows.flatten().nonzero()[:, 0]  # (M,)
+        if self.used + len(new) > len(self.rows[0]):
             self._drop(node)
             node = torch.arange(len(node), device=node.device)
-        if len(at):
-            tokens, parents = token.flatten()[at], node[at]
-            new = slice(self.used, self.used + len(at))
+        if len(new):
+            tokens, parents = token.flatten()[new], node[new]
+            end = self.used + len(new)
             for rows, states in zip(self.rows, self.states, strict=True):
-                rows[new] = states.grow(parents, tokens)
-            node[at] = torch.arange(new.start, new.stop, device=node.device)
-            self.used = new.stop
+                rows[self.used : end] = states.grow(parents, tokens)
+            node[new] = torch.arange(self.used, end, device=node.device)
+            self.used = end
         self.node = node.view_as(token)
 
     def _drop(self, node: Tensor) -> None:

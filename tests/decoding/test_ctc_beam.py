@@ -329,3 +329,22 @@ def test_no_frames_at_all_and_impossible_units():
 def test_senseless_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         ctc_beam_search(torch.zeros(1, 2, 5), torch.tensor([2]), **options)
+
+
+@pytest.mark.parametrize("seed", [173, 329, 333])
+def test_places_that_units_of_no_probability_leave_empty_stay_empty(seed):
+    # A place is empty where fewer than K prefixes are possible; with these seeds one comes to
+    # stand for a prefix that is there already.
+    t, v, k = 4 + seed % 5, 4, 15
+    generator = torch.Generator().manual_seed(seed)
+    log_probs = (2 * torch.randn(2, t, v, generator=generator)).log_softmax(-1)
+    log_probs[torch.rand(log_probs.shape, generator=generator) < 0.3] = -math.inf
+    lengths = torch.tensor([t, t - 2])
+    for row, found in enumerate(ctc_beam_search(log_probs, lengths, k, nbest=k)):
+        wanted = slow_search(log_probs[row, : lengths[row]], k, v)
+        wanted = [x for x in wanted if x[0] > -math.inf]
+        if wanted:
+            check(found, wanted)
+            assert len(found) == len(wanted)
+        else:
+            assert [h.score for h in found] == [-math.inf]
