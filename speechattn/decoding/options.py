@@ -23,9 +23,10 @@ class DecodeOptions:
             decoder is not used.
         length_bonus: added to the score for each token, <eos> included as in ESPnet (but not in
             `ctc_beam`); natural log.
-        min_length_ratio: of the joint search: no hypothesis has fewer than int(this * frames) tokens.
-        max_length_ratio: of the joint search: no hypothesis has more than max(1, int(this *
-            frames)) tokens; 0: as many as there are encoder frames.
+        min_length_ratio: no hypothesis has fewer than int(this * frames) tokens. Not in the
+            searches of CTC alone.
+        max_length_ratio: no hypothesis has more than max(1, int(this * frames)) tokens; 0: as
+            many as there are encoder frames. Not in the searches of CTC alone.
         pre_beam_ratio: int(this * beam_size) tokens of each hypothesis, the best by the decoder,
             get a CTC score; the others are out. <eos> always gets one.
         nbest: hypotheses returned for an utterance. The search ends when it can no longer
