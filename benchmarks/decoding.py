@@ -7,6 +7,7 @@ products alone, at the shapes of every step. Also the CTC prefix scores alone, a
 rescoring of a batch's n-best lists against one utterance after another.
 
     python benchmarks/decoding.py [--quick] [--json FILE] [--only WORD]
+        [--model DIR --cuts FILE [--crops DIR]]
 
 ESPnet is found in the environment of `make test-espnet`, which `make bench` takes where it is.
 """
@@ -15,12 +16,17 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from rows import against_peer, in_turn, row, save, spread, times_floor
 from torch import Tensor, nn
 
+from speechattn import Transcriber
+from speechattn.data.datamodule import read_cuts
+from speechattn.data.store import CropStore
+from speechattn.decode_cuts import CutBatches
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.decoding import (
     CtcPrefixScorer,
@@ -155,17 +161,23 @@ def products(model: TransformerDecoder, frames: int, beam: int, steps: int) -> C
     return run
 
 
+def keep(found: dict, name: str, run: Callable) -> None:
+    """Runs and keeps what comes out."""
+    found[name] = run()
+
+
 def search_rows(models: Models, seconds: int, items: int, beam: int, rounds: int) -> list[dict]:
     """Ours against both of ESPnet's, and against the floor."""
     torch.manual_seed(1)
     frames = seconds * FRAME_RATE
     lengths = torch.linspace(frames, frames / 2, items).long()
     runs = models.searches(lengths, beam)
-    found = {name: run() for name, run in runs.items()}  # also warms up
+    found: dict[str, list[list[int]]] = {}
+    kept = {name: partial(keep, found, name, run) for name, run in runs.items()}
     if items == 1:
         steps = int(frames * TOKEN_RATE / FRAME_RATE)
-        runs["floor"] = products(models.ours, frames, beam, steps)
-    times = in_turn(runs, rounds, warm=False)
+        kept["floor"] = products(models.ours, frames, beam, steps)
+    times = in_turn(kept, rounds, warm=rounds > 1)
     what = f"batch of {items}, up to" if items > 1 else "one utterance of"
     title = f"joint search, beam {beam}, {what} {seconds} s"
     for name, values in times.items():
@@ -253,6 +265,75 @@ def rescore_rows(rounds: int) -> list[dict]:
     return [against_peer(title, ours, peer, RESCORE_TARGET, "s")]
 
 
+def in_espnet(decoder: TransformerDecoder) -> nn.Module:
+    """ESPnet's decoder with the weights of ours.
+
+    `decoder_weights` goes the other way. A decoder of ESPnet's whose weights are numbered tells
+    where each of them comes to stand.
+    """
+    theirs = espnet()["decoder"](
+        decoder.vocab_size,
+        decoder.memory_size,
+        attention_heads=decoder.layers[0].self_attention.heads,
+        linear_units=decoder.layers[0].feed_forward[0].out_features,
+        num_blocks=len(decoder.layers),
+    ).double()
+    numbered, count = {}, 0
+    for name, value in theirs.state_dict().items():
+        numbered[name] = torch.arange(count, count + value.numel()).double().view(value.shape)
+        count += value.numel()
+    values = torch.zeros(count, dtype=torch.float64)
+    ours = decoder.state_dict()
+    for name, places in decoder_weights(numbered).items():
+        values[places.long().flatten()] = ours[name].double().flatten()
+    theirs.load_state_dict({name: values[i.long()] for name, i in numbered.items()})
+    return theirs.float().eval()
+
+
+def trained_rows(folder: Path, cuts: Path, crops: Path | None) -> list[dict]:
+    """Best tokens of a trained model by both searches, CTC without a window in both."""
+    transcriber = Transcriber.from_pretrained(folder)
+    model, options = transcriber.model, transcriber.decode_options
+    theirs = in_espnet(model.decoder)
+    store = CropStore(crops) if crops is not None else None
+    batches = CutBatches(transcriber, read_cuts(cuts, model.modalities, store), store)
+    eos, same, better, total, worst = model.vocab_size - 1, 0, 0, 0, 0.0
+    head = Ctc.__new__(Ctc)
+    nn.Module.__init__(head)
+    head.head = model.ctc
+    searched = espnet()["search"](
+        {"decoder": theirs, "ctc": espnet()["scorer"](head, eos)},
+        {"decoder": 1 - options.ctc_weight, "ctc": options.ctc_weight},
+        options.beam_size,
+        model.vocab_size,
+        eos,
+        eos,
+        pre_beam_score_key="full",
+    )
+    for batch in batches:
+        evidence = model.evidence(
+            batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
+        )
+        for i, nbest in enumerate(joint_search(evidence, options)):
+            best = searched(evidence[0].hidden[i, : int(evidence[0].lengths[i])])[0]
+            tokens = best.yseq[1:].tolist()
+            total += 1
+            if tokens[: tokens.index(eos)] == nbest[0].tokens:
+                same += 1
+                worst = max(worst, abs(nbest[0].score - float(best.score)))
+            else:
+                better += nbest[0].score > float(best.score)
+    what = f"trained model, {'+'.join(model.modalities)}, beam {options.beam_size}"
+    return [
+        row(f"{what}: same best tokens as ESPnet", same, total, same / total, 0.99, "",
+            same >= 0.99 * total),
+        row(f"{what}: others, and of these a higher score", better, total - same, None, None, "",
+            better == total - same),
+        row(f"{what}: largest difference of a score", worst, "bound", worst / 1e-3, 1e-3, "",
+            worst <= 1e-3),
+    ]  # fmt: skip
+
+
 @torch.inference_mode()
 def benchmark(quick: bool, only: str) -> list[dict]:
     """All rows; `quick` is short inputs and one round."""
@@ -278,9 +359,18 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="short inputs, one round")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="", help="cases with this in 'search seconds items beam'")
+    parser.add_argument("--model", type=Path, help="compare the texts of a trained model too")
+    parser.add_argument("--cuts", type=Path, help="of that model's test set")
+    parser.add_argument("--crops", type=Path, help="for a model that sees")
     options = parser.parse_args()
+    if options.model is not None and options.cuts is None:
+        parser.error("--model needs --cuts")
     torch.set_num_threads(THREADS)
-    save(benchmark(options.quick, options.only), options.json)
+    rows = benchmark(options.quick, options.only)
+    if options.model is not None and espnet() is not None:
+        with torch.inference_mode():
+            rows += trained_rows(options.model, options.cuts, options.crops)
+    save(rows, options.json)
     return 0
 
 
