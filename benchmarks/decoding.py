@@ -4,7 +4,9 @@ A decoder of 6 x 768/3072 over 4,468 units, random weights, encoder output that 
 for every 5 s. Peers: ESPnet's batched search as its recipes run it (CTC within a window of 100
 frames) and with the window off, as ours. Beside the search stands its floor: the decoder's matrix
 products alone, at the shapes of every step. Also the CTC prefix scores alone, and the right-to-left
-rescoring of a batch's n-best lists against one utterance after another.
+rescoring of a batch's n-best lists against one utterance after another, and the search with int8
+and bfloat16 layers against float32. (For a processor without VNNI set ONEDNN_MAX_CPU_ISA=AVX2,
+ATEN_CPU_CAPABILITY=avx2 and MKL_ENABLE_INSTRUCTIONS=AVX2.)
 
     python benchmarks/decoding.py [--quick] [--json FILE] [--only WORD]
         [--model DIR --cuts FILE [--crops DIR]]
@@ -13,6 +15,7 @@ ESPnet is found in the environment of `make test-espnet`, which `make bench` tak
 """
 
 import argparse
+import copy
 import statistics
 import sys
 from collections.abc import Callable
@@ -37,6 +40,7 @@ from speechattn.decoding import (
     rescore,
 )
 from speechattn.importing.espnet import decoder_weights
+from speechattn.quantisation import quantise
 
 THREADS = 2
 VOCAB, WIDTH, HEADS, UNITS, BLOCKS = 4468, 768, 12, 3072, 6
@@ -44,7 +48,8 @@ EOS = VOCAB - 1
 FRAME_RATE, TOKEN_RATE = 25, 4.4  # a second
 WEIGHT = 0.3  # of CTC
 TARGETS = {10: 6.0, 40: 8.0}  # by beam, of single utterances
-BATCH_TARGET, SCORE_TARGET, FLOOR_TARGET, RESCORE_TARGET = 5.0, 10.0, 1.6, 5.0
+BATCH_TARGET, SCORE_TARGET, FLOOR_TARGET = 5.0, 10.0, 1.6
+RESCORE_TARGET, INT8_TARGET = 5.0, 1.4
 
 
 class Ctc(nn.Module):
@@ -194,6 +199,31 @@ def search_rows(models: Models, seconds: int, items: int, beam: int, rounds: int
         wanted = FLOOR_TARGET if (beam, seconds) == (40, 10) else None
         rows.append(times_floor(title, median["ours"], median["floor"], wanted, "s"))
     return rows
+
+
+def quantised_rows(models: Models, seconds: int, beam: int, rounds: int) -> list[dict]:
+    """The same search with the decoder's linear layers in cheaper arithmetic."""
+    torch.manual_seed(1)
+    frames = seconds * FRAME_RATE
+    lengths = torch.tensor([frames])
+    runs = {"float32": models.searches(lengths, beam)["ours"]}
+    whole = models.ours
+    for scheme in ("int8", "bf16"):
+        models.ours = quantise(copy.deepcopy(whole), scheme)
+        torch.manual_seed(1)
+        runs[scheme] = models.searches(lengths, beam)["ours"]
+    models.ours = whole
+    times = in_turn(runs, rounds)
+    title = f"joint search, beam {beam}, one utterance of {seconds} s"
+    for name, values in times.items():
+        print(f"{title}, {name}, s: {spread(values)}", flush=True)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    return [
+        against_peer(
+            f"{title}, {name} against float32", median[name], median["float32"], target, "s"
+        )
+        for name, target in (("int8", INT8_TARGET), ("bf16", 1.0))
+    ]
 
 
 def score_rows(models: Models, seconds: int, rounds: int) -> list[dict]:
@@ -346,6 +376,8 @@ def benchmark(quick: bool, only: str) -> list[dict]:
     for seconds, items, beam, rounds in cases:
         if only in f"search {seconds} {items} {beam}":
             rows += search_rows(models, seconds, items, beam, rounds)
+    if only in "quantised":
+        rows += quantised_rows(models, 2 if quick else 10, 10 if quick else 40, 1 if quick else 3)
     for seconds in (2,) if quick else (5, 10, 30):
         if only in f"scores {seconds}":
             rows += score_rows(models, seconds, 1 if quick else 5)

@@ -156,7 +156,7 @@ def floor_of(model: nn.Module, x: Tensor, lengths: Tensor) -> Callable[[], None]
     heads = torch.rand(longest, HEADS, depth).transpose(0, 1)  # (H, T, Dh)
     weights = torch.rand(HEADS, TILE, longest)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def run() -> None:
         for function, args in calls:
             function(*args)
@@ -172,7 +172,7 @@ def floor_of(model: nn.Module, x: Tensor, lengths: Tensor) -> Callable[[], None]
 
 
 def forward_pass(model: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
-    with torch.no_grad():
+    with torch.inference_mode():
         return model(x, lengths)[0]
 
 

@@ -201,7 +201,7 @@ def add_noise(sub: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_decoding_commands(command) -> None:
-    """decode, score, fuse, transcribe, report, doctor."""
+    """decode, score, fuse, transcribe, export, report, doctor."""
     sub = command("decode", commands.decode, "decode the cuts of a manifest")
     sub.add_argument("--model", type=Path, required=True, help="model directory")
     sub.add_argument("--cuts", type=Path, required=True)
@@ -236,6 +236,11 @@ def add_decoding_commands(command) -> None:
     sub.add_argument("--batch-size", type=int, default=8, help="files decoded together")
     add_allow(sub, "the model")
     add_device(sub)
+
+    sub = command("export", commands.export, "write a model as ONNX graphs")
+    sub.add_argument("--model", type=Path, required=True, help="model directory")
+    sub.add_argument("--output", type=Path, required=True, help="folder of the graphs")
+    add_allow(sub, "the model")
 
     sub = command("report", commands.report, "one HTML page on one or more experiments")
     sub.add_argument("exp", nargs="+", type=Path, help="experiment folders")
@@ -309,6 +314,11 @@ def add_device(sub: argparse.ArgumentParser) -> None:
         choices=("fp32", "mixed", "bf16"),
         default="fp32",
         help="of the visual frontend on a CPU; mixed and bf16 are faster and may change a text",
+    )
+    sub.add_argument(
+        "--quantize",
+        choices=("int8", "bf16"),
+        help="the large linear layers, on a CPU: faster, and may change a text",
     )
 
 

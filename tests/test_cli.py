@@ -15,7 +15,7 @@ from speechattn.evaluation import write_table
 
 COMMANDS = (
     "synth-corpus prepare roi tokens train average combine import-checkpoint decode score "
-    "fuse transcribe report doctor".split()
+    "fuse transcribe export report doctor".split()
 )
 
 

@@ -374,3 +374,33 @@ def test_frontend_is_made_ready_for_inference(tiny_model_dir, precision, toleran
 def test_options_that_do_not_fit_are_refused_before_files_are_read(tiny_model_dir):
     with pytest.raises(ConfigError, match="reverse_weight"):
         Transcriber.from_pretrained(tiny_model_dir("audio"), DecodeOptions(reverse_weight=0.3))
+
+
+def test_long_files_are_read_in_windows(tiny_model_dir, tmp_path):
+    folder = shutil.copytree(tiny_model_dir("audio"), tmp_path / "model")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["long_form"] = {"window_seconds": 2.0, "overlap_seconds": 0.8, "max_seconds": 3.0}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    rng = np.random.default_rng(0)
+    for name, seconds in (("long", 7.0), ("short", 2.9)):
+        wave = 0.2 * rng.standard_normal(int(16000 * seconds))
+        soundfile.write(tmp_path / f"{name}.wav", wave, 16000)
+    windows, whole = Transcriber.from_pretrained(folder), load(tiny_model_dir("audio"))
+    paths = [tmp_path / "long.wav", tmp_path / "gone.wav", tmp_path / "short.wav"]
+    long, gone, short = windows.transcribe(paths)
+    assert "no such file" in gone.error
+    assert short == whole.transcribe(paths[2])
+    assert long.duration == pytest.approx(7.0, abs=0.05) and long.error is None
+    assert long == windows.transcribe(paths[0])
+    check_times(long)
+    # Something of every part of it, which the windows read on their own.
+    assert {int(t.start) for t in long.tokens} >= {0, 3, 6}
+    assert whole.transcribe(paths[0]).text != long.text
+
+
+def test_quantised_layers(tiny_model_dir, media):
+    folder = tiny_model_dir("audio")
+    same = Transcriber.from_pretrained(folder, quantise="int8")  # its layers are too small
+    assert same.transcribe(media / "a.flac") == load(folder).transcribe(media / "a.flac")
+    with pytest.raises(ConfigError, match="int4"):
+        Transcriber.from_pretrained(folder, quantise="int4")

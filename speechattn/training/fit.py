@@ -32,6 +32,7 @@ from speechattn.data.roi import RoiOptions
 from speechattn.data.tokenizer import Tokenizer
 from speechattn.decoding import DecodeOptions, check_options
 from speechattn.errors import ConfigError
+from speechattn.long_form import LongFormOptions
 from speechattn.losses import JointLoss
 from speechattn.model_dir import build_model, save_model_dir
 from speechattn.training.initialise import initialise
@@ -46,7 +47,7 @@ warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is
 warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
 warnings.filterwarnings("ignore", message=".*does not have many workers")
 
-SECTIONS = ("model", "loss", "data", "training", "decode", "roi")
+SECTIONS = ("model", "loss", "data", "training", "decode", "roi", "long_form")
 # Layer drop leaves parameters without a gradient; so does a head whose loss has no weight.
 DISTRIBUTED = "ddp_find_unused_parameters_true"
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -164,6 +165,7 @@ def train(
     # Used hours later; what is wrong in them is said now.
     decode_options: DecodeOptions = build(DecodeOptions, config.get("decode") or {}, "decode")
     build(RoiOptions, config.get("roi") or {}, "roi")
+    build(LongFormOptions, config.get("long_form") or {}, "long_form")
     folder = Path(exp) / "train"
     folder.mkdir(parents=True, exist_ok=True)
     if options.threads:
