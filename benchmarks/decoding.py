@@ -279,20 +279,29 @@ def rescore_rows(rounds: int) -> list[dict]:
     def together() -> None:
         rescore([Evidence(hidden, lengths, empty, decoder)], nbest, 1.0, 0.5)
 
+    def alone(b: int) -> list[Evidence]:
+        row, t = slice(b, b + 1), int(lengths[b])
+        return [Evidence(hidden[row, :t], lengths[row], empty[row, :t], decoder)]
+
+    def each_utterance() -> None:
+        for b in range(items):
+            rescore(alone(b), [nbest[b]], 1.0, 0.5)
+
     def each_hypothesis() -> None:
         for b in range(items):
-            row = slice(b, b + 1)
-            t = int(lengths[b])
-            alone = [Evidence(hidden[row, :t], lengths[row], empty[row, :t], decoder)]
             for h in nbest[b]:
-                rescore(alone, [[h]], 1.0, 0.5)
+                rescore(alone(b), [[h]], 1.0, 0.5)
 
-    times = in_turn({"together": together, "one by one": each_hypothesis}, rounds)
-    title = "right-to-left rescoring, 16 utterances of 10 hypotheses, against one by one"
+    runs = {"together": together, "utterances": each_utterance, "hypotheses": each_hypothesis}
+    times = in_turn(runs, rounds)
+    title = "right-to-left rescoring, 16 utterances of 10 hypotheses"
     for name, values in times.items():
         print(f"{title}, {name}, s: {spread(values)}", flush=True)
-    ours, peer = (statistics.median(values) for values in times.values())
-    return [against_peer(title, ours, peer, RESCORE_TARGET, "s")]
+    ours, *peers = (statistics.median(values) for values in times.values())
+    return [
+        against_peer(f"{title}, against one {what} after another", ours, peer, RESCORE_TARGET, "s")
+        for what, peer in zip(("utterance", "hypothesis"), peers, strict=True)
+    ]
 
 
 def in_espnet(decoder: TransformerDecoder) -> nn.Module:

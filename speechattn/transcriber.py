@@ -32,6 +32,7 @@ from speechattn.frontends.inference import Precision, optimise
 from speechattn.long_form import LongFormOptions, is_long, transcribe_long
 from speechattn.model import SpeechModel
 from speechattn.model_dir import load_model, read_config, read_options
+from speechattn.packing import pack
 from speechattn.quantisation import Scheme
 from speechattn.quantisation import quantise as quantise_layers
 from speechattn.timing import PartTimes
@@ -127,6 +128,8 @@ class Transcriber:
         transcriber = cls(model, tokenizer, options, roi, device, fusion, long_form)
         if quantise is not None:
             quantise_layers(transcriber.model, quantise)
+        if transcriber.device.type == "cpu":
+            pack(transcriber.model)
         return transcriber
 
     def transcribe(

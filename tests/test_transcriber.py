@@ -392,7 +392,9 @@ def test_long_files_are_read_in_windows(tiny_model_dir, tmp_path):
     assert short == whole.transcribe(paths[2])
     assert long.duration == pytest.approx(7.0, abs=0.05) and long.error is None
     assert long == windows.transcribe(paths[0])
-    check_times(long)
+    starts = [t.start for t in long.tokens]
+    assert starts == sorted(starts)
+    assert all(t.start <= t.end <= long.duration for t in long.tokens)
     # Something of every part of it, which the windows read on their own.
     assert {int(t.start) for t in long.tokens} >= {0, 3, 6}
     assert whole.transcribe(paths[0]).text != long.text

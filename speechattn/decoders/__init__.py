@@ -6,14 +6,13 @@ V units, L layers, H heads, D width, Dh = D / H.
 
 from speechattn.decoders.base import Decoder, DecoderState
 from speechattn.decoders.bidirectional import BidirectionalDecoder, reverse_tokens
-from speechattn.decoders.language_model import LmState, TransformerLm
+from speechattn.decoders.language_model import TransformerLm
 from speechattn.decoders.transformer import TransformerDecoder
 
 __all__ = [
     "BidirectionalDecoder",
     "Decoder",
     "DecoderState",
-    "LmState",
     "TransformerDecoder",
     "TransformerLm",
     "reverse_tokens",

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from speechattn.decoders.tree import KeyValue, TokenTree
@@ -33,7 +32,7 @@ class DecoderState:
     @property
     def utterances(self) -> int:
         """B."""
-        return self.memory[0][0].size(0)
+        return self.tree.utterances
 
     @property
     def tokens(self) -> int:
@@ -53,16 +52,12 @@ class DecoderState:
         Returns:
             A state of M hypotheses, the m-th continuing hypothesis index[m].
         """
-        owner = index // (self.hypotheses // self.utterances)  # (M,)
-        rows, runs = torch.unique_consecutive(owner, return_counts=True)
-        count = int(runs[0]) if runs.numel() else 1
-        if not bool((runs == count).all()):
-            rows, count = owner, 1
-        if torch.equal(rows, torch.arange(self.utterances, device=rows.device)):
-            return replace(self, tree=self.tree.select(index, None, count))
+        tree, rows = self.tree.select(index)
+        if rows is None:
+            return replace(self, tree=tree)
         memory = tuple((k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.memory)
         mask = None if self.memory_mask is None else self.memory_mask.index_select(0, rows)
-        return DecoderState(memory, mask, self.tree.select(index, rows, count))
+        return DecoderState(memory, mask, tree)
 
 
 class Decoder(nn.Module):

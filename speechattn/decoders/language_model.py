@@ -9,7 +9,6 @@ mask gives away by itself (Irie et al., "Language Modeling with Deep Transformer
 """
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,37 +20,6 @@ from speechattn.masks import padding_mask
 
 # Logits that `sequence_scores` holds at once.
 MAX_LOGITS = 2**26
-
-
-@dataclass(frozen=True)
-class LmState:
-    """What a step needs of the past; never changed in place.
-
-    Hypotheses of one utterance are adjacent and each utterance has as many as the others.
-
-    Attributes:
-        tree: the tokens fed so far.
-    """
-
-    tree: TokenTree
-
-    def select(self, index: Tensor) -> "LmState":
-        """Reorders, drops or multiplies hypotheses.
-
-        While every run of hypotheses of one utterance is equally long they share what they have
-        in common; otherwise each becomes an utterance of its own.
-
-        Args:
-            index: (M,) int64, each in [0, N).
-        """
-        utterances = self.tree.path.size(0)
-        owner = index // (self.tree.hypotheses // utterances)  # (M,)
-        rows, runs = torch.unique_consecutive(owner, return_counts=True)
-        count = int(runs[0]) if runs.numel() else 1
-        if not bool((runs == count).all()):
-            rows, count = owner, 1
-        same = torch.equal(rows, torch.arange(utterances, device=rows.device))
-        return LmState(self.tree.select(index, None if same else rows, count))
 
 
 class LmLayer(nn.Module):
@@ -167,29 +135,28 @@ class TransformerLm(nn.Module):
             x = layer(x)
         return self.after_norm(x)
 
-    def init_state(self, batch: int) -> LmState:
+    def init_state(self, batch: int) -> TokenTree:
         """The state before <sos>, one hypothesis for each of B utterances."""
         like, size = self.output.weight, self.width // self.heads
-        return LmState(TokenTree.root(len(self.layers), batch, self.heads, like, size))
+        return TokenTree.root(len(self.layers), batch, self.heads, like, size)
 
-    def step(self, token: Tensor, state: LmState) -> tuple[Tensor, LmState]:
+    def step(self, token: Tensor, tree: TokenTree) -> tuple[Tensor, TokenTree]:
         """Feeds one token to every hypothesis.
 
         Args:
             token: (N,) int64, <sos> first.
-            state: of N hypotheses.
+            tree: the tokens fed so far, of N hypotheses.
 
         Returns:
-            Log-probabilities of the next token (N, V), and the state with `token` in it.
+            Log-probabilities of the next token (N, V), and the tree with `token` in it.
         """
-        tree = state.tree
-        x = self._embed(token.view(tree.path.size(0), -1), position=tree.depth)  # (B, K, D)
+        x = self._embed(token.view(tree.utterances, -1), position=tree.depth)  # (B, K, D)
         path, cache = tree.grown_path(), []
         for layer, past in zip(self.layers, tree.cache, strict=True):
             x, past = layer.step(x, past, path[:, None])
             cache.append(past)
         log_probs = self.output(self.after_norm(x.flatten(0, 1))).log_softmax(-1)  # (N, V)
-        return log_probs, LmState(tree.grown(tuple(cache), path))
+        return log_probs, tree.grown(tuple(cache), path)
 
     def _embed(self, tokens: Tensor, position: int | None = None) -> Tensor:
         """Of tokens (B, U) one after the other, or all of them at one position."""

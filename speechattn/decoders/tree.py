@@ -64,14 +64,34 @@ class TokenTree:
         """With the caches of one more token, and `grown_path`."""
         return TokenTree(cache, path, self.depth + 1)
 
-    def select(self, index: Tensor, rows: Tensor | None, count: int) -> "TokenTree":
-        """The tree of chosen hypotheses.
+    @property
+    def utterances(self) -> int:
+        """B."""
+        return self.path.size(0)
+
+    def select(self, index: Tensor) -> tuple["TokenTree", Tensor | None]:
+        """Reorders, drops or multiplies hypotheses.
+
+        Utterances of which nothing is selected leave the tree. Where runs of hypotheses of one
+        utterance are not equally long, each hypothesis becomes an utterance of its own.
 
         Args:
-            index: (N',) int64, which of the N, those of an utterance adjacent.
-            rows: (B',) int64, the utterance of each row of the new tree; None for the same ones.
-            count: K', so that N' = B' * K'.
+            index: (N',) int64, each in [0, N), those of an utterance adjacent.
+
+        Returns:
+            The tree of these hypotheses, and the utterance that each of its rows was, (B',) int64;
+            None where they are the same as before.
         """
+        owner = index // self.path.size(1)  # (N',)
+        rows, runs = torch.unique_consecutive(owner, return_counts=True)
+        count = int(runs[0]) if runs.numel() else 1
+        if not bool((runs == count).all()):
+            rows, count = owner, 1
+        if torch.equal(rows, torch.arange(self.utterances, device=rows.device)):
+            rows = None
+        return self._chosen(index, rows, count), rows
+
+    def _chosen(self, index: Tensor, rows: Tensor | None, count: int) -> "TokenTree":
         path = self.path.flatten(0, 1)[index].unflatten(0, (-1, count))  # (B', K', M)
         cache, nodes = self.cache, path.size(2)
         alive = path.any(1)  # (B', M)

@@ -12,7 +12,7 @@ from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.joint import joint_search
 from speechattn.decoding.options import DecodeOptions
-from speechattn.decoding.rescoring import rescore
+from speechattn.decoding.rescoring import add_decoder, least_risk, rescore
 from speechattn.decoding.shallow_fusion import NOTHING, ShallowFusion
 from speechattn.errors import ConfigError
 
@@ -29,7 +29,7 @@ def check_options(decoders: Sequence[Decoder | None], options: DecodeOptions) ->
     Raises:
         ConfigError: it names the option and what a model lacks for it.
     """
-    if options.method in CTC_ONLY:
+    if options.method.startswith("ctc_"):
         if len(decoders) > 1:
             raise ConfigError(
                 f"decode option method: {options.method} reads one model and these are "
@@ -40,6 +40,7 @@ def check_options(decoders: Sequence[Decoder | None], options: DecodeOptions) ->
                 f"decode option internal_lm_weight: {options.internal_lm_weight:g} is for searches "
                 f"with the attention decoder, and {options.method} has none"
             )
+    if options.method in CTC_ONLY:
         return
     if None in decoders and ctc_weight(options) < 1:
         raise ConfigError(
@@ -89,8 +90,6 @@ def decode(
     """
     check_options([e.decoder for e in evidence], options)
     fusion.check(options, evidence[0].log_probs.size(-1))
-    if options.method in CTC_ONLY:
-        return ctc_search(*evidence, options, fusion)
     options = replace(options, ctc_weight=ctc_weight(options))
     lengths = torch.stack([e.lengths for e in evidence])
     heard = (lengths > 0).all(0).nonzero()[:, 0]
@@ -98,32 +97,44 @@ def decode(
     if not len(heard):
         return results
     evidence = [e.rows(heard) for e in evidence]
-    extra = fusion.scorers(options, evidence)
-    if options.reverse_weight > 0:
+    wide = options
+    if options.method == "ctc_rescore" or options.reverse_weight > 0 or options.risk_scale > 0:
         wide = replace(options, nbest=max(options.nbest, options.beam_size))
-        found = joint_search(evidence, wide, extra)
-        found = rescore(evidence, found, 1 - options.ctc_weight, options.reverse_weight)
-        found = [hypotheses[: options.nbest] for hypotheses in found]
-    else:
-        found = joint_search(evidence, options, extra)
+    found = second_pass(evidence, first_pass(evidence, wide, fusion), options)
     for row, hypotheses in zip(heard.tolist(), found, strict=True):
-        results[row] = hypotheses
+        results[row] = hypotheses[: options.nbest]
     return results
 
 
-def ctc_search(
-    evidence: Evidence, options: DecodeOptions, fusion: ShallowFusion
+def first_pass(
+    evidence: Sequence[Evidence], options: DecodeOptions, fusion: ShallowFusion
 ) -> list[list[Hypothesis]]:
-    """The searches of CTC alone."""
+    """The search, each utterance with a frame at least."""
+    if options.method in ("joint", "attention"):
+        return joint_search(evidence, options, fusion.scorers(options, evidence))
+    (e,) = evidence
     if options.method == "ctc_greedy":
-        return [[h] for h in ctc_greedy(evidence.log_probs, evidence.lengths)]
+        return [[h] for h in ctc_greedy(e.log_probs, e.lengths)]
     return ctc_beam_search(
-        evidence.log_probs,
-        evidence.lengths,
+        e.log_probs,
+        e.lengths,
         options.beam_size,
         options.nbest,
         options.frame_units,
         options.blank_skip,
         options.length_bonus,
-        fusion.scorers(options, [evidence]),
+        fusion.scorers(options, evidence),
     )
+
+
+def second_pass(
+    evidence: Sequence[Evidence], nbest: list[list[Hypothesis]], options: DecodeOptions
+) -> list[list[Hypothesis]]:
+    """What ranks the search's hypotheses anew."""
+    if options.method == "ctc_rescore":
+        nbest = add_decoder(evidence[0], nbest, 1 - options.ctc_weight)
+    if options.reverse_weight > 0 and options.method not in CTC_ONLY:
+        nbest = rescore(evidence, nbest, 1 - options.ctc_weight, options.reverse_weight)
+    if options.risk_scale > 0:
+        nbest = least_risk(nbest, options.risk_scale)
+    return nbest

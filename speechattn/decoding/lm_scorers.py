@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from speechattn.decoders import Decoder, DecoderState
-from speechattn.decoders.language_model import LmState, TransformerLm
+from speechattn.decoders.language_model import TransformerLm
+from speechattn.decoders.tree import TokenTree
 from speechattn.decoding.ngram import NgramLm
 
 
@@ -46,14 +47,15 @@ class LmScorer:
         self.lm = lm
         self.batch = batch
 
-    def start(self) -> LmState:
+    def start(self) -> TokenTree:
         return self.lm.init_state(self.batch)
 
-    def score(self, token: Tensor, state: LmState) -> tuple[Tensor, LmState]:
+    def score(self, token: Tensor, state: TokenTree) -> tuple[Tensor, TokenTree]:
         return self.lm.step(token, state)
 
-    def select(self, state: LmState, index: Tensor) -> LmState:
-        return state.select(index)
+    def select(self, state: TokenTree, index: Tensor) -> TokenTree:
+        tree, _ = state.select(index)
+        return tree
 
 
 class InternalLmScorer:

@@ -7,7 +7,7 @@ import yaml
 
 from speechattn.errors import ConfigError
 
-METHODS = ("joint", "attention", "ctc_greedy", "ctc_beam")
+METHODS = ("joint", "attention", "ctc_greedy", "ctc_beam", "ctc_rescore")
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class DecodeOptions:
     Attributes:
         method: `joint`, beam search over decoder and CTC prefix scores; `attention`, the same
             without CTC; `ctc_greedy`, the best label of each frame; `ctc_beam`, the most probable
-            token sequences by CTC, with the language models and hot words below.
+            token sequences by CTC, with the language models and hot words below; `ctc_rescore`,
+            these ranked anew with the decoder, `ctc_weight` deciding who gets how much.
         beam_size: hypotheses kept for an utterance, K.
         ctc_weight: of the CTC prefix score in `joint`, 0..1; the decoder gets the rest. At 1 the
             decoder is not used.
@@ -42,6 +43,8 @@ class DecodeOptions:
             together with another language model. Not in the searches of CTC alone.
         frame_units: `ctc_beam` lets prefixes grow by so many units in a frame, the best; 0: all.
         blank_skip: `ctc_beam` skips frames whose blank is more probable than this; 1: none.
+        risk_scale: above 0 the best is the hypothesis of the fewest expected token errors among
+            the `beam_size` best, each as probable as exp(risk_scale * score) says.
     """
 
     method: str = "joint"
@@ -59,6 +62,7 @@ class DecodeOptions:
     internal_lm_weight: float = 0.0
     frame_units: int = 20
     blank_skip: float = 1.0
+    risk_scale: float = 0.0
 
     def __post_init__(self):
         for f in fields(self):
@@ -76,7 +80,13 @@ class DecodeOptions:
         _check(self.pre_beam_ratio >= 1, "pre_beam_ratio", self.pre_beam_ratio, "1 or more")
         _check(self.nbest >= 1, "nbest", self.nbest, "at least 1")
         _check(0 <= self.reverse_weight <= 1, "reverse_weight", self.reverse_weight, "in 0..1")
-        for name in ("lm_weight", "ngram_weight", "hot_words_weight", "internal_lm_weight"):
+        for name in (
+            "lm_weight",
+            "ngram_weight",
+            "hot_words_weight",
+            "internal_lm_weight",
+            "risk_scale",
+        ):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _check(self.frame_units >= 0, "frame_units", self.frame_units, "0 or more")
         _check(0 < self.blank_skip <= 1, "blank_skip", self.blank_skip, "above 0, at most 1")

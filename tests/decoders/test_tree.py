@@ -52,8 +52,8 @@ def test_paths_are_histories(seed, width):
         if step in (10, 20):
             rows = rows[torch.arange(batch) != step // 10]  # one utterance is done
         index = torch.cat([row * k + choose(k, width) for row in rows])
-        same = len(rows) == batch
-        tree = tree.select(index, None if same else rows, width)
+        tree, moved = tree.select(index)
+        assert moved is None if len(rows) == batch else torch.equal(moved, rows)
         histories, batch = [histories[i] for i in index], len(rows)
         largest = max(largest, tree.path.size(2))
         for n, history in enumerate(histories):
@@ -67,8 +67,8 @@ def test_paths_are_histories(seed, width):
 
 def test_nothing_is_copied_where_nothing_dies():
     tree = grow(TokenTree.root(1, 2, H, torch.zeros(()), SIZE), torch.zeros(2, H, SIZE))
-    wide = tree.select(torch.tensor([0, 0, 0, 1, 1, 1]), None, 3)
+    wide, _ = tree.select(torch.tensor([0, 0, 0, 1, 1, 1]))
     assert wide.cache[0][0] is tree.cache[0][0]
     assert wide.path.shape == (2, 3, 1) and wide.path.all()
-    turned = wide.select(torch.tensor([2, 1, 0, 3, 4, 5]), None, 3)
+    turned, _ = wide.select(torch.tensor([2, 1, 0, 3, 4, 5]))
     assert turned.cache[0][0] is tree.cache[0][0]

@@ -154,3 +154,74 @@ def test_what_a_model_lacks_is_named():
     check_options([Model().decoder], options)
     with pytest.raises(ConfigError, match="reverse_weight: has to be in 0..1"):
         DecodeOptions(reverse_weight=1.2)
+
+
+@pytest.mark.parametrize("reverse", [0.0, 0.4])
+@torch.no_grad()
+def test_what_ctc_found_is_ranked_by_the_decoder(reverse):
+    """`ctc_rescore` on a ragged batch, an utterance of nothing in it, against each text alone."""
+    model = Model().eval()
+    lengths = torch.tensor([14, 7, 0, 10])
+    evidence = model.evidence(HIDDEN, lengths)
+    options = DecodeOptions("ctc_beam", 6, nbest=6, length_bonus=0.1, ctc_weight=0.4)
+    searched = decode(evidence, options)
+    found = decode(evidence, replace(options, method="ctc_rescore", reverse_weight=reverse))
+    assert found[2] == [Hypothesis([], 0.0)]
+    changed = 0
+    for row in (0, 1, 3):
+        wanted = {}
+        for h in searched[row]:
+            inputs = torch.tensor([[EOS, *h.tokens]])
+            after = torch.tensor([*h.tokens, EOS])
+            t = lengths[row : row + 1]
+            logits = model.decoder(
+                inputs, torch.tensor([len(after)]), HIDDEN[row : row + 1, : int(t)], t
+            )
+            forward = logits.log_softmax(-1)[0, torch.arange(len(after)), after].sum().item()
+            attention = (1 - reverse) * forward
+            if reverse:
+                attention += reverse * right_to_left(model.decoder, row, h.tokens)
+            bonus = 0.1 * h.scores["length"]
+            wanted[tuple(h.tokens)] = 0.4 * h.scores["ctc"] + 0.6 * attention + bonus
+        order = sorted(wanted, key=lambda tokens: -wanted[tokens])
+        assert [tuple(h.tokens) for h in found[row]] == order
+        changed += order != [tuple(h.tokens) for h in searched[row]]
+        for h in found[row]:
+            assert h.score == pytest.approx(wanted[tuple(h.tokens)], abs=1e-4)
+    assert changed
+    with pytest.raises(ConfigError, match="needs a decoder"):
+        decode(Model("none").evidence(HIDDEN, LENGTHS), replace(options, method="ctc_rescore"))
+
+
+def distance(a: list[int], b: list[int]) -> int:
+    """Edit distance, by its definition."""
+    if not a or not b:
+        return len(a) + len(b)
+    return min(
+        distance(a[1:], b) + 1, distance(a, b[1:]) + 1, distance(a[1:], b[1:]) + (a[0] != b[0])
+    )
+
+
+def test_least_risk():
+    # Three that agree but for one token outweigh the one that is the most probable alone.
+    texts = [[5, 5, 5, 5], [1, 2, 3, 4], [1, 2, 3, 6], [1, 2, 7, 4]]
+    scores = (-1.0, -1.5, -1.6, -1.7)
+    nbest = [Hypothesis(tokens, s) for tokens, s in zip(texts, scores, strict=True)]
+    (found,) = rescoring.least_risk([nbest], 1.0)
+    assert found[0].tokens == [1, 2, 3, 4]
+    assert sorted(h.tokens for h in found) == sorted(texts)
+    (sure,) = rescoring.least_risk([nbest], 50.0)  # only the best counts
+    assert sure == nbest
+    weights = torch.tensor([h.score for h in nbest]).softmax(0).tolist()
+    risks = [sum(w * distance(a, b) for w, b in zip(weights, texts, strict=True)) for a in texts]
+    assert texts[risks.index(min(risks))] == found[0].tokens
+
+
+@torch.no_grad()
+def test_least_risk_by_option():
+    model = Model().eval()
+    options = DecodeOptions(beam_size=6, nbest=6)
+    nbest = decode(model.evidence(HIDDEN, LENGTHS), options)
+    found = decode(model.evidence(HIDDEN, LENGTHS), replace(options, nbest=1, risk_scale=0.2))
+    assert found == [[h[0]] for h in rescoring.least_risk(nbest, 0.2)]
+    assert any(a[0] != b[0] for a, b in zip(found, nbest, strict=True))

@@ -1,0 +1,70 @@
+"""Linear layers with weights laid out for the processor, for inference in float32 on a CPU.
+
+A matrix product of a few rows spends much of its time on bringing the weights into the order that
+its inner loop wants. oneDNN does so once here, and computes the activation behind a layer along
+with it. The numbers are float32's, summed in another order.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from speechattn.encoders.feed_forward import FeedForward
+
+PACKS = all(
+    hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+)
+# Layers with fewer weights gain nothing.
+WORTHWHILE = 2**12
+ACTIVATIONS = {functional.silu: "swish", functional.relu: "relu"}
+
+
+class PackedLinear(nn.Module):
+    """A linear layer and the activation behind it. It has no gradients.
+
+    Args:
+        linear: the trained layer, float32 on a CPU.
+        activation: `none`, `relu` or `swish`.
+    """
+
+    def __init__(self, linear: nn.Linear, activation: str = "none"):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.activation = activation
+        # Plain attributes: no checkpoint has them, and the layer could not follow to a GPU.
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return torch.ops.mkldnn._linear_pointwise(
+            x, self.packed, self.bias, self.activation, [], ""
+        )
+
+
+def pack(model: nn.Module) -> nn.Module:
+    """Packs the linear layers of a model in place, where this processor's library can.
+
+    Args:
+        model: float32 on a CPU, not to be trained any more.
+
+    Returns:
+        The model, in evaluation mode.
+    """
+    if not (PACKS and torch.backends.mkldnn.is_available()):
+        return model.eval()
+    with torch.no_grad():
+        for parent in list(model.modules()):
+            fused = isinstance(parent, FeedForward) and parent.activation in ACTIVATIONS
+            if fused and type(parent.expand) is nn.Linear and is_worth_it(parent.expand):
+                parent.expand = PackedLinear(parent.expand, ACTIVATIONS[parent.activation])
+                parent.activation = nn.Identity()
+            for name, layer in parent.named_children():
+                if type(layer) is nn.Linear and is_worth_it(layer):
+                    setattr(parent, name, PackedLinear(layer))
+    return model.eval()
+
+
+def is_worth_it(layer: nn.Linear) -> bool:
+    """Whether packing is for this layer."""
+    return layer.weight.dtype == torch.float32 and layer.weight.numel() >= WORTHWHILE
