@@ -377,8 +377,9 @@ def trained_rows(folder: Path, cuts: Path, crops: Path | None) -> list[dict]:
 def benchmark(quick: bool, only: str) -> list[dict]:
     """All rows; `quick` is short inputs and one round."""
     #      seconds, items, beam, rounds
+    # Not 30 s at beam 40: ESPnet takes a quarter of an hour for it.
     cases = [(5, 1, 10, 3), (5, 1, 40, 1), (10, 1, 10, 3), (10, 1, 40, 1), (30, 1, 10, 1),
-             (30, 1, 40, 1), (10, 16, 10, 1)]  # fmt: skip
+             (10, 16, 10, 1)]  # fmt: skip
     if quick:
         cases = [(2, 1, 10, 1), (2, 2, 10, 1)]
     models, rows = Models(), []
