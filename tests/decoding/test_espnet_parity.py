@@ -69,7 +69,7 @@ def test_prefix_scores():
 )
 def test_best_hypotheses(weight, length_bonus, beam):
     utterances = same = 0
-    for seed in range(8):
+    for seed in range(14):
         ours, theirs, ctc = make(seed)
         lengths = torch.tensor([26, 14, 20, 9, 17])
         hidden = torch.randn(5, 26, D)
@@ -101,5 +101,5 @@ def test_best_hypotheses(weight, length_bonus, beam):
                 assert found[row][0].score == pytest.approx(float(best.score), abs=1e-3)
             else:
                 assert found[row][0].score > float(best.score)
-    assert utterances >= 30
-    assert same >= 0.95 * utterances
+    assert utterances >= 45
+    assert same >= 0.99 * utterances
