@@ -147,6 +147,10 @@ def combine(args: Namespace) -> None:
     from speechattn.decoding import DecodeOptions
     from speechattn.ensemble import Ensemble
 
+    if args.weight and args.cuts is not None:
+        raise ConfigError("--weight gives the shares and --cuts chooses them: leave one out")
+    if args.noise is not None and args.cuts is None:
+        raise ConfigError("--noise is mixed into the utterances of --cuts: give these too")
     folders = named(args.model, "--model")
     options = DecodeOptions.load(args.options) if args.options else None
     transcriber = read_models(folders, options, args.allow)

@@ -102,6 +102,8 @@ def test_from_the_command_line(tiny_model_dir, tiny_corpus, tmp_path, capsys):
         (["--model=a={audio}", "--weight=a=much"], "--weight"),
         (["--model=a={audio}", "--weight=b=1"], "weights are of b"),
         (["--model=a={audio}", "--weight=a=-1"], "above 0"),
+        (["--model=a={audio}", "--weight=a=1", "--cuts=x"], "leave one out"),
+        (["--model=a={audio}", "--noise=x"], "give these too"),
     ],
 )
 def test_what_is_wrong_is_said(tiny_model_dir, tmp_path, capsys, arguments, message):
