@@ -17,6 +17,7 @@ from speechattn.data.tokenizer import Tokenizer
 from speechattn.decoding import DecodeOptions, decode
 from speechattn.ensemble import Ensemble
 from speechattn.errors import ConfigError
+from speechattn.long_form import LongFormOptions
 from speechattn.model import SpeechModel
 from speechattn.model_dir import load_model, read_config, read_meta, read_options, save_model_dir
 from speechattn.transcriber import Transcriber
@@ -35,7 +36,8 @@ def read_models(
 
     Args:
         folders: model directories by the name that each has in the ensemble.
-        options: how the ensemble is searched; as the first of the models by default.
+        options: how the ensemble is searched; as the first of the models by default, which also
+            tells how long files are cut.
         allow: packages beside this one whose classes the models may name.
 
     Raises:
@@ -60,7 +62,9 @@ def read_models(
     if options is None:
         options = read_options(first)
     ensemble = Ensemble(models, dict.fromkeys(models, 1.0)).eval()
-    return Transcriber(ensemble, tokenizer, options, next(iter(rois.values()), None))
+    roi = next(iter(rois.values()), None)
+    long_form = build(LongFormOptions, read_config(first).get("long_form", {}), "long_form")
+    return Transcriber(ensemble, tokenizer, options, roi, long_form=long_form)
 
 
 def choose_weights(
@@ -147,6 +151,7 @@ def save_ensemble(
         },
         "decode": asdict(transcriber.decode_options),
         "roi": asdict(transcriber.cropper.options),
+        "long_form": asdict(transcriber.long_form),
     }
     metas = [read_meta(folder) for folder in folders.values()]
     facts = {

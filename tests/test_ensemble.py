@@ -1,6 +1,7 @@
 """Ensembles: what they agree in, what they read, and their model directory."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -144,6 +145,17 @@ def test_models_share_what_they_take(tiny_model):
     ensemble = build_ensemble({"models": deaf, "weights": {"see": 1, "hear": 3}}, 9)
     assert (ensemble.crop_size, ensemble.sample_rate) == (24, 16000)
     assert ensemble.weights == {"see": 0.25, "hear": 0.75}
+
+
+def test_long_files_are_cut_as_the_first_model_says(folders, tmp_path):
+    first = shutil.copytree(folders["audio"], tmp_path / "first")
+    config = yaml.safe_load((first / "config.yaml").read_text())
+    config["long_form"] = {"window_seconds": 4.0, "overlap_seconds": 1.5, "at_silence": True}
+    (first / "config.yaml").write_text(yaml.safe_dump(config))
+    models = {"audio": first, "video": folders["video"]}
+    save_ensemble(read_models(models), models, tmp_path / "both")
+    found = Transcriber.from_pretrained(tmp_path / "both").long_form
+    assert (found.window_seconds, found.overlap_seconds, found.at_silence) == (4.0, 1.5, True)
 
 
 def test_searches_that_need_one_model(saved):
