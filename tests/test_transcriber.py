@@ -10,7 +10,7 @@ import soundfile
 import torch
 import yaml
 
-from speechattn import Transcriber
+from speechattn import Transcriber, packing
 from speechattn.data.augment import CenterCrop
 from speechattn.data.batch import collate
 from speechattn.data.corpora import prepare_tsv
@@ -406,3 +406,18 @@ def test_quantised_layers(tiny_model_dir, media):
     assert same.transcribe(media / "a.flac") == load(folder).transcribe(media / "a.flac")
     with pytest.raises(ConfigError, match="int4"):
         Transcriber.from_pretrained(folder, quantise="int4")
+
+
+@pytest.mark.skipif(not packing.PACKS, reason="this torch was built without oneDNN")
+@pytest.mark.parametrize("modality", ["av", "late"])
+def test_layers_are_packed(tiny_model_dir, media, modality, monkeypatch):
+    folder = tiny_model_dir(modality)
+    plain = load(folder).transcribe(media / "a.mp4")
+    monkeypatch.setattr(packing, "WORTHWHILE", 1)  # its layers are too small
+    transcriber = load(folder)
+    kinds = [type(m) for m in transcriber.model.modules()]
+    assert packing.PackedLinear in kinds and torch.nn.Linear not in kinds
+    packed = transcriber.transcribe(media / "a.mp4")
+    assert packed.text == plain.text
+    assert [t.start for t in packed.tokens] == [t.start for t in plain.tokens]
+    assert packed.confidence == pytest.approx(plain.confidence, abs=1e-4)
