@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from speechattn.decoders.transformer import NORM_EPS, SelfAttention, sinusoids
+from speechattn.decoders.transformer import NORM_EPS, SelfAttention, grown, sinusoids
 from speechattn.decoders.tree import KeyValue, TokenTree
 from speechattn.masks import padding_mask
 
@@ -164,10 +164,7 @@ class TransformerLm(nn.Module):
         if self.positions == "none":
             return x
         start, stop = (0, tokens.size(1)) if position is None else (position, position + 1)
-        if stop > self._positions.size(0) or self._positions.device != x.device:
-            with torch.inference_mode(False):  # kept, so training has to be able to use it
-                table = sinusoids(max(2 * stop, self._positions.size(0)), self.width)
-                self._positions = table.to(x.device)
+        self._positions = grown(self._positions, stop, x.device)
         x = x * math.sqrt(self.width) + self._positions[start:stop].to(x.dtype)
         return self.position_dropout(x)
 

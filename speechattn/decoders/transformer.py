@@ -35,6 +35,14 @@ def sinusoids(length: int, width: int) -> Tensor:
     return table
 
 
+def grown(table: Tensor, length: int, device: torch.device) -> Tensor:
+    """A table of `sinusoids` on a device, twice as long as asked for where it was too short."""
+    if length <= table.size(0) and table.device == device:
+        return table
+    with torch.inference_mode(False):  # kept, so training has to be able to use it
+        return sinusoids(max(2 * length, table.size(0)), table.size(1)).to(device)
+
+
 class SelfAttention(nn.Module):
     """Causal multi-head self-attention; queries, keys and values in one product."""
 
@@ -275,10 +283,7 @@ class TransformerDecoder(Decoder):
         """Of tokens (N, U) one after the other, or all of them at one position."""
         start, stop = (0, tokens.size(1)) if position is None else (position, position + 1)
         x = self.embed(tokens) * math.sqrt(self.width)
-        if stop > self._positions.size(0) or self._positions.device != x.device:
-            with torch.inference_mode(False):  # kept, so training has to be able to use it
-                table = sinusoids(max(2 * stop, self._positions.size(0)), self.width)
-                self._positions = table.to(x.device)
+        self._positions = grown(self._positions, stop, x.device)
         x = x + self._positions[start:stop].to(x.dtype)
         return self.embed_dropout(x)
 
