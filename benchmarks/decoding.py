@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from speechattn import Transcriber
 from speechattn.data.datamodule import read_cuts
 from speechattn.data.store import CropStore
-from speechattn.decode_cuts import CutBatches
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.decoding import (
     CtcPrefixScorer,
@@ -40,7 +39,8 @@ from speechattn.decoding import (
     rescore,
 )
 from speechattn.importing.espnet import decoder_weights
-from speechattn.quantisation import quantise
+from speechattn.inference.decode_cuts import CutBatches
+from speechattn.inference.quantisation import quantise
 
 THREADS = 2
 VOCAB, WIDTH, HEADS, UNITS, BLOCKS = 4468, 768, 12, 3072, 6

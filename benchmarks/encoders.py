@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from speechattn.attention import relative
 from speechattn.encoders import ConformerEncoder, EBranchformerEncoder
 from speechattn.importing.espnet import encoder_weights
-from speechattn.packing import pack
+from speechattn.inference.packing import pack
 
 THREADS = 2
 FEATURES, FRAME_RATE = 80, 100

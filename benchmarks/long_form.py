@@ -81,8 +81,8 @@ def transcribe(model: Path, options: Path | None, long_form: dict, path: Path) -
 
     from speechattn import Transcriber
     from speechattn.decoding import DecodeOptions
-    from speechattn.joining import Joiner, split_units
-    from speechattn.long_form import LongFormOptions, transcribe_long
+    from speechattn.inference.joining import Joiner, split_units
+    from speechattn.inference.long_form import LongFormOptions, transcribe_long
 
     torch.set_num_threads(2)
     decoding = DecodeOptions.load(options) if options else None
@@ -98,9 +98,9 @@ def transcribe(model: Path, options: Path | None, long_form: dict, path: Path) -
             windows.append([(u.text, u.time) for u in split_units(tokens)])
             super().add(tokens, start, end)
 
-    import speechattn.long_form
+    import speechattn.inference.long_form
 
-    speechattn.long_form.Joiner = Watched
+    speechattn.inference.long_form.Joiner = Watched
     begun = time.perf_counter()
     found = transcribe_long(transcriber, path, LongFormOptions(**long_form))
     seconds = time.perf_counter() - begun

@@ -200,8 +200,8 @@ def training_row(frames: int, rounds: int) -> dict:
 
 def text_rows(options: argparse.Namespace) -> list[dict]:
     """The share of clips whose text the cheaper arithmetic leaves alone."""
-    from speechattn.decode_cuts import decode_cuts
     from speechattn.decoding import DecodeOptions
+    from speechattn.inference.decode_cuts import decode_cuts
     from speechattn.model import SpeechModel
     from speechattn.transcriber import Transcriber
 

@@ -140,12 +140,12 @@ def average(args: Namespace) -> None:
 
 def combine(args: Namespace) -> None:
     """speechattn combine"""
-    from speechattn.combine import choose_weights, read_models, save_ensemble
     from speechattn.data.datamodule import read_cuts
     from speechattn.data.store import CropStore
-    from speechattn.decode_cuts import CutBatches
     from speechattn.decoding import DecodeOptions
-    from speechattn.ensemble import Ensemble
+    from speechattn.inference.combine import choose_weights, read_models, save_ensemble
+    from speechattn.inference.decode_cuts import CutBatches
+    from speechattn.inference.ensemble import Ensemble
 
     if args.weight and args.cuts is not None:
         raise ConfigError("--weight gives the shares and --cuts chooses them: leave one out")
@@ -200,8 +200,8 @@ def read_noise(args: Namespace):
 
 def decode(args: Namespace) -> None:
     """speechattn decode"""
-    from speechattn.decode_cuts import decode_cuts
-    from speechattn.timing import profiled
+    from speechattn.inference.decode_cuts import decode_cuts
+    from speechattn.inference.timing import profiled
 
     with profiled(args.profile):
         decode_cuts(
@@ -251,7 +251,7 @@ def changed_options(options, overrides: list[str]):
 def export(args: Namespace) -> None:
     """speechattn export"""
     from speechattn.data.tokenizer import Tokenizer
-    from speechattn.export import export_onnx
+    from speechattn.inference.export import export_onnx
     from speechattn.model_dir import load_model
 
     for path in export_onnx(load_model(args.model, args.allow), args.output):
@@ -284,7 +284,7 @@ def score(args: Namespace) -> None:
 
 def fuse(args: Namespace) -> None:
     """speechattn fuse"""
-    from speechattn.fuse import fuse
+    from speechattn.decoding.fuse_files import fuse
 
     fuse(
         args.systems,

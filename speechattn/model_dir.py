@@ -20,8 +20,8 @@ from speechattn import __version__
 from speechattn.config import build, check_sections, read_yaml
 from speechattn.data.tokenizer import Tokenizer
 from speechattn.decoding import DecodeOptions
-from speechattn.ensemble import Ensemble
 from speechattn.errors import ConfigError
+from speechattn.inference.ensemble import Ensemble
 from speechattn.model import SpeechModel
 
 CONFIG, WEIGHTS, META = "config.yaml", "model.safetensors", "meta.json"

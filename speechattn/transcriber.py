@@ -26,16 +26,16 @@ from speechattn.decoding import (
 )
 from speechattn.decoding.ctc import AlignmentError
 from speechattn.decoding.shallow_fusion import NOTHING, ShallowFusion, read_fusion
-from speechattn.ensemble import Ensemble
 from speechattn.errors import ConfigError, MediaError
 from speechattn.frontends.inference import Precision, optimise
-from speechattn.long_form import LongFormOptions, is_long, transcribe_long
+from speechattn.inference.ensemble import Ensemble
+from speechattn.inference.long_form import LongFormOptions, is_long, transcribe_long
+from speechattn.inference.packing import pack
+from speechattn.inference.quantisation import Scheme
+from speechattn.inference.quantisation import quantise as quantise_layers
+from speechattn.inference.timing import PartTimes
 from speechattn.model import SpeechModel
 from speechattn.model_dir import load_model, read_config, read_options
-from speechattn.packing import pack
-from speechattn.quantisation import Scheme
-from speechattn.quantisation import quantise as quantise_layers
-from speechattn.timing import PartTimes
 from speechattn.transcript import Alternative, Span, Transcript
 
 logger = logging.getLogger(__name__)

@@ -142,8 +142,8 @@ def tiny_model_dir(
 
     `late` is an ensemble of the audio and the video model.
     """
-    from speechattn.combine import read_models, save_ensemble
     from speechattn.data.tokenizer import Tokenizer
+    from speechattn.inference.combine import read_models, save_ensemble
     from speechattn.model_dir import build_model, save_model_dir
 
     folder = tmp_path_factory.mktemp("models")

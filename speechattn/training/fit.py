@@ -32,7 +32,7 @@ from speechattn.data.roi import RoiOptions
 from speechattn.data.tokenizer import Tokenizer
 from speechattn.decoding import DecodeOptions, check_options
 from speechattn.errors import ConfigError
-from speechattn.long_form import LongFormOptions
+from speechattn.inference.long_form import LongFormOptions
 from speechattn.losses import JointLoss
 from speechattn.model_dir import build_model, save_model_dir
 from speechattn.training.initialise import initialise

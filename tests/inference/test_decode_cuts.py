@@ -9,10 +9,10 @@ from lhotse import CutSet
 
 from speechattn.data.augment import AddNoise
 from speechattn.data.batch import Item, collate
-from speechattn.decode_cuts import PARTIAL, decode_cuts, read_partial, single
 from speechattn.decoding import DecodeOptions
 from speechattn.errors import ConfigError
 from speechattn.evaluation import read_table
+from speechattn.inference.decode_cuts import PARTIAL, decode_cuts, read_partial, single
 from speechattn.transcriber import Transcriber
 
 

@@ -20,12 +20,12 @@ import yaml
 
 from speechattn.data.tokenizer import SPACE, UNK, UNK_MARK
 from speechattn.decoding.alignment import WORD_START
+from speechattn.decoding.fuse_tuning import DevSet, choose_options, choose_weights, make_ballot
 from speechattn.decoding.rover import RoverOptions, Unit, Voting, check_weights
 from speechattn.errors import ConfigError, SpeechattnError
 from speechattn.evaluation.tables import read_table, write_table, write_whole
 from speechattn.evaluation.text import TextNormalization, normalize, split_units
 from speechattn.evaluation.text import Unit as UnitName
-from speechattn.fuse_tuning import DevSet, choose_options, choose_weights, make_ballot
 
 logger = logging.getLogger(__name__)
 

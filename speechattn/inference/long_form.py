@@ -25,11 +25,11 @@ from speechattn.data.tokenizer import UNK, UNK_MARK
 from speechattn.data.video import iter_video, probe
 from speechattn.decoding import TokenTime, word_times
 from speechattn.decoding.alignment import SPACE
-from speechattn.ensemble import Ensemble
 from speechattn.errors import ConfigError, MediaError
-from speechattn.joining import Joiner
+from speechattn.inference.ensemble import Ensemble
+from speechattn.inference.joining import Joiner
+from speechattn.inference.silence import quiet_place
 from speechattn.model import SpeechModel
-from speechattn.silence import quiet_place
 from speechattn.transcript import Span, Transcript
 
 if TYPE_CHECKING:

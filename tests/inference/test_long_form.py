@@ -9,8 +9,14 @@ import torch
 
 from speechattn import Transcriber
 from speechattn.errors import ConfigError, MediaError
-from speechattn.long_form import LongFormOptions, common_step, is_long, transcribe_long, windows
-from speechattn.silence import quiet_place
+from speechattn.inference.long_form import (
+    LongFormOptions,
+    common_step,
+    is_long,
+    transcribe_long,
+    windows,
+)
+from speechattn.inference.silence import quiet_place
 from speechattn.transcript import Span, Transcript
 
 SHORT = LongFormOptions(window_seconds=2.0, overlap_seconds=0.8, batch_size=3, max_seconds=2.0)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from speechattn.cli import main
-from speechattn.combine import choose_weights, shares
 from speechattn.data.batch import Item, collate
 from speechattn.decoding import DecodeOptions, Evidence
+from speechattn.inference.combine import choose_weights, shares
 from speechattn.model_dir import load_model, read_meta
 
 V = 6

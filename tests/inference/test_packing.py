@@ -10,7 +10,7 @@ from torch.nn import functional
 from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import DecodeOptions, Evidence, joint_search
 from speechattn.encoders import ConformerEncoder, EBranchformerEncoder
-from speechattn.packing import PACKS, PackedLinear, pack
+from speechattn.inference.packing import PACKS, PackedLinear, pack
 
 pytestmark = pytest.mark.skipif(not PACKS, reason="this torch was built without oneDNN")
 

@@ -14,7 +14,7 @@ from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import DecodeOptions, Evidence, decode
 from speechattn.encoders import ConformerEncoder
 from speechattn.errors import ConfigError
-from speechattn.quantisation import Bf16Linear, Int8Linear, quantise
+from speechattn.inference.quantisation import Bf16Linear, Int8Linear, quantise
 
 WEIGHTS = {
     "as initialised": lambda w: w,
@@ -64,7 +64,7 @@ def test_int8_sums_are_exact_without_vnni():
     """The same on an older processor: oneDNN reads its limit from the environment, once."""
     code = (
         "import torch\n"
-        "from speechattn.quantisation import Int8Linear\n"
+        "from speechattn.inference.quantisation import Int8Linear\n"
         "from tests_quantisation import WEIGHTS, exact, make_linear\n"
         "for kind in WEIGHTS:\n"
         "    layer = Int8Linear(make_linear(768, kind))\n"

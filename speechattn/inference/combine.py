@@ -15,9 +15,9 @@ from speechattn.data.batch import Batch
 from speechattn.data.roi import RoiOptions
 from speechattn.data.tokenizer import Tokenizer
 from speechattn.decoding import DecodeOptions, decode
-from speechattn.ensemble import Ensemble
 from speechattn.errors import ConfigError
-from speechattn.long_form import LongFormOptions
+from speechattn.inference.ensemble import Ensemble
+from speechattn.inference.long_form import LongFormOptions
 from speechattn.model import SpeechModel
 from speechattn.model_dir import load_model, read_config, read_meta, read_options, save_model_dir
 from speechattn.transcriber import Transcriber

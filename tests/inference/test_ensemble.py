@@ -8,10 +8,10 @@ import torch
 import yaml
 
 from speechattn import SpeechModel, Transcriber
-from speechattn.combine import read_models, save_ensemble
 from speechattn.decoding import DecodeOptions, decode
-from speechattn.ensemble import Ensemble
 from speechattn.errors import ConfigError
+from speechattn.inference.combine import read_models, save_ensemble
+from speechattn.inference.ensemble import Ensemble
 from speechattn.model_dir import build_ensemble, build_model, load_model
 from speechattn.training.initialise import initialise
 

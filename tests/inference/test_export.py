@@ -8,7 +8,7 @@ from speechattn import SpeechModel, Transcriber
 from speechattn.data.tokenizer import Tokenizer
 from speechattn.decoding import DecodeOptions, decode
 from speechattn.errors import ConfigError
-from speechattn.export import OnnxModel, export_onnx
+from speechattn.inference.export import OnnxModel, export_onnx
 from speechattn.model_dir import load_model
 
 pytest.importorskip("onnxruntime")

@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 import yaml
 
+from speechattn.decoding.fuse_files import (
+    UNKNOWN_CONFIDENCE,
+    fuse,
+    join_units,
+    make_units,
+    read_system,
+)
+from speechattn.decoding.fuse_tuning import DevSet, choose_options, choose_weights, with_neighbours
 from speechattn.decoding.rover import RoverOptions
 from speechattn.errors import ConfigError, SpeechattnError
 from speechattn.evaluation import read_table, score_both
-from speechattn.fuse import UNKNOWN_CONFIDENCE, fuse, join_units, make_units, read_system
-from speechattn.fuse_tuning import DevSet, choose_options, choose_weights, with_neighbours
 
 Words = list[tuple[str, float]]
 

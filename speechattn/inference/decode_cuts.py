@@ -18,7 +18,7 @@ from speechattn.data.sampler import PaddedFrameBatches
 from speechattn.data.store import CropStore
 from speechattn.decoding import AlignmentError, DecodeOptions, surest_times
 from speechattn.evaluation.tables import write_table
-from speechattn.timing import PartTimes
+from speechattn.inference.timing import PartTimes
 from speechattn.transcriber import Transcriber
 
 logger = logging.getLogger(__name__)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from speechattn import timing
+from speechattn.inference import timing
+from speechattn.inference.timing import PARTS, PartTimes, profiled
 from speechattn.model import Stream
-from speechattn.timing import PARTS, PartTimes, profiled
 
 
 class Clock:

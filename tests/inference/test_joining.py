@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from speechattn.joining import Joiner, split_units
+from speechattn.inference.joining import Joiner, split_units
 from speechattn.transcript import Span
 
 FRAME = 0.04

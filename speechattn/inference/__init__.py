@@ -1,0 +1,1 @@
+"""Trained models at work: test sets, long files, ensembles, cheaper arithmetic, ONNX."""
