@@ -3,10 +3,10 @@
 A decoder of 6 x 768/3072 over 4,468 units, random weights, encoder output that is given; 22 tokens
 for every 5 s. Peers: ESPnet's batched search as its recipes run it (CTC within a window of 100
 frames) and with the window off, as ours. Beside the search stands its floor: the decoder's matrix
-products alone, at the shapes of every step. Also the CTC prefix scores alone, and the right-to-left
-rescoring of a batch's n-best lists against one utterance after another, and the search with int8
-and bfloat16 layers against float32. (For a processor without VNNI set ONEDNN_MAX_CPU_ISA=AVX2,
-ATEN_CPU_CAPABILITY=avx2 and MKL_ENABLE_INSTRUCTIONS=AVX2.)
+products alone, at the shapes of every step. Also the CTC prefix scores alone, the rescoring of a
+batch's n-best lists by both directions against WeNet's loop, and the search with int8 and bfloat16
+layers against float32, whose layers are packed as a Transcriber's are. (For a processor without
+VNNI set ONEDNN_MAX_CPU_ISA=AVX2, ATEN_CPU_CAPABILITY=avx2 and MKL_ENABLE_INSTRUCTIONS=AVX2.)
 
     python benchmarks/decoding.py [--quick] [--json FILE] [--only WORD]
         [--model DIR --cuts FILE [--crops DIR]]
@@ -38,8 +38,10 @@ from speechattn.decoding import (
     joint_search,
     rescore,
 )
+from speechattn.decoding.rescoring import add_decoder
 from speechattn.importing.espnet import decoder_weights
 from speechattn.inference.decode_cuts import CutBatches
+from speechattn.inference.packing import PackedLinear, pack
 from speechattn.inference.quantisation import quantise
 
 THREADS = 2
@@ -87,7 +89,7 @@ class Models:
 
     def __init__(self):
         torch.manual_seed(0)
-        self.ours = TransformerDecoder(VOCAB, WIDTH, WIDTH, HEADS, UNITS, BLOCKS).eval()
+        plain = TransformerDecoder(VOCAB, WIDTH, WIDTH, HEADS, UNITS, BLOCKS).eval()
         self.ctc = Ctc().eval()
         self.espnet = espnet()
         self.theirs = None
@@ -97,12 +99,17 @@ class Models:
             ).eval()
             # ESPnet's search would say blank; a trained decoder never does.
             nn.init.constant_(self.theirs.output_layer.bias[:1], -1e4)
-            self.ours.load_state_dict(decoder_weights(self.theirs.state_dict()))
+            plain.load_state_dict(decoder_weights(self.theirs.state_dict()))
+        self.plain = plain
+        self.ours = pack(copy.deepcopy(plain))  # as a Transcriber does on a CPU
 
     def searches(self, lengths: Tensor, beam: int) -> dict[str, Callable]:
         """A search of each kind over the same encoder output, giving the best tokens."""
         hidden = torch.randn(len(lengths), int(lengths.max()), WIDTH)
         ratio = TOKEN_RATE / FRAME_RATE
+        # ESPnet ends hypotheses one step before the longest length: were the least as long as the
+        # longest, it would find none and search once more.
+        least = ratio - 1 / int(lengths.min())
         options = DecodeOptions(
             beam_size=beam, ctc_weight=WEIGHT, min_length_ratio=ratio, max_length_ratio=ratio
         )
@@ -125,9 +132,9 @@ class Models:
                 pre_beam_score_key="full",
             )
             if len(lengths) == 1:
-                found = [searched(hidden[0], maxlenratio=ratio, minlenratio=ratio)]
+                found = [searched(hidden[0], maxlenratio=ratio, minlenratio=least)]
             else:
-                found = searched(hidden, x_lengths=lengths, maxlenratio=ratio, minlenratio=ratio)
+                found = searched(hidden, x_lengths=lengths, maxlenratio=ratio, minlenratio=least)
             tokens = [nbest[0].yseq[1:].tolist() if nbest else [] for nbest in found]
             return [t[: t.index(EOS)] if EOS in t else t for t in tokens]
 
@@ -143,7 +150,7 @@ def products(model: TransformerDecoder, frames: int, beam: int, steps: int) -> C
 
     The weights are the model's own, each layer's read from where it is.
     """
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear | PackedLinear)]
     # Keys and values of the memory are projected once, before the search.
     once = [layer.cross_attention.key_value for layer in model.layers]
     each = [m for m in linear if not any(m is o for o in once)]
@@ -209,7 +216,7 @@ def quantised_rows(models: Models, seconds: int, beam: int, rounds: int) -> list
     runs = {"float32": models.searches(lengths, beam)["ours"]}
     whole = models.ours
     for scheme in ("int8", "bf16"):
-        models.ours = quantise(copy.deepcopy(whole), scheme)
+        models.ours = quantise(copy.deepcopy(models.plain), scheme)
         torch.manual_seed(1)
         runs[scheme] = models.searches(lengths, beam)["ours"]
     models.ours = whole
@@ -261,46 +268,68 @@ def score_rows(models: Models, seconds: int, rounds: int) -> list[dict]:
 
 
 def rescore_rows(rounds: int) -> list[dict]:
-    """Ten hypotheses of each of 16 utterances, in one pass and one utterance after another."""
+    """Ten hypotheses of each of 16 utterances by both directions of a decoder.
+
+    In one pass; and as WeNet does it, of which this is our own version: one utterance after
+    another, the encoder's output repeated for each hypothesis, scores added token by token.
+    """
     torch.manual_seed(1)
-    decoder = BidirectionalDecoder(VOCAB, 256, 256, 4, 1024, 3, 3).eval()
-    frames, items = 100, 16
+    decoder = pack(BidirectionalDecoder(VOCAB, 256, 256, 4, 1024, 3, 3))
+    frames, items, beam, u = 100, 16, 10, 12
     lengths = torch.linspace(frames, frames / 2, items).long()
     hidden = torch.randn(items, frames, 256)
     empty = hidden.new_zeros(items, frames, 1)
     nbest = [
-        [
-            Hypothesis(torch.randint(1, EOS, (12,)).tolist(), -1.0, {"decoder": -1.0})
-            for _ in range(10)
-        ]
+        [Hypothesis(torch.randint(1, EOS, (u,)).tolist(), -1.0, {"ctc": -1.0}) for _ in range(beam)]
         for _ in range(items)
     ]
 
-    def together() -> None:
-        rescore([Evidence(hidden, lengths, empty, decoder)], nbest, 1.0, 0.5)
+    def passes(rows: list[Evidence], nbest: list[list[Hypothesis]]) -> list[float]:
+        found = rescore(rows, add_decoder(rows[0], nbest, 0.5), 0.5, 0.5)
+        return [h.score for hypotheses in found for h in hypotheses]
 
     def alone(b: int) -> list[Evidence]:
         row, t = slice(b, b + 1), int(lengths[b])
         return [Evidence(hidden[row, :t], lengths[row], empty[row, :t], decoder)]
 
-    def each_utterance() -> None:
-        for b in range(items):
-            rescore(alone(b), [nbest[b]], 1.0, 0.5)
+    def together() -> list[float]:
+        return passes([Evidence(hidden, lengths, empty, decoder)], nbest)
 
-    def each_hypothesis() -> None:
-        for b in range(items):
-            for h in nbest[b]:
-                rescore(alone(b), [[h]], 1.0, 0.5)
+    def each_utterance() -> list[float]:
+        return [score for b in range(items) for score in passes(alone(b), [nbest[b]])]
 
-    runs = {"together": together, "utterances": each_utterance, "hypotheses": each_hypothesis}
-    times = in_turn(runs, rounds)
-    title = "right-to-left rescoring, 16 utterances of 10 hypotheses"
+    def each_hypothesis() -> list[float]:
+        return [score for b in range(items) for h in nbest[b] for score in passes(alone(b), [[h]])]
+
+    def wenet() -> list[float]:
+        scores = []
+        for b in range(items):
+            memory = hidden[b : b + 1, : int(lengths[b])].repeat(beam, 1, 1)
+            tokens = torch.tensor([[EOS, *h.tokens] for h in nbest[b]])
+            given = tokens, torch.full((beam,), u + 1), memory, lengths[b].expand(beam)
+            left = decoder(*given).log_softmax(-1)
+            right = decoder.reverse(*given).log_softmax(-1)
+            found = []
+            for i, h in enumerate(nbest[b]):
+                score = left[i][u][EOS] + right[i][u][EOS]
+                for j, token in enumerate(h.tokens):
+                    score = score + left[i][j][token] + right[i][u - 1 - j][token]
+                found.append(0.5 * h.score + 0.25 * float(score))
+            scores += sorted(found, reverse=True)
+        return scores
+
+    runs = {"wenet": wenet, "utterance": each_utterance, "hypothesis": each_hypothesis}
+    for peer in (wenet, each_utterance):
+        torch.testing.assert_close(torch.tensor(together()), torch.tensor(peer()))
+    times = in_turn({"ours": together, **runs}, rounds)
+    title = "rescoring by both directions, 16 utterances of 10 hypotheses"
     for name, values in times.items():
         print(f"{title}, {name}, s: {spread(values)}", flush=True)
     ours, *peers = (statistics.median(values) for values in times.values())
+    named = ("WeNet's loop", "ours one utterance after another", "one hypothesis after another")
     return [
-        against_peer(f"{title}, against one {what} after another", ours, peer, RESCORE_TARGET, "s")
-        for what, peer in zip(("utterance", "hypothesis"), peers, strict=True)
+        against_peer(f"{title}, against {what}", ours, peer, RESCORE_TARGET, "s")
+        for what, peer in zip(named, peers, strict=True)
     ]
 
 

@@ -59,6 +59,39 @@ def ctc_greedy(log_probs: Tensor, lengths: Tensor) -> list[Hypothesis]:
     return [Hypothesis(u.tolist(), s, {"ctc": s}) for u, s in zip(tokens, score, strict=True)]
 
 
+def merge_blanks(log_probs: Tensor, lengths: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Makes one frame of each run of frames that are blank almost surely.
+
+    Such a frame is blank, with the probability that all of the run are. What is spelt, as a whole
+    or as a beginning, so loses the paths that have a token there: together at most n (1 -
+    threshold) of the probability of all paths, n frames being merged.
+
+    Args:
+        log_probs: (B, T, V), blank first.
+        lengths: (B,) int64, each at least 1.
+        threshold: posterior of blank above which a frame is merged; 1 merges none.
+
+    Returns:
+        (B, T', V) and (B,): what is left.
+    """
+    b, t, _ = log_probs.shape
+    blank = log_probs[..., BLANK]
+    real = padding_mask(lengths, t)
+    sure = real & (blank.double() > math.log(threshold))
+    first = real.clone()  # of the frames that become one
+    first[:, 1:] &= ~(sure[:, 1:] & sure[:, :-1])
+    place = (first.cumsum(1) - 1).masked_fill(~real, 0)  # (B, T)
+    lengths = first.sum(1)
+    merged = blank.double().new_zeros(b, int(lengths.max()))
+    merged.scatter_add_(1, place, blank.double().masked_fill(~real, 0.0))
+    at = first.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : merged.size(1)]
+    rows = torch.arange(b, device=at.device)[:, None]
+    left = log_probs[rows, at]  # (B, T', V)
+    left[..., 1:].masked_fill_(sure[rows, at][..., None], -math.inf)
+    left[..., BLANK] = merged.to(left.dtype)
+    return left, lengths
+
+
 def ctc_forced_align(log_probs: Tensor, tokens: list[int]) -> list[TokenSpan]:
     """The most probable CTC path that spells the tokens.
 

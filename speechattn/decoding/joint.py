@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from speechattn.decoding.ctc import BLANK
+from speechattn.decoding.ctc import BLANK, merge_blanks
 from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.options import DecodeOptions
@@ -101,7 +101,7 @@ def joint_search(
             scorer = DecoderScorer(e.decoder, e.hidden, e.lengths)
             full[e.label("decoder")] = (scorer, e.weight * (1 - options.ctc_weight))
         if options.ctc_weight > 0:
-            prefixes = CtcPrefixScorer(e.log_probs, e.lengths)
+            prefixes = CtcPrefixScorer(*merge_blanks(e.log_probs, e.lengths, options.blank_skip))
             partial[e.label("ctc")] = (prefixes, e.weight * options.ctc_weight)
     full |= extra or {}
     lengths = torch.stack([e.lengths for e in evidence]).amax(0)

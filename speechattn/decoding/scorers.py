@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from speechattn.decoders import Decoder, DecoderState
 from speechattn.decoding.ctc import BLANK
@@ -21,6 +22,8 @@ LOG_FLOOR = -1e5
 # Of a sum of probabilities in float32: an addend that underflowed was below 1e-38, and as many as
 # there are frames do not change such a sum.
 SMALLEST_SUM = 1e-28
+# Less than this times a probability changes no such sum either.
+SMALLEST_WEIGHT = 1e-36
 
 
 class Scorer(Protocol):
@@ -87,15 +90,14 @@ class CtcState:
     """Forward variables of N prefixes.
 
     Attributes:
-        label: log-probability that frames 0..t spell the prefix and frame t is its last token,
-            (N, T) float64.
-        blank: the same with a blank at frame t.
+        spelt: log-probability that frames 0..t spell the prefix, (N, T) float64.
+        blank: the same where frame t is a blank.
         prefix: log-probability of all that starts with the prefix, (N,) float64.
         last: the last token, -1 for the empty prefix, (N,) int64.
         row: the utterance of each hypothesis, (N,) int64.
     """
 
-    label: Tensor
+    spelt: Tensor
     blank: Tensor
     prefix: Tensor
     last: Tensor
@@ -119,20 +121,21 @@ class CtcPrefixScorer:
         b, t, v = log_probs.shape
         self.eos = v - 1
         self.last_frame = lengths - 1
-        # Beyond an utterance's end only blanks, certain ones: what has been spelt stays spelt.
-        pad = ~padding_mask(lengths, t)[:, None]  # (B, 1, T)
-        x = log_probs.float().clamp(min=LOG_FLOOR).transpose(1, 2)
-        x = x.masked_fill(pad, LOG_FLOOR)
-        x[:, BLANK].masked_fill_(pad[:, 0], 0.0)
-        self.log_probs = x.contiguous()  # (B, V, T)
-        self.probs = self.log_probs.exp()
+        x = log_probs.float().transpose(1, 2).clamp(min=LOG_FLOOR).contiguous()  # (B, V, T)
+        if int(lengths.min()) < t:
+            # Beyond an utterance's end only blanks, certain ones: what has been spelt stays spelt.
+            padding = ~padding_mask(lengths, t)[:, None]  # (B, 1, T)
+            x.masked_fill_(padding, LOG_FLOOR)
+            x[:, BLANK].masked_fill_(padding[:, 0], 0.0)
+        self.log_probs = x
+        self.probs = x.exp()
         self.blank_sum = x[:, BLANK].double().cumsum(-1)  # (B, T)
 
     def start(self) -> CtcState:
         b = len(self.blank_sum)
         device = self.blank_sum.device
         return CtcState(
-            label=torch.full_like(self.blank_sum, -math.inf),
+            spelt=self.blank_sum,
             blank=self.blank_sum,
             prefix=self.blank_sum.new_zeros(b),
             last=torch.full((b,), -1, device=device),
@@ -145,39 +148,43 @@ class CtcPrefixScorer:
         <eos> is the end of the utterance: all frames spell the prefix and nothing more. Blank is
         no token: -inf.
         """
-        before = self._before(torch.logaddexp(state.label, state.blank), state.last)  # (N, T)
+        before = self._before(state.spelt, state.last)  # (N, T)
         scores = self._enter(before, candidates, state.row)  # (N, S)
-        # A repeated token only counts as one where a blank stands before it.
-        again = self._before(state.blank, state.last)
-        last = self.log_probs[state.row, state.last.clamp(min=0)]  # (N, T)
-        scores = torch.where(
-            candidates == state.last[:, None], _log_dot(again, last)[:, None], scores
-        )
+        n, s = (candidates == state.last[:, None]).nonzero(as_tuple=True)
+        if len(n):  # a repeated token only counts as one where a blank stands before it
+            last = state.last[n]
+            again = self._before(state.blank[n], last)
+            scores[n, s] = _log_dot(again, self.log_probs[state.row[n], last])
         scores = torch.where(candidates == self.eos, self._whole(state)[:, None], scores)
         scores = scores.masked_fill(candidates == BLANK, -math.inf)
         return _possible(scores, state.prefix[:, None]) - _or_zero(state.prefix)[:, None]
 
     def extend(self, state: CtcState, index: Tensor, token: Tensor) -> CtcState:
-        label, blank = state.label[index], state.blank[index]  # (M, T)
-        last, row = state.last[index], state.row[index]
-        history = torch.where((token == last)[:, None], blank, torch.logaddexp(label, blank))
-        before = self._before(history, last)
+        last, row = state.last[index], state.row[index]  # (M,)
+        # A repeated token only counts as one where a blank stands before it.
+        again = (token == last)[:, None]
+        before = self._before(torch.where(again, state.blank[index], state.spelt[index]), last)
         x = self.log_probs[row, token].double()  # (M, T)
         new_label = _recursion(before, x.cumsum(-1))
-        none = torch.full_like(new_label[:, :1], -math.inf)
-        new_blank = _recursion(torch.cat([none, new_label[:, :-1]], 1), self.blank_sum[row])
+        new_blank = _recursion(pad(new_label[:, :-1], (1, 0), value=-math.inf), self.blank_sum[row])
         prefix = _possible(_log_dot(before, x), state.prefix[index])
-        return CtcState(new_label, new_blank, prefix, token, row)
+        return CtcState(torch.logaddexp(new_label, new_blank), new_blank, prefix, token, row)
 
     def _enter(self, before: Tensor, candidates: Tensor, row: Tensor) -> Tensor:
         """log of the sum over t of exp(before[t]) p(candidate, t): (N, T), (N, S) -> (N, S).
 
         One product of probabilities, the largest of `before` taken out. What comes out so small
         that an addend may have been lost below float32's range is summed as logarithms instead.
+        Frames where no hypothesis weighs anything, long before or after what it spells, are left
+        out of the product.
         """
         top = before.amax(-1, keepdim=True).clamp(min=-1e30)  # of an impossible prefix all are -inf
-        weights = (before - top).exp().to(self.probs.dtype)  # (N, T)
-        total = torch.bmm(self.probs[row[:, None], candidates], weights[..., None])[..., 0]
+        weights = (before - top).to(self.probs.dtype).exp()  # (N, T)
+        some = (weights > SMALLEST_WEIGHT).any(0).nonzero()[:, 0]
+        window = slice(int(some[0]), int(some[-1]) + 1) if len(some) else slice(0, 1)
+        probs = self.probs[..., window][row[:, None], candidates]  # (N, S, window)
+        # This way round the product is many times as fast as with the column on the right.
+        total = torch.bmm(weights[:, None, window], probs.transpose(1, 2))[:, 0]  # (N, S)
         scores = total.double().log() + top
         n, s = (total < SMALLEST_SUM).nonzero(as_tuple=True)
         if len(n):
@@ -191,8 +198,7 @@ class CtcPrefixScorer:
         return torch.cat([first, history[:, :-1]], 1)
 
     def _whole(self, state: CtcState) -> Tensor:
-        at = self.last_frame[state.row][:, None]
-        return torch.logaddexp(state.label.gather(1, at), state.blank.gather(1, at))[:, 0]
+        return state.spelt.gather(1, self.last_frame[state.row][:, None])[:, 0]
 
 
 def _possible(score: Tensor, prefix: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from speechattn.decoding import AlignmentError, ctc_forced_align, ctc_greedy
-from speechattn.decoding.ctc import ctc_best_path
+from speechattn.decoding.ctc import ctc_best_path, merge_blanks
 
 
 def one_hot(*labels: int, v: int = 5) -> torch.Tensor:
@@ -101,3 +101,52 @@ def test_too_few_frames_are_an_error_that_says_so():
     impossible[:, 3] = -math.inf
     with pytest.raises(AlignmentError, match="probability 0"):
         ctc_forced_align(impossible, [3])
+
+
+def spelt(log_probs: torch.Tensor) -> dict[tuple[int, ...], float]:
+    """Probability of each label sequence, over all paths."""
+    t, v = log_probs.shape
+    p = log_probs.double().exp().tolist()
+    total: dict[tuple[int, ...], float] = {}
+    for path in product(range(v), repeat=t):
+        merged = [a for i, a in enumerate(path) if i == 0 or a != path[i - 1]]
+        labels = tuple(a for a in merged if a)
+        total[labels] = total.get(labels, 0.0) + math.prod(p[i][a] for i, a in enumerate(path))
+    return total
+
+
+def test_merged_blanks_lose_no_more_than_stated():
+    torch.manual_seed(0)
+    log_probs = torch.randn(3, 7, 3)
+    for b, frames in enumerate(([0, 1, 4, 5], [2, 4], [])):  # sure blanks
+        log_probs[b, frames, 0] += 6
+    log_probs = log_probs.log_softmax(-1)
+    lengths = torch.tensor([7, 5, 4])
+    threshold = 0.97
+    merged, merged_lengths = merge_blanks(log_probs, lengths, threshold)
+    assert merged_lengths.tolist() == [5, 5, 4]
+    for b, t in enumerate(lengths.tolist()):
+        wanted = spelt(log_probs[b, :t])
+        found = spelt(merged[b, : int(merged_lengths[b])])
+        n = int((log_probs[b, :t, 0].exp() > threshold).sum())
+        lost = sum(wanted.values()) - sum(found.values())
+        assert -1e-6 < lost <= n * (1 - threshold)
+        assert (lost > 1e-6) == (n > 0)
+        for labels, p in wanted.items():
+            assert -1e-6 <= p - found.get(labels, 0.0) <= n * (1 - threshold)
+
+
+def test_merged_blanks_still_part_repeats():
+    log_probs = one_hot(2, 0, 0, 0, 2)[None]
+    merged, lengths = merge_blanks(log_probs, torch.tensor([5]), 0.9)
+    assert lengths.tolist() == [3]
+    assert ctc_greedy(merged, lengths)[0].tokens == [2, 2]
+
+
+def test_nothing_merged_is_nothing_changed():
+    log_probs = torch.randn(2, 6, 4).log_softmax(-1)
+    lengths = torch.tensor([6, 3])
+    merged, merged_lengths = merge_blanks(log_probs, lengths, 1.0)
+    assert merged_lengths.tolist() == [6, 3]
+    assert torch.equal(merged[0], log_probs[0])
+    assert torch.equal(merged[1, :3], log_probs[1, :3])
