@@ -92,6 +92,23 @@ class Decoder(nn.Module):
         """
         raise NotImplementedError
 
+    def predict_tree(
+        self, tokens: Tensor, depth: Tensor, path: Tensor, memory: Tensor, memory_lengths: Tensor
+    ) -> Tensor:
+        """`forward` for sequences that share what they begin with.
+
+        Args:
+            tokens: (B, M) int64, one a node of each utterance's tree, <sos> at its root.
+            depth: (B, M) int64, how many tokens stand before each.
+            path: (B, M, M) bool, the nodes from the root to each one, itself included.
+            memory: (B, T, memory_size).
+            memory_lengths: (B,) int64, each at least 1.
+
+        Returns:
+            (B, M, V): at each node the logits of what comes after it.
+        """
+        raise NotImplementedError
+
     def cross_attention(
         self, tokens: Tensor, token_lengths: Tensor, memory: Tensor, memory_lengths: Tensor
     ) -> Tensor:

@@ -109,6 +109,17 @@ class BidirectionalDecoder(Decoder):
         turned = torch.cat([tokens[:, :1], turned], 1)
         return self.right(turned, token_lengths, memory, memory_lengths)
 
+    def predict_tree(
+        self, tokens: Tensor, depth: Tensor, path: Tensor, memory: Tensor, memory_lengths: Tensor
+    ) -> Tensor:
+        return self.left.predict_tree(tokens, depth, path, memory, memory_lengths)
+
+    def reverse_tree(
+        self, tokens: Tensor, depth: Tensor, path: Tensor, memory: Tensor, memory_lengths: Tensor
+    ) -> Tensor:
+        """As `predict_tree`, of sequences that are fed back to front."""
+        return self.right.predict_tree(tokens, depth, path, memory, memory_lengths)
+
     def cross_attention(
         self, tokens: Tensor, token_lengths: Tensor, memory: Tensor, memory_lengths: Tensor
     ) -> Tensor:

@@ -244,6 +244,18 @@ class TransformerDecoder(Decoder):
             x = layer(x, layer.cross_attention.keys(memory), mask)
         return self.output(self.after_norm(x))
 
+    def predict_tree(
+        self, tokens: Tensor, depth: Tensor, path: Tensor, memory: Tensor, memory_lengths: Tensor
+    ) -> Tensor:
+        x = self._embed(tokens, depth)  # (B, M, D)
+        mask = _memory_mask(memory, memory_lengths)
+        heads = self.layers[0].self_attention.heads
+        none = x.new_empty(len(x), 0, heads, self.width // heads)  # all nodes are new
+        for layer in self.layers:
+            key_value = layer.cross_attention.keys(memory)
+            x, _ = layer.step(x, (none, none), path[:, None], key_value, mask)
+        return self.output(self.after_norm(x))
+
     def cross_attention(
         self, tokens: Tensor, token_lengths: Tensor, memory: Tensor, memory_lengths: Tensor
     ) -> Tensor:
@@ -267,7 +279,7 @@ class TransformerDecoder(Decoder):
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         tree = state.tree
-        x = self._embed(token.view(state.utterances, -1), position=tree.depth)  # (B, K, D)
+        x = self._embed(token.view(state.utterances, -1), tree.depth)  # (B, K, D)
         path, cache = tree.grown_path(), []
         for layer, past, key_value in zip(self.layers, tree.cache, state.memory, strict=True):
             x, past = layer.step(x, past, path[:, None], key_value, state.memory_mask)
@@ -279,12 +291,17 @@ class TransformerDecoder(Decoder):
         # Padding may be -1 as the loss wants it, which no embedding has.
         return self._embed(tokens.masked_fill(~padding_mask(lengths, tokens.size(1)), 0))
 
-    def _embed(self, tokens: Tensor, position: int | None = None) -> Tensor:
-        """Of tokens (N, U) one after the other, or all of them at one position."""
-        start, stop = (0, tokens.size(1)) if position is None else (position, position + 1)
+    def _embed(self, tokens: Tensor, depth: Tensor | int | None = None) -> Tensor:
+        """Of tokens (N, U): one after the other, or with so many before each or before all."""
+        if depth is None:
+            at, longest = slice(0, tokens.size(1)), tokens.size(1)
+        elif isinstance(depth, int):
+            at, longest = slice(depth, depth + 1), depth + 1
+        else:
+            at, longest = depth, int(depth.max()) + 1
         x = self.embed(tokens) * math.sqrt(self.width)
-        self._positions = grown(self._positions, stop, x.device)
-        x = x + self._positions[start:stop].to(x.dtype)
+        self._positions = grown(self._positions, longest, x.device)
+        x = x + self._positions[at].to(x.dtype)
         return self.embed_dropout(x)
 
 
