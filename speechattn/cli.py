@@ -58,14 +58,23 @@ def add_data_commands(command) -> None:
         "synth-corpus", commands.synth_corpus, "make a small synthetic talking-face corpus"
     )
     sub.add_argument("output", type=Path, help="folder to make")
-    sub.add_argument("--language", choices=("en", "cmn"), default="en")
-    sub.add_argument("--speakers", type=int, default=2)
-    sub.add_argument("--utterances", type=int, default=60, help="of each speaker")
+    sub.add_argument("--layout", choices=("grid", "cnvsrc"), default="grid")
+    sub.add_argument("--language", choices=("en", "cmn"), help="grid only; en if not given")
+    sub.add_argument(
+        "--speakers", type=int, help="2 if not given; cnvsrc: those of CN-CVS, 8 if not given"
+    )
+    sub.add_argument("--utterances", type=int, help="grid only: of each speaker, 60 if not given")
+    sub.add_argument(
+        "--clips", type=int, help="cnvsrc only: of all parts together, 620 if not given"
+    )
+    sub.add_argument(
+        "--no-damaged", action="store_true", help="cnvsrc only: leave the damaged clips out"
+    )
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--workers", type=int, default=2)
 
     sub = command("prepare", commands.prepare, "make Lhotse manifests of a corpus")
-    sub.add_argument("corpus", choices=("grid", "tsv"))
+    sub.add_argument("corpus", choices=("cnvsrc", "grid", "tsv"))
     sub.add_argument("data_dir", type=Path, help="the corpus")
     sub.add_argument("output", type=Path, help="folder of the manifests")
     sub.add_argument(
@@ -75,6 +84,27 @@ def add_data_commands(command) -> None:
     sub.add_argument("--test-speakers", nargs="*", default=[], help="grid, --split speaker")
     sub.add_argument("--table", default="manifest.tsv", help="tsv only: the table's name")
     sub.add_argument("--language", default=None, help="tsv only: code of the language")
+    sub.add_argument("--track", choices=("single", "multi"), help="cnvsrc only; needed")
+    sub.add_argument(
+        "--year", type=int, choices=(2023, 2024, 2025), default=2024, help="cnvsrc only"
+    )
+    sub.add_argument(
+        "--open", action="store_true", help="cnvsrc only: the open track, all data that is there"
+    )
+    sub.add_argument(
+        "--extra",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="cnvsrc, --open: folders with a manifest.tsv, to be trained on too",
+    )
+    sub.add_argument(
+        "--lists", type=Path, help="cnvsrc only: `data/` of a baseline; else the corpus itself"
+    )
+    sub.add_argument(
+        "--units", type=Path, help="cnvsrc only: units that the lists' ids stand for, if needed"
+    )
     sub.add_argument("--workers", type=int, default=2)
 
     sub = command("roi", commands.roi, "cut the mouths out of the videos of manifests")
@@ -88,16 +118,44 @@ def add_data_commands(command) -> None:
         help="run the detector even where the corpus brings landmarks",
     )
     sub.add_argument("--workers", type=int, default=2)
+    sub.add_argument(
+        "--faces",
+        nargs="*",
+        type=Path,
+        default=[],
+        help="folders of other crops of these videos: faces found then are not looked for again",
+    )
+    sub.add_argument(
+        "--dry-run", action="store_true", help="say how much time and disk it takes, and stop"
+    )
+    sub.add_argument("--num-shards", type=int, default=1, help="jobs that divide the videos")
+    sub.add_argument("--shard", type=int, help="do the part of this job alone, from 0")
+    sub.add_argument(
+        "--merge", action="store_true", help="make one folder of what the jobs wrote, and stop"
+    )
+    sub.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run the shards on this Ray cluster ('auto', or 'local' for this machine) and merge",
+    )
 
     sub = command("tokens", commands.tokens, "make a tokenizer from training transcripts")
-    sub.add_argument("cuts", type=Path, help="Lhotse cuts")
+    sub.add_argument("cuts", type=Path, nargs="?", help="Lhotse cuts")
+    sub.add_argument(
+        "--from-list",
+        type=Path,
+        help="instead of cuts: the units themselves, one a line, as char_units.txt of CNVSRC",
+    )
+    sub.add_argument(
+        "--bpe-model", type=Path, help="--from-list: SentencePiece model that cuts text into them"
+    )
     sub.add_argument("--output", type=Path, required=True, help="folder of the tokenizer")
     sub.add_argument("--kind", choices=("char", "bpe", "unigram"), default="char")
     sub.add_argument("--vocab-size", type=int, default=None)
 
 
 def add_training_commands(command) -> None:
-    """train, average, combine, import-checkpoint."""
+    """train, average, train-lm, ngram, combine, import-checkpoint."""
     sub = command("train", commands.train, "train a model, or go on training it")
     sub.add_argument("--config", type=Path, required=True)
     sub.add_argument("--train-cuts", type=Path, required=True)
@@ -125,6 +183,8 @@ def add_training_commands(command) -> None:
         "--data-dir", type=Path, help="the corpus; if it is synthetic the model says so"
     )
     add_overrides(sub)
+
+    add_lm_commands(command)
 
     sub = command(
         "combine", commands.combine, "make one model of several that are searched together"
@@ -169,7 +229,47 @@ def add_training_commands(command) -> None:
     sub.add_argument("--decode", type=Path, help="a decode YAML of ESPnet's")
 
 
+def add_lm_commands(command) -> None:
+    """train-lm, ngram."""
+    sub = command("train-lm", commands.train_lm, "train a Transformer language model on text")
+    sub.add_argument("--config", type=Path, required=True)
+    add_texts(sub)
+    sub.add_argument("--exp", type=Path, required=True, help="EXP/lm is the model that it makes")
+    sub.add_argument("--best", type=int, default=5, help="how many epochs are averaged")
+    add_set(sub)
+
+    sub = command("ngram", commands.ngram, "count an n-gram language model of units into ARPA")
+    add_texts(sub)
+    sub.add_argument("--order", type=int, default=4, help="units of the longest n-gram")
+    sub.add_argument(
+        "--min-count",
+        type=int,
+        default=1,
+        help="n-grams of three units and more that are seen less often are left out",
+    )
+    sub.add_argument("--output", type=Path, required=True, help="ARPA file, gzipped if named .gz")
+
+
+def add_texts(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--text",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="a sentence a line, or Lhotse cuts, whose transcripts are read",
+    )
+    sub.add_argument(
+        "--valid-text", type=Path, nargs="+", default=[], help="to print the perplexity of"
+    )
+    sub.add_argument("--tokens", type=Path, required=True, help="folder of the tokenizer")
+
+
 def add_overrides(sub: argparse.ArgumentParser) -> None:
+    add_set(sub)
+    add_allow(sub, "the config")
+
+
+def add_set(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--set",
         action="append",
@@ -178,7 +278,6 @@ def add_overrides(sub: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="change the config, e.g. --set training.max_epochs=5",
     )
-    add_allow(sub, "the config")
 
 
 def add_allow(sub: argparse.ArgumentParser, who: str) -> None:
@@ -262,6 +361,11 @@ def add_search(sub: argparse.ArgumentParser) -> None:
         help="change a decode option, e.g. --set beam_size=20",
     )
     sub.add_argument("--ngram", type=Path, help="ARPA file of the model's units; set ngram_weight")
+    sub.add_argument(
+        "--lm",
+        type=Path,
+        help="directory of a Transformer language model; set lm_weight or lm_rescore_weight",
+    )
     sub.add_argument(
         "--hot-words",
         type=Path,

@@ -20,18 +20,45 @@ SYNTHETIC_MARK = "synthetic.json"  # written by synth-corpus beside its media
 
 def synth_corpus(args: Namespace) -> None:
     """speechattn synth-corpus"""
-    from speechattn.data.synth import synth_corpus
+    from speechattn.data.synth import synth_cnvsrc, synth_corpus
 
-    synth_corpus(
-        args.output, args.language, args.speakers, args.utterances, args.seed, args.workers
-    )
+    own = {"grid": ("language", "utterances"), "cnvsrc": ("clips", "no_damaged")}
+    for layout, names in own.items():
+        for name in names:
+            if args.layout != layout and getattr(args, name):
+                raise ConfigError(f"--{name.replace('_', '-')} is for --layout {layout}")
+    given = {
+        name: value
+        for name in ("language", "speakers", "utterances", "clips")
+        if (value := getattr(args, name)) is not None
+    }
+    if args.layout == "cnvsrc":
+        damaged = not args.no_damaged
+        synth_cnvsrc(args.output, **given, seed=args.seed, damaged=damaged, workers=args.workers)
+    else:
+        given.setdefault("language", "en")
+        synth_corpus(args.output, **given, seed=args.seed, workers=args.workers)
 
 
 def prepare(args: Namespace) -> None:
     """speechattn prepare"""
-    from speechattn.data.corpora import prepare_grid, prepare_tsv
+    from speechattn.data.corpora import prepare_cnvsrc, prepare_grid, prepare_tsv
 
-    if args.corpus == "grid":
+    if args.corpus == "cnvsrc":
+        if args.track is None:
+            raise ConfigError("prepare cnvsrc needs --track single or --track multi")
+        prepare_cnvsrc(
+            args.data_dir,
+            args.output,
+            args.track,
+            args.year,
+            args.open,
+            args.extra,
+            args.lists,
+            args.units,
+            args.workers,
+        )
+    elif args.corpus == "grid":
         prepare_grid(
             args.data_dir,
             args.output,
@@ -49,8 +76,17 @@ def roi(args: Namespace) -> None:
     from lhotse import CutSet
 
     from speechattn.config import build, read_yaml
-    from speechattn.data.roi import MediaPipeDetector, RoiItem, RoiOptions, extract
+    from speechattn.data.roi import (
+        MediaPipeDetector,
+        RoiItem,
+        RoiOptions,
+        estimate,
+        extract,
+        merge_shards,
+    )
 
+    if args.shard is not None and not 0 <= args.shard < args.num_shards:
+        raise ConfigError(f"--shard {args.shard}: of --num-shards {args.num_shards}, from 0")
     config = read_yaml(args.config) if args.config else {}
     options = build(RoiOptions, config.get("roi") or {}, "roi")
     items = []
@@ -59,11 +95,53 @@ def roi(args: Namespace) -> None:
             custom = cut.custom or {}
             if "video" in custom:
                 landmarks = None if args.no_landmarks else custom.get("landmarks")
-                items.append(RoiItem(cut.id, custom["video"], landmarks))
+                items.append(RoiItem(cut.id, custom["video"], landmarks, cut.duration))
     if not items:
         raise ConfigError(f"{' '.join(map(str, args.cuts))}: no cut has a video")
     detector = MediaPipeDetector if args.detector == "mediapipe" else None
-    summary = extract(items, args.output, options, args.workers, detector)
+    if args.dry_run:
+        needed = estimate(
+            items,
+            args.output,
+            options,
+            args.workers,
+            detector,
+            args.faces,
+            args.num_shards,
+            args.shard,
+        )
+        print(needed or "nothing to do, or none of the first videos can be cropped")
+        return
+    if args.merge or args.ray:
+        if args.merge:
+            merged = merge_shards(items, args.output)
+        else:
+            from speechattn.data.roi.on_ray import extract_on_ray
+
+            merged = extract_on_ray(
+                items,
+                args.output,
+                options,
+                args.workers,
+                detector,
+                args.faces,
+                args.num_shards,
+                None if args.ray == "local" else args.ray,
+            )
+        logger.info("%d videos cropped, %d failed", merged.done, merged.failed)
+        if merged.missing:
+            logger.warning("%d videos have not been tried: run their shards", merged.missing)
+        return
+    summary = extract(
+        items,
+        args.output,
+        options,
+        args.workers,
+        detector,
+        faces=args.faces,
+        num_shards=args.num_shards,
+        shard=args.shard,
+    )
     seconds = max(summary.seconds, 1e-9)
     logger.info(
         "%d videos cropped, %d were there, %d failed; %.1f times real time",
@@ -72,9 +150,8 @@ def roi(args: Namespace) -> None:
         summary.failed,
         summary.frames / options.fps / seconds,
     )
-    if summary.failed:
-        logger.warning("see %s", args.output / "failures.tsv")
-    if summary.done + summary.skipped == 0:
+    # A shard may have few videos or none.
+    if summary.done + summary.skipped == 0 and args.shard is None:
         raise SpeechattnError(f"no video could be cropped, see {args.output / 'failures.tsv'}")
 
 
@@ -82,8 +159,16 @@ def tokens(args: Namespace) -> None:
     """speechattn tokens"""
     from lhotse import CutSet
 
-    from speechattn.data.tokenizer import build_tokenizer
+    from speechattn.data.tokenizer import build_tokenizer, read_token_list
+    from speechattn.importing.tokens import make_tokenizer
 
+    if (args.cuts is None) == (args.from_list is None):
+        raise ConfigError("tokens: name either the cuts or the list of units (--from-list)")
+    if args.from_list is not None:
+        tokenizer = make_tokenizer(read_token_list(args.from_list), args.bpe_model)
+        tokenizer.save(args.output)
+        logger.info("%d units of %s", tokenizer.vocab_size, args.from_list)
+        return
     texts = [s.text for cut in CutSet.from_file(args.cuts) for s in cut.supervisions]
     tokenizer = build_tokenizer(texts, args.kind, args.vocab_size)
     tokenizer.save(args.output)
@@ -115,6 +200,20 @@ def train(args: Namespace) -> None:
         args.allow,
         args.init,
     )
+
+
+def train_lm(args: Namespace) -> None:
+    """speechattn train-lm"""
+    from speechattn.training.lm import train_lm
+
+    train_lm(read_config(args), args.text, args.tokens, args.exp, args.valid_text, args.best)
+
+
+def ngram(args: Namespace) -> None:
+    """speechattn ngram"""
+    from speechattn.decoding.ngram_training import train_ngram
+
+    train_ngram(args.text, args.tokens, args.output, args.order, args.min_count, args.valid_text)
 
 
 def import_checkpoint(args: Namespace) -> None:
@@ -233,6 +332,7 @@ def load_transcriber(args: Namespace):
         args.ngram,
         args.hot_words,
         args.quantize,
+        args.lm,
     )
 
 

@@ -95,6 +95,7 @@ class Transcriber:
         ngram: str | Path | None = None,
         hot_words: str | Path | None = None,
         quantise: Scheme | None = None,
+        lm: str | Path | None = None,
     ) -> "Transcriber":
         """Reads a model directory.
 
@@ -109,6 +110,8 @@ class Transcriber:
             hot_words: a file of phrases, one a line; decode option hot_words_weight.
             quantise: of the large linear layers on a CPU: 'int8' or 'bf16', which are faster and
                 round more; None for float32.
+            lm: the directory of a Transformer language model of the model's units, as `train-lm`
+                makes it; decode option lm_weight or lm_rescore_weight.
 
         Raises:
             ConfigError: the directory is not whole, or names what it may not.
@@ -123,7 +126,7 @@ class Transcriber:
                     stream = one.streams["video"]
                     stream.frontend = optimise(stream.frontend, precision)
         tokenizer = Tokenizer.load(folder)
-        fusion = read_fusion(tokenizer, ngram, hot_words)
+        fusion = read_fusion(tokenizer, ngram, hot_words, lm)
         long_form = build(LongFormOptions, config.get("long_form", {}), "long_form")
         transcriber = cls(model, tokenizer, options, roi, device, fusion, long_form)
         if quantise is not None:

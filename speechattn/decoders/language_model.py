@@ -11,15 +11,12 @@ mask gives away by itself (Irie et al., "Language Modeling with Deep Transformer
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
+from speechattn.decoders.scoring import next_tokens, sequence_log_probs
 from speechattn.decoders.transformer import NORM_EPS, SelfAttention, grown, sinusoids
 from speechattn.decoders.tree import KeyValue, TokenTree
 from speechattn.masks import padding_mask
-
-# Logits that `sequence_scores` holds at once.
-MAX_LOGITS = 2**26
 
 
 class LmLayer(nn.Module):
@@ -180,17 +177,5 @@ def sequence_scores(lm: TransformerLm, tokens: Tensor, lengths: Tensor) -> Tenso
     Returns:
         (N,) float64, natural logs.
     """
-    n, u = tokens.shape
-    real = padding_mask(lengths, u)
-    after = torch.cat([tokens[:, 1:], tokens[:, :1]], 1)
-    targets = after.scatter(1, lengths[:, None] - 1, lm.vocab_size - 1)[real]
-    # Logits of real tokens only, and not all of them at once: they are by far the largest.
-    size = max(1, MAX_LOGITS // lm.vocab_size)
-    hidden = lm.hidden(tokens, lengths)[real]
-    scores = []
-    for x, target in zip(hidden.split(size), targets.split(size), strict=True):
-        logits = lm.output(x).float()
-        true = logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
-        scores.append(true.double())
-    total = torch.zeros(n, dtype=torch.float64, device=tokens.device)
-    return total.index_add(0, real.nonzero()[:, 0], torch.cat(scores))
+    targets = next_tokens(tokens, lengths, lm.vocab_size - 1)
+    return sequence_log_probs(lm.hidden(tokens, lengths), targets, lengths, lm.output)

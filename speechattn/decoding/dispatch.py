@@ -12,7 +12,7 @@ from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.joint import joint_search
 from speechattn.decoding.options import DecodeOptions
-from speechattn.decoding.rescoring import add_decoder, least_risk, rescore
+from speechattn.decoding.rescoring import add_decoder, add_lm, least_risk, rescore
 from speechattn.decoding.shallow_fusion import NOTHING, ShallowFusion
 from speechattn.errors import ConfigError
 
@@ -98,9 +98,11 @@ def decode(
         return results
     evidence = [e.rows(heard) for e in evidence]
     wide = options
-    if options.method == "ctc_rescore" or options.reverse_weight > 0 or options.risk_scale > 0:
+    if options.method == "ctc_rescore" or (
+        options.reverse_weight or options.lm_rescore_weight or options.risk_scale
+    ):
         wide = replace(options, nbest=max(options.nbest, options.beam_size))
-    found = second_pass(evidence, first_pass(evidence, wide, fusion), options)
+    found = second_pass(evidence, first_pass(evidence, wide, fusion), options, fusion)
     for row, hypotheses in zip(heard.tolist(), found, strict=True):
         results[row] = hypotheses[: options.nbest]
     return results
@@ -128,13 +130,18 @@ def first_pass(
 
 
 def second_pass(
-    evidence: Sequence[Evidence], nbest: list[list[Hypothesis]], options: DecodeOptions
+    evidence: Sequence[Evidence],
+    nbest: list[list[Hypothesis]],
+    options: DecodeOptions,
+    fusion: ShallowFusion,
 ) -> list[list[Hypothesis]]:
     """What ranks the search's hypotheses anew."""
     if options.method == "ctc_rescore":
         nbest = add_decoder(evidence[0], nbest, 1 - options.ctc_weight)
     if options.reverse_weight > 0 and options.method not in CTC_ONLY:
         nbest = rescore(evidence, nbest, 1 - options.ctc_weight, options.reverse_weight)
+    if options.lm_rescore_weight > 0:
+        nbest = add_lm(fusion.lm, nbest, options.lm_rescore_weight)
     if options.risk_scale > 0:
         nbest = least_risk(nbest, options.risk_scale)
     return nbest

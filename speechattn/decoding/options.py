@@ -37,12 +37,15 @@ class DecodeOptions:
             hypotheses, and they are ranked anew by the score with both directions in it. Needs a
             BidirectionalDecoder; the searches of CTC alone do not look at it.
         lm_weight: of a Transformer language model's score, added to the others; 0 for none.
+        lm_rescore_weight: of the same score, but given to what the search has found rather than in
+            the search, which is faster and can only choose from the `beam_size` best.
         ngram_weight: of an n-gram model's score.
         hot_words_weight: of the scores that hot words get.
         internal_lm_weight: of what is taken away for the attention decoder's own language model,
             together with another language model. Not in the searches of CTC alone.
         frame_units: `ctc_beam` lets prefixes grow by so many units in a frame, the best; 0: all.
-        blank_skip: `ctc_beam` skips frames whose blank is more probable than this; 1: none.
+        blank_skip: frames whose blank is more probable than this are skipped by `ctc_beam`, and for
+            the CTC scores of the other searches each run of them becomes one frame; 1: none.
         risk_scale: above 0 the best is the hypothesis of the fewest expected token errors among
             the `beam_size` best, each as probable as exp(risk_scale * score) says.
     """
@@ -57,6 +60,7 @@ class DecodeOptions:
     nbest: int = 1
     reverse_weight: float = 0.0
     lm_weight: float = 0.0
+    lm_rescore_weight: float = 0.0
     ngram_weight: float = 0.0
     hot_words_weight: float = 0.0
     internal_lm_weight: float = 0.0
@@ -82,6 +86,7 @@ class DecodeOptions:
         _check(0 <= self.reverse_weight <= 1, "reverse_weight", self.reverse_weight, "in 0..1")
         for name in (
             "lm_weight",
+            "lm_rescore_weight",
             "ngram_weight",
             "hot_words_weight",
             "internal_lm_weight",

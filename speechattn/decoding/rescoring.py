@@ -3,7 +3,8 @@
 Legend: B utterances, K hypotheses of an utterance, N = B * K, T frames, U tokens, V units.
 
 As the attention rescoring of WeNet (2102.01547, and U2++, 2106.05642), with all utterances in one
-pass; also for n-best lists with attention scores in them.
+pass and what hypotheses have in common computed once; also for n-best lists with attention scores
+in them.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,10 +14,11 @@ import torch
 from kaldialign import edit_distance
 from torch import Tensor
 
-from speechattn.decoders import BidirectionalDecoder, Decoder, reverse_tokens
+from speechattn.decoders import TransformerLm
+from speechattn.decoders.language_model import sequence_scores
 from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.hypothesis import Hypothesis
-from speechattn.masks import padding_mask
+from speechattn.decoding.prefix_tree import tree_scores
 
 # Logits held at once. A batch with more of them goes through in several passes.
 MAX_LOGITS = 2**27
@@ -85,34 +87,71 @@ def add_decoder(
     return results
 
 
+def add_lm(
+    lm: TransformerLm, nbest: list[list[Hypothesis]], weight: float
+) -> list[list[Hypothesis]]:
+    """Adds a language model's score to the others.
+
+    Args:
+        lm: in evaluation mode.
+        nbest: of each utterance.
+        weight: of its log-probability, <eos> included.
+
+    Returns:
+        The same hypotheses, each with a score `lm` and a new total, best first.
+    """
+    results = []
+    for hypotheses, scores in zip(nbest, lm_scores(lm, nbest), strict=True):
+        rescored = [
+            replace(h, score=h.score + weight * score, scores={**h.scores, "lm": score})
+            for h, score in zip(hypotheses, scores, strict=True)
+        ]
+        results.append(sorted(rescored, key=lambda h: -h.score))
+    return results
+
+
+def lm_scores(lm: TransformerLm, nbest: list[list[Hypothesis]]) -> list[list[float]]:
+    """Log-probability of each hypothesis by a language model, <eos> included."""
+
+    def score(tokens: Tensor, token_lengths: Tensor, rows: Tensor) -> Tensor:
+        return sequence_scores(lm, tokens, token_lengths)
+
+    return nbest_scores(score, nbest, lm.vocab_size, lm.output.weight.device)
+
+
 def decoder_scores(e: Evidence, nbest: list[list[Hypothesis]]) -> list[list[float]]:
     """Log-probability of each hypothesis left to right, <eos> included."""
-    return nbest_scores(left_to_right, e, nbest)
+    sequences = [[h.tokens for h in hypotheses] for hypotheses in nbest]
+    predict = e.decoder.predict_tree
+    return tree_scores(predict, sequences, e.hidden, e.lengths, e.decoder.vocab_size)
 
 
 def reverse_scores(e: Evidence, nbest: list[list[Hypothesis]]) -> list[list[float]]:
     """Log-probability of each hypothesis right to left, <eos> included."""
-    return nbest_scores(right_to_left, e, nbest)
+    sequences = [[h.tokens[::-1] for h in hypotheses] for hypotheses in nbest]
+    predict = e.decoder.reverse_tree
+    return tree_scores(predict, sequences, e.hidden, e.lengths, e.decoder.vocab_size)
 
 
 def nbest_scores(
-    score: Callable[[Decoder, Tensor, Tensor, Tensor, Tensor], Tensor],
-    e: Evidence,
+    score: Callable[[Tensor, Tensor, Tensor], Tensor],
     nbest: list[list[Hypothesis]],
+    vocab_size: int,
+    device: torch.device,
 ) -> list[list[float]]:
     """A score of each hypothesis, all of them in one pass.
 
     Args:
-        score: of the decoder, sequences behind <sos> (N, U), their lengths (N,), the encoder's
-            output (B, T, D) and its lengths (B,); gives (N,) float64.
-        e: what they were found in, each length at least 1.
+        score: of sequences behind <sos> (N, U), their lengths (N,) and the utterances (B,) that
+            they are of, equally many of each; gives (N,) float64.
         nbest: of each utterance.
+        vocab_size: V.
+        device: where the scores are computed.
     """
-    decoder, device = e.decoder, e.hidden.device
     k = max(1, max(map(len, nbest), default=1))
     u = 1 + max((len(h.tokens) for hypotheses in nbest for h in hypotheses), default=0)
-    eos = decoder.vocab_size - 1
-    tokens = torch.full((len(nbest), k, u), eos)  # <sos> first; an empty place stays <sos> alone
+    # <sos> first; an empty place stays <sos> alone
+    tokens = torch.full((len(nbest), k, u), vocab_size - 1)
     token_lengths = torch.ones(len(nbest), k, dtype=torch.int64)
     for b, hypotheses in enumerate(nbest):
         for i, h in enumerate(hypotheses):
@@ -122,49 +161,11 @@ def nbest_scores(
     rows = torch.arange(len(nbest), device=device)
     scores = torch.cat(
         [
-            score(
-                decoder,
-                tokens[r].flatten(0, 1),
-                token_lengths[r].flatten(),
-                e.hidden[r],
-                e.lengths[r],
-            )
-            for r in rows.split(max(1, MAX_LOGITS // (k * u * decoder.vocab_size)))
+            score(tokens[r].flatten(0, 1), token_lengths[r].flatten(), r)
+            for r in rows.split(max(1, MAX_LOGITS // (k * u * vocab_size)))
         ]
     ).view(-1, k)  # (B, K)
     return [row[: len(hs)] for row, hs in zip(scores.tolist(), nbest, strict=True)]
-
-
-def left_to_right(
-    decoder: Decoder, tokens: Tensor, token_lengths: Tensor, hidden: Tensor, lengths: Tensor
-) -> Tensor:
-    """Log-probability of sequences behind <sos>, (N, U) -> (N,) float64."""
-    logits = decoder(tokens, token_lengths, hidden, lengths).float()  # (N, U, V)
-    after = torch.cat([tokens[:, 1:], tokens[:, :1]], 1)
-    targets = after.scatter(1, token_lengths[:, None] - 1, decoder.vocab_size - 1)
-    return _total(logits, targets, token_lengths)
-
-
-def right_to_left(
-    decoder: BidirectionalDecoder,
-    tokens: Tensor,
-    token_lengths: Tensor,
-    hidden: Tensor,
-    lengths: Tensor,
-) -> Tensor:
-    """Log-probability right to left of sequences behind <sos>, (N, U) -> (N,) float64."""
-    eos = decoder.vocab_size - 1
-    logits = decoder.reverse(tokens, token_lengths, hidden, lengths).float()  # (N, U, V)
-    after = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], eos)], 1)
-    targets = reverse_tokens(after, token_lengths - 1)
-    targets = targets.scatter(1, token_lengths[:, None] - 1, eos)  # (N, U)
-    return _total(logits, targets, token_lengths)
-
-
-def _total(logits: Tensor, targets: Tensor, token_lengths: Tensor) -> Tensor:
-    true = logits.gather(2, targets[..., None])[..., 0] - logits.logsumexp(-1)
-    real = padding_mask(token_lengths, targets.size(1))
-    return true.double().masked_fill(~real, 0.0).sum(1)
 
 
 def least_risk(nbest: list[list[Hypothesis]], scale: float) -> list[list[Hypothesis]]:

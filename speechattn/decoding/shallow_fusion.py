@@ -11,6 +11,7 @@ from speechattn.data.tokenizer import Tokenizer
 from speechattn.decoders.language_model import TransformerLm
 from speechattn.decoding.boosting import BoostScorer, ContextGraph
 from speechattn.decoding.evidence import Evidence
+from speechattn.decoding.lm_dir import WEIGHTS, load_lm
 from speechattn.decoding.lm_scorers import InternalLmScorer, LmScorer, NgramScorer
 from speechattn.decoding.ngram import UNK, NgramLm
 from speechattn.decoding.options import DecodeOptions
@@ -40,8 +41,14 @@ class ShallowFusion:
         Raises:
             ConfigError: it names the option.
         """
+        if options.lm_weight > 0 and options.lm_rescore_weight > 0:
+            raise ConfigError(
+                "decode options lm_weight and lm_rescore_weight: the language model would count "
+                "twice; set one of them to 0"
+            )
+        lm = "lm_rescore_weight" if options.lm_rescore_weight > 0 else "lm_weight"
         parts = (
-            ("lm_weight", self.lm, "a Transformer language model"),
+            (lm, self.lm, "a Transformer language model (--lm DIR)"),
             ("ngram_weight", self.ngram, "an n-gram model (--ngram FILE.arpa)"),
             ("hot_words_weight", self.hot_words, "hot words (--hot-words FILE)"),
         )
@@ -92,6 +99,7 @@ def read_fusion(
     tokenizer: Tokenizer,
     ngram: str | Path | None = None,
     hot_words: str | Path | None = None,
+    lm: str | Path | None = None,
 ) -> ShallowFusion:
     """Language models and hot words from files.
 
@@ -99,22 +107,34 @@ def read_fusion(
         tokenizer: of the models that they go with.
         ngram: an ARPA file of the tokenizer's units.
         hot_words: a text file, a phrase a line; behind a tab its score a token, 1 by default.
+        lm: the directory of a Transformer language model of the tokenizer's units.
 
     Raises:
         ConfigError: a file cannot be read, or says what the tokenizer has no units for.
     """
-    lm = graph = None
+    transformer = ngrams = graph = None
+    if lm is not None:
+        transformer, of_lm = load_lm(lm)
+        if of_lm.tokens != tokenizer.tokens:
+            raise ConfigError(
+                f"{lm}: its units are not those of the model; train it with the model's tokenizer"
+            )
     if ngram is not None:
-        lm = NgramLm.from_arpa(ngram, tokenizer.tokens)
+        ngrams = NgramLm.from_arpa(ngram, tokenizer.tokens)
     if hot_words is not None:
         graph = read_hot_words(tokenizer, hot_words)
-    files = {"ngram": ngram, "hot_words": hot_words}
-    sources = {
-        name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        for name, path in files.items()
-        if path is not None
+    files = {
+        "lm": lm if lm is None else Path(lm) / WEIGHTS,
+        "ngram": ngram,
+        "hot_words": hot_words,
     }
-    return ShallowFusion(None, lm, graph, sources)
+    sources = {name: _checksum(path) for name, path in files.items() if path is not None}
+    return ShallowFusion(transformer, ngrams, graph, sources)
+
+
+def _checksum(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_hot_words(tokenizer: Tokenizer, path: str | Path) -> ContextGraph:

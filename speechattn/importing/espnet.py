@@ -1,7 +1,7 @@
 """ESPnet's names of weights turned into ours: the one place that knows them.
 
-Of ESPnet 202611 (`espnet2.asr`); names that earlier versions wrote and that still mean the same
-are taken too.
+Of ESPnet 202611 (`espnet2.asr`, `espnet2.lm`); names that earlier versions wrote and that still
+mean the same are taken too.
 """
 
 import re
@@ -74,6 +74,17 @@ DECODER_RULES: Rules = (
     (r"\.norm2\.", ".norm_cross."),
     (r"\.norm3\.", ".norm_feed_forward."),
 )
+LM_RULES: Rules = (
+    (r"^encoder\.embed\.", "input."),
+    (r"^encoder\.encoders\.", "layers."),
+    (r"^encoder\.after_norm\.", "after_norm."),
+    (r"^decoder\.", "output."),
+    (r"\.self_attn\.linear_out\.", ".self_attention.output."),
+    (r"\.feed_forward\.w_1\.", ".feed_forward.0."),
+    (r"\.feed_forward\.w_2\.", ".feed_forward.3."),
+    (r"\.norm1\.", ".norm_self."),
+    (r"\.norm2\.", ".norm_feed_forward."),
+)
 # Ours are products of several matrices at once: theirs, the letters in order, ours.
 _JOINED = (
     (".self_attn.linear_", "qkv", ".self_attention.project."),
@@ -104,18 +115,27 @@ def encoder_names(names: Iterable[str]) -> Names:
 
 def decoder_names(names: Iterable[str]) -> Names:
     """As `encoder_names`, for the names of a Transformer decoder without `decoder.`."""
+    return _layer_names(names, "decoders", DECODER_RULES)
+
+
+def lm_names(names: Iterable[str]) -> Names:
+    """As `encoder_names`, for the names of a Transformer language model without `lm.`."""
+    return _layer_names(names, "encoder.encoders", LM_RULES)
+
+
+def _layer_names(names: Iterable[str], layers: str, rules: Rules) -> Names:
     left = {name: None for name in names if not POSITIONS.search(name)}  # an ordered set
     found: Names = {}
-    for layer in numbers(left, "decoders"):
+    for layer in numbers(left, layers):
         for theirs, letters, ours in _JOINED:
             for kind in ("weight", "bias"):
-                parts = tuple(f"decoders.{layer}{theirs}{letter}.{kind}" for letter in letters)
+                parts = tuple(f"{layers}.{layer}{theirs}{letter}.{kind}" for letter in letters)
                 if left.keys() >= set(parts):
                     found[f"layers.{layer}{ours}{kind}"] = parts
                     for part in parts:
                         del left[part]
     for name in left:
-        found[renamed(name, DECODER_RULES)] = (name,)
+        found[renamed(name, rules)] = (name,)
     return found
 
 

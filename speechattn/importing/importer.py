@@ -9,14 +9,17 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from speechattn.config import build, read_yaml
+from speechattn.data.tokenizer import read_units, with_ends
 from speechattn.decoding import DecodeOptions
+from speechattn.decoding.lm_dir import build_lm, save_lm
 from speechattn.errors import ConfigError
 from speechattn.frontends import EspnetLogMel
 from speechattn.importing import auto_avsr, espnet_config, espnet_model
 from speechattn.importing.checkpoint import fit, read_checkpoint
 from speechattn.importing.espnet import Names
 from speechattn.importing.espnet_decode import read_decode
-from speechattn.importing.tokens import make_tokenizer, read_units, with_ends
+from speechattn.importing.espnet_lm import is_lm, lm_weight_names, read_lm_config
+from speechattn.importing.tokens import make_tokenizer
 from speechattn.model_dir import build_model, save_model_dir
 
 Source = Literal["espnet", "auto_avsr", "cnvsrc2023", "cnvsrc2024"]
@@ -44,7 +47,8 @@ def import_checkpoint(
     Args:
         source: what wrote it.
         src: the checkpoint, or for `espnet` the experiment's folder if there is one `.pth` in it.
-        dest: the model directory, made anew.
+        dest: the model directory, made anew; of a language model (espnet) the one that `--lm`
+            reads.
         config: its configuration. For `espnet` `config.yaml` beside the checkpoint where left out;
             the others can do without one.
         tokens: the list of units: `*_units.txt` of auto_avsr and the CNVSRC baselines, which need
@@ -64,7 +68,10 @@ def import_checkpoint(
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise ConfigError(f"{dest}: is there already; name a new folder")
     if source == "espnet":
-        src, section, names, state, tokenizer = _espnet(src, config, tokens, bpe_model)
+        src, config = _espnet_files(src, config)
+        if is_lm(read_yaml(config)):
+            return _espnet_lm(src, dest, config, tokens, bpe_model, decode)
+        section, names, state, tokenizer = _espnet(src, config, tokens, bpe_model)
     else:
         section, names, state, tokenizer = _auto_avsr(source, src, config, tokens, bpe_model)
     model = build_model(section, tokenizer.vocab_size)
@@ -84,7 +91,8 @@ def import_checkpoint(
     return dest
 
 
-def _espnet(src: Path, config: Path | None, tokens: Path | None, bpe_model: Path | None):
+def _espnet_files(src: Path, config: Path | None) -> tuple[Path, Path]:
+    """The checkpoint and its configuration."""
     if src.is_dir():
         found = sorted(src.glob("*.pth"))
         if len(found) != 1:
@@ -94,6 +102,32 @@ def _espnet(src: Path, config: Path | None, tokens: Path | None, bpe_model: Path
     config = config or src.parent / "config.yaml"
     if not config.is_file():
         raise ConfigError(f"{config}: no such file; name the model's config.yaml with --config")
+    return src, config
+
+
+def _espnet_lm(
+    src: Path,
+    dest: Path,
+    config: Path,
+    tokens: Path | None,
+    bpe_model: Path | None,
+    decode: Path | None,
+) -> Path:
+    """A language model, into a directory that `--lm` reads."""
+    if decode is not None:
+        raise ConfigError(f"--decode: {src} is a language model, which nothing is decoded by")
+    settings = read_yaml(config)
+    tokenizer = _espnet_tokenizer(settings, config, tokens, bpe_model)
+    section = read_lm_config(settings, str(config))
+    lm = build_lm(section, tokenizer.vocab_size)
+    state = read_checkpoint(src)
+    fit(lm, state, lm_weight_names(state), src)
+    meta = {"imported_from": "espnet", "checkpoint": src.name}
+    save_lm(dest, section, lm.state_dict(), tokenizer, meta)
+    return dest
+
+
+def _espnet(src: Path, config: Path, tokens: Path | None, bpe_model: Path | None):
     settings = read_yaml(config)
     tokenizer = _espnet_tokenizer(settings, config, tokens, bpe_model)
     section = espnet_config.read_config(settings, tokenizer.vocab_size, str(config))
@@ -105,7 +139,7 @@ def _espnet(src: Path, config: Path | None, tokens: Path | None, bpe_model: Path
         if named is not None:
             statistics = _near(config, named, "normalize_conf.stats_file", "a path from there")
     state = espnet_model.prepare(state, frontend, statistics, src)
-    return src, section, espnet_model.weight_names(state), state, tokenizer
+    return section, espnet_model.weight_names(state), state, tokenizer
 
 
 def _espnet_tokenizer(

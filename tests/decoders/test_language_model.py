@@ -127,7 +127,7 @@ def test_padding_changes_nothing():
 def test_sequence_scores(monkeypatch):
     lm = make()
     for limit in [2**26, 5 * V]:  # all at once, and in pieces that end within sequences
-        monkeypatch.setattr("speechattn.decoders.language_model.MAX_LOGITS", limit)
+        monkeypatch.setattr("speechattn.decoders.scoring.MAX_LOGITS", limit)
         scores = sequence_scores(lm, TOKENS, LENGTHS)
         assert scores.shape == (3,) and scores.dtype == torch.float64
         for row, length in enumerate(LENGTHS.tolist()):

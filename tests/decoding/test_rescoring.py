@@ -1,4 +1,4 @@
-"""Right-to-left rescoring against each hypothesis scored alone, by hand."""
+"""Right-to-left and language model rescoring against each hypothesis scored alone, by hand."""
 
 from dataclasses import replace
 
@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
+from speechattn.decoders import BidirectionalDecoder, TransformerDecoder, TransformerLm
 from speechattn.decoding import (
     DecodeOptions,
     Evidence,
     Hypothesis,
+    ShallowFusion,
     check_options,
     decode,
     joint_search,
@@ -225,3 +226,93 @@ def test_least_risk_by_option():
     found = decode(model.evidence(HIDDEN, LENGTHS), replace(options, nbest=1, risk_scale=0.2))
     assert found == [[h[0]] for h in rescoring.least_risk(nbest, 0.2)]
     assert any(a[0] != b[0] for a, b in zip(found, nbest, strict=True))
+
+
+def lm_alone(lm: TransformerLm, tokens: list[int]) -> float:
+    """Sum of the log-probabilities of the tokens and of <eos>, one step after another."""
+    state, total, fed = lm.init_state(1), 0.0, EOS
+    for token in [*tokens, EOS]:
+        log_probs, state = lm.step(torch.tensor([fed]), state)
+        total += log_probs[0, token].item()
+        fed = token
+    return total
+
+
+@pytest.fixture
+def lm():
+    torch.manual_seed(5)
+    lm = TransformerLm(V, 16, 2, 32, 1, embed_size=8).eval()
+    torch.nn.init.normal_(lm.output.weight, std=0.6)
+    return lm
+
+
+@pytest.mark.parametrize("method", ["joint", "ctc_beam", "ctc_rescore"])
+@torch.no_grad()
+def test_a_language_model_ranks_what_was_found(method, lm):
+    model = Model("left").eval()
+    lengths = torch.tensor([14, 7, 0, 10])
+    options = DecodeOptions(method=method, beam_size=6, nbest=6)
+    plain = decode(model.evidence(HIDDEN, lengths), options)
+    options = replace(options, lm_rescore_weight=0.8)
+    fusion = ShallowFusion(lm)
+    found = decode(model.evidence(HIDDEN, lengths), options, fusion)
+    moved = 0
+    for row in (0, 1, 3):
+        before = {tuple(h.tokens): h for h in plain[row]}
+        assert {tuple(h.tokens) for h in found[row]} == set(before)
+        for h in found[row]:
+            score, was = lm_alone(lm, h.tokens), before[tuple(h.tokens)]
+            assert h.scores["lm"] == pytest.approx(score, abs=1e-4)
+            assert h.score == pytest.approx(was.score + 0.8 * score, abs=1e-4)
+        assert [h.score for h in found[row]] == sorted((h.score for h in found[row]), reverse=True)
+        moved += found[row][0].tokens != plain[row][0].tokens
+    assert moved
+    assert found[2] == [Hypothesis([], 0.0)]
+    # One hypothesis is wanted, and it is the best of all that were held.
+    best = decode(model.evidence(HIDDEN, lengths), replace(options, nbest=1), fusion)
+    assert [h[0].tokens for h in best] == [h[0].tokens for h in found]
+
+
+@torch.no_grad()
+def test_a_language_model_in_the_search_and_after_it_score_alike(lm):
+    """With room for every hypothesis both rank them the same."""
+    model = Model("left").eval()
+    options = DecodeOptions(beam_size=60, max_length_ratio=0.3, pre_beam_ratio=2.0, nbest=3)
+    lengths = torch.tensor([7, 7, 5, 7])
+    fusion = ShallowFusion(lm)
+    inside = decode(model.evidence(HIDDEN, lengths), replace(options, lm_weight=0.5), fusion)
+    after = decode(model.evidence(HIDDEN, lengths), replace(options, lm_rescore_weight=0.5), fusion)
+    for a, b in zip(inside, after, strict=True):
+        assert [h.tokens for h in a] == [h.tokens for h in b]
+        for one, other in zip(a, b, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-4)
+            assert one.scores["lm"] == pytest.approx(other.scores["lm"], abs=1e-4)
+
+
+@torch.no_grad()
+def test_both_directions_the_language_model_and_least_risk(lm):
+    """In this order: the risk is that of the scores with everything in them."""
+    model = Model().eval()
+    options = DecodeOptions(beam_size=6, nbest=6, reverse_weight=0.4)
+    both = decode(model.evidence(HIDDEN, LENGTHS), options)
+    everything = replace(options, lm_rescore_weight=0.3, risk_scale=0.2)
+    found = decode(model.evidence(HIDDEN, LENGTHS), everything, ShallowFusion(lm))
+    wanted = rescoring.least_risk(rescoring.add_lm(lm, both, 0.3), 0.2)
+    for a, b in zip(found, wanted, strict=True):
+        assert [h.tokens for h in a] == [h.tokens for h in b]
+
+
+def test_a_language_model_that_would_do_nothing_is_refused(lm):
+    evidence = Model("left").eval().evidence(HIDDEN, LENGTHS)
+    for fusion, options, message in (
+        (ShallowFusion(), {"lm_rescore_weight": 0.3}, "lm_rescore_weight: 0.3 needs a Transformer"),
+        (ShallowFusion(lm), {}, "would change nothing"),
+        (
+            ShallowFusion(lm),
+            {"lm_rescore_weight": 0.3, "method": "ctc_greedy"},
+            "would change nothing",
+        ),
+        (ShallowFusion(lm), {"lm_rescore_weight": 0.3, "lm_weight": 0.3}, "would count twice"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            decode(evidence, DecodeOptions(**options), fusion)

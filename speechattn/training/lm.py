@@ -1,0 +1,164 @@
+"""Training of a Transformer language model from text, resumed where it stopped."""
+
+import csv
+import json
+import logging
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+
+from speechattn.config import build, check_sections, read_yaml
+from speechattn.data.texts import TokenLines, hold_out, read_texts
+from speechattn.data.tokenizer import Tokenizer
+from speechattn.decoding.lm_dir import build_lm, load_lm, save_lm
+from speechattn.errors import ConfigError
+from speechattn.evaluation.perplexity import lm_perplexity
+from speechattn.evaluation.tables import write_whole
+from speechattn.training.fit import (
+    LAST,
+    EpochTable,
+    average_weights,
+    best_checkpoints,
+    make_trainer,
+)
+from speechattn.training.lm_data import LmData, LmDataOptions
+from speechattn.training.lm_task import LmTask
+from speechattn.training.options import TrainingOptions
+
+logger = logging.getLogger(__name__)
+SECTIONS = ("lm", "data", "training")
+
+
+class LmTable(EpochTable):
+    """The figures of a language model; `valid_error` is the perplexity a token."""
+
+    columns = (
+        "epoch step train_loss valid_loss valid_error valid_character_perplexity lr seconds"
+    ).split()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        found = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        row: dict[str, Any] = {k: f"{found[k]:.6g}" for k in self.columns if k in found}
+        row["epoch"], row["step"] = trainer.current_epoch, trainer.global_step
+        row["lr"] = f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}"
+        row["seconds"] = f"{time.monotonic() - self.started:.1f}"
+        self.head()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+        logger.info(
+            "epoch %d: train loss %s, valid perplexity %s a token, %s a character, %s s",
+            *(row.get(k, "-") for k in ("epoch", "train_loss", *self.columns[4:6], "seconds")),
+        )
+
+
+def train_lm(
+    config: dict[str, Any],
+    texts: Sequence[str | Path],
+    tokenizer_dir: str | Path,
+    exp: str | Path,
+    valid_text: Sequence[str | Path] = (),
+    best: int = 5,
+) -> Path:
+    """Trains a language model, from where an earlier call with the same `exp` stopped.
+
+    Args:
+        config: sections `lm` (arguments of `TransformerLm`), `data` and `training`.
+        texts: to learn from, see `read_texts`.
+        tokenizer_dir: of the models that it will go with.
+        exp: the experiment; `train/` and `lm/` below it are written.
+        valid_text: ranks the epochs; without one every fiftieth sentence of `texts` does.
+        best: how many of the kept epochs are averaged.
+
+    Returns:
+        `exp/lm`, the directory that decoding reads.
+    """
+    check_sections(config, SECTIONS)
+    options: TrainingOptions = build(TrainingOptions, config.get("training") or {}, "training")
+    data_options: LmDataOptions = build(LmDataOptions, config.get("data") or {}, "data")
+    if best < 1:
+        raise ConfigError(f"best is {best}; at least one epoch is needed")
+    folder = Path(exp) / "train"
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    L.seed_everything(options.seed, workers=True, verbose=False)
+    tokenizer = Tokenizer.load(tokenizer_dir)
+    lm = build_lm(config.get("lm") or {}, tokenizer.vocab_size)
+    train, valid = read_texts(texts), read_texts(valid_text)
+    if not valid:
+        train, valid = hold_out(train)
+        logger.info("no --valid-text: %d sentences are held out", len(valid))
+    train, valid = TokenLines.of(train, tokenizer), TokenLines.of(valid, tokenizer)
+    logger.info(
+        "%.2f M parameters; %d sentences, %d tokens, %.2f %% of them <unk>",
+        sum(p.numel() for p in lm.parameters()) / 1e6,
+        len(train),
+        len(train.ids),
+        100.0 * train.unknown / max(1, len(train.ids)),
+    )
+    data = LmData(data_options, train, valid, tokenizer, options.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    check_resumed(folder, config)
+    write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    trainer = make_trainer(options, folder)
+    table = LmTable(folder / "metrics.csv")
+    trainer.callbacks = [table if isinstance(c, EpochTable) else c for c in trainer.callbacks]
+    last = folder / LAST
+    if last.exists():
+        logger.info("going on from %s", last)
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        # Our own file: it holds the optimiser and the loops, which weights_only would refuse.
+        resume = last if last.exists() else None
+        trainer.fit(LmTask(lm, options, valid), data, ckpt_path=resume, weights_only=False)
+    except SystemExit:
+        # So Lightning ends on Ctrl-C, and it leaves Ctrl-C without effect.
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from None
+    facts = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+    if trainer.is_global_zero:
+        average_lm(config, exp, tokenizer, best, {**facts, "sentences": len(train)})
+        found = lm_perplexity(load_lm(Path(exp) / "lm")[0], valid)
+        logger.info("%s: validation %s", Path(exp) / "lm", found)
+        facts |= {"perplexity": found.token, "character_perplexity": found.character}
+        write_whole(folder / "done.json", json.dumps(facts))
+    return Path(exp) / "lm"
+
+
+def average_lm(
+    config: dict[str, Any], exp: str | Path, tokenizer: Tokenizer, best: int, meta: dict[str, Any]
+) -> None:
+    """Averages the best epochs of `exp/train` into `exp/lm`."""
+    paths = best_checkpoints(Path(exp) / "train")[:best]
+    if not paths:
+        raise ConfigError(f"{Path(exp) / 'train'} has no checkpoint to average")
+    weights = average_weights(paths)
+    build_lm(config.get("lm") or {}, tokenizer.vocab_size).load_state_dict(weights)
+    meta = {"averaged": [path.name for path in paths], **meta}
+    save_lm(Path(exp) / "lm", config.get("lm") or {}, weights, tokenizer, meta)
+
+
+def check_resumed(folder: Path, config: dict[str, Any], fixed: str = "lm") -> None:
+    """Whether a configuration may go on with what an earlier one began in `folder`.
+
+    Raises:
+        ConfigError: the model is another one. Other changes are only reported.
+    """
+    if not (folder / LAST).exists() or not (folder / "config.yaml").exists():
+        return
+    before = read_yaml(folder / "config.yaml")
+    config = yaml.safe_load(yaml.safe_dump(config))  # as it would be read back
+    changed = [name for name in {**before, **config} if before.get(name) != config.get(name)]
+    if fixed in changed:
+        raise ConfigError(
+            f"{fixed}: {folder} was begun with another model; choose another --exp, or remove it"
+        )
+    if changed:
+        logger.warning("going on with other settings than before in: %s", ", ".join(changed))
