@@ -278,6 +278,40 @@ def build_tokenizer(
     return SentencePieceTokenizer.train(texts, vocab_size, kind)
 
 
+def read_units(path: Path) -> list[str]:
+    """Tokens in the order of their ids, out of a file of one token a line.
+
+    A line may end in the token's id, as auto_avsr's `*_units.txt` do, in which case they have to be
+    in order, from 1.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a list of tokens: {error}") from error
+    rows = [line.rstrip("\r").split(" ") for line in lines]
+    if all(len(row) == 2 for row in rows):
+        if wrong := [row[0] for i, row in enumerate(rows, 1) if row[1] != str(i)]:
+            raise ConfigError(f"{path}: the id of {wrong[0]!r} is not the number of its line")
+    elif any(len(row) != 1 for row in rows):
+        raise ConfigError(f"{path}: a line is a token, or on every line a token and its id")
+    return [row[0] for row in rows]
+
+
+def with_ends(units: Sequence[str]) -> list[str]:
+    """Units from `<unk>` on, as auto_avsr lists them, with blank before and sos/eos after."""
+    if not units or units[0] != UNK:
+        raise ConfigError(f"tokens: the first has to be {UNK}, not {list(units[:1])}")
+    return [BLANK, *units, SOS_EOS]
+
+
+def read_token_list(path: Path) -> list[str]:
+    """All tokens at their ids out of a list of units that begins with `<blank>` or `<unk>`."""
+    units = read_units(path)
+    if units[:1] not in ([BLANK], [UNK]):
+        raise ConfigError(f"{path}: its first unit is {units[0]!r}, neither {BLANK} nor {UNK}")
+    return units if units[0] == BLANK else with_ends(units)
+
+
 def _uniform(text: str) -> str:
     return " ".join(text.split())
 

@@ -23,25 +23,6 @@ _UNUSED = 5  # a piece that text is never cut into
 _KINDS = {1: "unigram", 2: "bpe"}
 
 
-def read_units(path: Path) -> list[str]:
-    """Tokens in the order of their ids, out of a file of one token a line.
-
-    A line may end in the token's id, as auto_avsr's `*_units.txt` do, in which case they have to be
-    in order, from 1.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a list of tokens: {error}") from error
-    rows = [line.rstrip("\r").split(" ") for line in lines]
-    if all(len(row) == 2 for row in rows):
-        if wrong := [row[0] for i, row in enumerate(rows, 1) if row[1] != str(i)]:
-            raise ConfigError(f"{path}: the id of {wrong[0]!r} is not the number of its line")
-    elif any(len(row) != 1 for row in rows):
-        raise ConfigError(f"{path}: a line is a token, or on every line a token and its id")
-    return [row[0] for row in rows]
-
-
 def make_tokenizer(tokens: Sequence[str], bpe_model: Path | None = None) -> Tokenizer:
     """A tokenizer with exactly these ids.
 
@@ -70,13 +51,6 @@ def make_tokenizer(tokens: Sequence[str], bpe_model: Path | None = None) -> Toke
             "goes with them (--bpe-model)"
         )
     return CharTokenizer(tokens)
-
-
-def with_ends(units: Sequence[str]) -> list[str]:
-    """Units from `<unk>` on, as auto_avsr lists them, with blank before and sos/eos after."""
-    if not units or units[0] != UNK:
-        raise ConfigError(f"tokens: the first has to be {UNK}, not {list(units[:1])}")
-    return [BLANK, *units, SOS_EOS]
 
 
 def with_pieces(model: bytes, pieces: Sequence[str]) -> tuple[bytes, Literal["bpe", "unigram"]]:

@@ -5,9 +5,9 @@ import io
 import pytest
 import sentencepiece
 
-from speechattn.data.tokenizer import UNK_MARK, Tokenizer
+from speechattn.data.tokenizer import UNK_MARK, Tokenizer, read_units, with_ends
 from speechattn.errors import ConfigError
-from speechattn.importing.tokens import make_tokenizer, read_units, with_ends, with_pieces
+from speechattn.importing.tokens import make_tokenizer, with_pieces
 
 TEXTS = [
     "the quick brown fox jumps over the lazy dog",

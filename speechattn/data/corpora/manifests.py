@@ -5,7 +5,8 @@ worker threads, and writes into `output_dir`
 
     recordings.jsonl.gz  supervisions.jsonl.gz  cuts_<split>.jsonl.gz   Lhotse, lazily readable
     audio/<id>.flac      16 kHz mono, of every file that is not a plain one-channel audio file
-    failures.tsv         file, line, reason of everything that was left out (only a header: none)
+    failures.tsv         file, line, reason of everything that was left out (only a header: none),
+                         and of what was kept with a fault: then the reason starts with "kept:"
     summary.json         utterances, hours, speakers and silent clips of each split
     .facts.jsonl         what was learnt of each file: a re-run skips the files listed in it
 
@@ -14,18 +15,21 @@ MP3, ...) is pointed at where it lies, whatever its rate; anything else (video, 
 AAC) is extracted once. Cuts of a video carry `video` (absolute path), `video_fps` and
 `video_frames` as the file states them, before any resampling. A video without sound gets a
 recording of digital silence of its length, so that every Lhotse operation works on its cut; it is
-marked by `has_audio: False`, which is True on all other cuts.
+marked by `has_audio: False`, which is True on all other cuts. A corpus that keeps the sound of a
+video in a file of its own names both.
 """
 
 import json
 import logging
 import os
 import re
+import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
@@ -35,6 +39,12 @@ from lhotse.supervision import AlignmentItem
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+from speechattn.data.corpora.accounts import (
+    Failure,
+    read_summary,
+    write_failures,
+    write_summary,
+)
 from speechattn.data.corpora.media import MediaFacts, is_current, read_media
 from speechattn.errors import SpeechattnError
 
@@ -44,7 +54,7 @@ SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FACTS = ".facts.jsonl"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Utterance:
     """One clip of a corpus, before its file was opened.
 
@@ -59,6 +69,8 @@ class Utterance:
         words: (word, start, duration) in seconds, if the corpus is aligned.
         custom: further fields of the cut.
         line: line of the corpus table that it comes from.
+        sound: the sound of a video, where it is not (only) in the video.
+        remarks: faults that are known and do not keep it from being used.
     """
 
     id: str
@@ -71,15 +83,8 @@ class Utterance:
     words: tuple[tuple[str, float, float], ...] = ()
     custom: dict[str, str] = field(default_factory=dict)
     line: int | None = None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Something of a corpus that was left out: a file as the corpus names it, a line, a reason."""
-
-    file: str
-    line: int | None
-    reason: str
+    sound: Path | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def utterance_id(speaker: str, name: str) -> str:
@@ -94,6 +99,8 @@ def write_manifests(
     failures: Iterable[Failure] = (),
     workers: int = 2,
     verify: bool = True,
+    unions: Mapping[str, Sequence[str]] | None = None,
+    fps: float | None = None,
 ) -> dict[str, Path]:
     """Reads every file, extracts sound where needed, and writes the manifests.
 
@@ -106,6 +113,9 @@ def write_manifests(
         failures: what the corpus module itself left out, for the list.
         workers: threads; decoding runs outside the interpreter's lock.
         verify: decode audio files to the end, so that a damaged one fails here and not in training.
+        unions: further splits, each made of all cuts of some others.
+        fps: rate that the corpus' videos should have. Another one gets a remark; one that is under
+            a fifth of it or over five times as high cannot be true, and the clip is left out.
 
     Returns:
         Split name to the path of its CutSet.
@@ -119,27 +129,35 @@ def write_manifests(
     if repeated := [i for i, n in Counter(u.id for u in utterances).items() if n > 1]:
         raise SpeechattnError(f"utterance ids are not unique: {', '.join(repeated[:5])}")
     facts, unread = _read_all(utterances, output_dir, workers, verify)
-    failures += unread
-    _write_failures(failures, output_dir / "failures.tsv")
+    failures += unread + _judge(utterances, facts, fps)
+    write_failures(failures, output_dir / "failures.tsv")
     if not facts:
-        first = f"; the first: {failures[0].file}: {failures[0].reason}" if failures else ""
+        lost = [failure for failure in failures if not failure.kept]
+        first = f"; the first: {lost[0].file}: {lost[0].reason}" if lost else ""
         raise SpeechattnError(
-            f"nothing could be prepared ({len(failures)} failures, listed in "
+            f"nothing could be prepared ({len(lost)} failures, listed in "
             f"{output_dir / 'failures.tsv'}){first}"
         )
     usable = [u for u in utterances if u.id in facts]
     paths = _write_lhotse(usable, facts, output_dir)
-    _write_summary(usable, facts, failures, output_dir)
+    splits = {name: [name] for name in paths}
+    for name, parts in (unions or {}).items():
+        if present := [paths[part] for part in parts if part in splits]:
+            paths[name] = _join(present, output_dir / f"cuts_{name}.jsonl.gz")
+            splits[name] = list(parts)
+    _remove_old(paths, output_dir)
+    write_summary(_rows(usable, facts, splits), failures, output_dir)
     return paths
 
 
-def read_summary(output_dir: str | Path) -> dict:
-    """The counts of a prepared corpus.
-
-    Returns:
-        `{"splits": {name: {"utterances", "hours", "speakers", "silent"}}, "failures": int}`.
-    """
-    return json.loads((Path(output_dir) / "summary.json").read_text(encoding="utf-8"))
+def _rows(
+    utterances: Sequence[Utterance], facts: dict[str, MediaFacts], splits: dict[str, list[str]]
+) -> dict[str, list[tuple[str, MediaFacts]]]:
+    """Speaker and facts of the cuts of each split."""
+    rows: dict[str, list[tuple[str, MediaFacts]]] = defaultdict(list)
+    for utterance in utterances:
+        rows[utterance.split].append((utterance.speaker, facts[utterance.id]))
+    return {name: [row for part in parts for row in rows[part]] for name, parts in splits.items()}
 
 
 # ------------------------------------------------------------------------------- reading files
@@ -150,7 +168,7 @@ def _read_all(
 ) -> tuple[dict[str, MediaFacts], list[Failure]]:
     """Facts by utterance id, and the files that could not be read, in the order of the corpus."""
     known = _load_facts(output_dir / _FACTS)
-    facts = {u.id: known[u.id] for u in utterances if is_current(known.get(u.id), u.path)}
+    facts = {u.id: known[u.id] for u in utterances if is_current(known.get(u.id), u.path, u.sound)}
     todo = [u for u in utterances if u.id not in facts]
     if facts:
         log.info("%d of %d files were read before", len(facts), len(utterances))
@@ -165,24 +183,52 @@ def _read_all(
     ):
         journal.write("\n")  # ends the line that a killed run may have left half-written
         bar = progress.add_task("reading media", total=len(todo))
-        flac = {u.id: output_dir / "audio" / f"{u.id}.flac" for u in todo}
-        futures = {pool.submit(read_media, u.path, flac[u.id], verify): u for u in todo}
+        rest, running = iter(todo), {}
         try:
-            for future in as_completed(futures):
-                utterance, result = futures[future], future.result()
-                if isinstance(result, MediaFacts):
-                    facts[utterance.id] = result
-                    entry = {"id": utterance.id, **asdict(result)}
-                    journal.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                    journal.flush()
-                else:
-                    reasons[utterance.id] = result
-                progress.advance(bar)
+            while True:
+                # A bounded number of jobs: half a million of them would take memory for nothing.
+                for u in islice(rest, 16 * workers - len(running)):
+                    flac = output_dir / "audio" / f"{u.id}.flac"
+                    running[pool.submit(read_media, u.path, flac, verify, u.sound)] = u
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    utterance, result = running.pop(future), future.result()
+                    if isinstance(result, MediaFacts):
+                        facts[utterance.id] = result
+                        entry = {"id": utterance.id, **asdict(result)}
+                        journal.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                        journal.flush()
+                    else:
+                        reasons[utterance.id] = result
+                    progress.advance(bar)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     failed = [Failure(str(u.path), u.line, reasons[u.id]) for u in todo if u.id in reasons]
     return facts, failed
+
+
+def _judge(
+    utterances: Sequence[Utterance], facts: dict[str, MediaFacts], fps: float | None
+) -> list[Failure]:
+    """Faults of files that could be read; what cannot be used is taken out of `facts`."""
+    found = []
+    for utterance in utterances:
+        if (known := facts.get(utterance.id)) is None:
+            continue
+        name, line = str(utterance.path), utterance.line
+        remarks = [*utterance.remarks, *filter(None, [known.remark])]
+        rate = known.video_fps
+        if fps is not None and rate is not None and abs(rate - fps) > 0.005 * fps:
+            if not fps / 5 <= rate <= fps * 5:
+                found.append(Failure(name, line, f"wrong frame rate: {rate:g} a second"))
+                del facts[utterance.id]
+                continue
+            remarks.append(f"{rate:g} frames a second, not {fps:g}: read by their time stamps")
+        if remarks:
+            found.append(Failure(name, line, "kept: " + "; ".join(remarks), kept=True))
+    return found
 
 
 def _load_facts(path: Path) -> dict[str, MediaFacts]:
@@ -272,51 +318,22 @@ def _write_lhotse(
     return {split: output_dir / f"cuts_{split}.jsonl.gz" for split in splits}
 
 
-# ------------------------------------------------------------------------------- accounts
+def _join(parts: Sequence[Path], path: Path) -> Path:
+    """One CutSet of several: gzip members may follow each other."""
+    partial = path.with_name(f".{path.name}.part")
+    with open(partial, "wb") as whole:
+        for part in parts:
+            with open(part, "rb") as file:
+                shutil.copyfileobj(file, whole)
+    os.replace(partial, path)
+    return path
 
 
-def _write_failures(failures: Sequence[Failure], path: Path) -> None:
-    """The list is written even when empty: an old one would tell of faults long mended."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write("file\tline\treason\n")
-        for failure in failures:
-            row = (failure.file, failure.line or "", " ".join(failure.reason.split()))
-            file.write("\t".join(map(str, row)) + "\n")
-    for failure in failures[:10]:
-        where = f" (line {failure.line})" if failure.line else ""
-        log.warning("left out %s%s: %s", failure.file, where, failure.reason)
-    if failures:
-        log.warning("%d left out; all of them are listed in %s", len(failures), path)
-
-
-def _write_summary(
-    utterances: Sequence[Utterance],
-    facts: dict[str, MediaFacts],
-    failures: Sequence[Failure],
-    output_dir: Path,
-) -> None:
-    by_split: dict[str, list[Utterance]] = defaultdict(list)
-    for utterance in utterances:
-        by_split[utterance.split].append(utterance)
-    splits = dict(_split_counts(by_split, facts))
-    summary = {"splits": splits, "failures": len(failures)}
-    text = json.dumps(summary, indent=2, ensure_ascii=False)
-    (output_dir / "summary.json").write_text(text + "\n", encoding="utf-8")
-    for name, counts in splits.items():
-        log.info("%s: %s", name, ", ".join(f"{value} {key}" for key, value in counts.items()))
-
-
-def _split_counts(
-    by_split: dict[str, list[Utterance]], facts: dict[str, MediaFacts]
-) -> Iterator[tuple[str, dict]]:
-    for name, utterances in by_split.items():
-        rows = [facts[u.id] for u in utterances]
-        yield (
-            name,
-            {
-                "utterances": len(utterances),
-                "hours": round(sum(r.num_samples / r.sample_rate for r in rows) / 3600, 4),
-                "speakers": len({u.speaker for u in utterances}),
-                "silent": sum(not r.has_audio for r in rows),
-            },
-        )
+def _remove_old(paths: dict[str, Path], output_dir: Path) -> None:
+    """Splits of an earlier run that this one has none of: they would be taken for its own."""
+    try:
+        old = read_summary(output_dir)["splits"]
+    except (OSError, ValueError, KeyError):
+        return
+    for name in set(old) - set(paths):
+        (output_dir / f"cuts_{name}.jsonl.gz").unlink(missing_ok=True)

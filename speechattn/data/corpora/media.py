@@ -1,9 +1,11 @@
 """What the manifests need to know of one media file, and its sound as FLAC where that is needed."""
 
+import logging
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -11,11 +13,16 @@ import soundfile
 from speechattn.data.video import probe, read_audio
 from speechattn.errors import MediaError
 
+log = logging.getLogger(__name__)
+
 SAMPLE_RATE = 16000
+# Picture and sound of one clip differ by less than one of these: seconds, ratio.
+MAX_APART = 0.5
+MAX_RATIO = 1.25
 _BLOCK = 1 << 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MediaFacts:
     """What a file holds, and where its sound lies.
 
@@ -29,6 +36,9 @@ class MediaFacts:
         has_audio: False where `audio` is made-up silence.
         video_fps: average rate that the file states, None without video.
         video_frames: number of frames that the file states, None without video.
+        sound: file that the sound was looked for in, where the corpus keeps it beside the video.
+        sound_mtime_ns: time of its last change, nanoseconds.
+        remark: why that file was not used; "" if it was.
     """
 
     path: str
@@ -40,65 +50,119 @@ class MediaFacts:
     has_audio: bool
     video_fps: float | None
     video_frames: int | None
+    sound: str | None = None
+    sound_mtime_ns: int | None = None
+    remark: str = ""
 
 
-def is_current(facts: MediaFacts | None, path: Path) -> bool:
-    """Whether facts of an earlier run still hold: same file, unchanged, its sound still there."""
-    if facts is None or facts.path != str(path) or not path.is_file():
+def is_current(facts: MediaFacts | None, path: Path, sound: Path | None = None) -> bool:
+    """Whether facts of an earlier run still hold: same files, unchanged, the sound still there."""
+    if facts is None or (facts.path, facts.sound) != (str(path), sound and str(sound)):
         return False
-    status = path.stat()
+    try:
+        status = os.stat(path)
+        changed = None if sound is None else os.stat(sound).st_mtime_ns
+    except OSError:
+        return False
     unchanged = (status.st_size, status.st_mtime_ns) == (facts.size, facts.mtime_ns)
-    return unchanged and Path(facts.audio).is_file()
+    return unchanged and changed == facts.sound_mtime_ns and os.path.isfile(facts.audio)
 
 
-def read_media(path: Path, flac: Path, verify: bool = True) -> MediaFacts | str:
+def read_media(
+    path: Path, flac: Path, verify: bool = True, sound: Path | None = None
+) -> MediaFacts | str:
     """The facts of one file, or the reason why it cannot be used.
 
     Only what is wrong with the file is a reason; failing to write (a full disk) is raised.
 
     Args:
         path: audio or video file.
-        flac: where its sound goes, unless it is an audio file of one channel.
+        flac: where its sound goes, unless it lies in an audio file of one channel.
         verify: decode such an audio file to the end.
+        sound: file with the sound of the video `path`. Where it cannot be used, the video's own
+            sound or silence takes its place, and `remark` tells why.
     """
-    fps = frames = samples = None
-    has_audio = True
+    fps = frames = found = None
+    remark = ""
     try:
         status = path.stat()
-        header = _audio_header(path)
-        if header is None:
-            info = probe(path)
-            has_audio = info.has_audio
-            if info.has_video:
-                fps, frames = info.fps, info.frames
-            samples = read_audio(path, SAMPLE_RATE) if has_audio else _silence(path, info.duration)
-        elif header.channels > 1:
-            samples = read_audio(path, SAMPLE_RATE)
-        elif verify:
-            _check_size(path, header.extra_info)
-            _decode_to_end(path, header.frames)
-    except MediaError as error:
-        return error.reason
-    except (OSError, soundfile.LibsndfileError) as error:
-        return str(error)
-    if samples is None:
-        audio, rate, length = path, header.samplerate, header.frames
-    else:
-        audio, rate, length = flac, SAMPLE_RATE, len(samples)
-    if length == 0:
+        info = None if _audio_header(path) is not None else probe(path)
+        if info is not None and info.has_video:
+            fps, frames = info.fps, info.frames
+        if sound is not None:
+            if not frames or not fps:
+                return "no picture in it"
+            try:
+                found = _read_sound(sound, verify)
+            except Exception as error:
+                remark = f"without {sound.name}: {_reason(error)}"
+            if found is not None and (reason := _compare(frames / fps, found, sound)):
+                return reason
+        if found is None and (info is None or info.has_audio):
+            found = _read_sound(path, verify)
+        if found is None:
+            silence = _silence(path, info.duration)
+            found = _Sound(path, SAMPLE_RATE, len(silence), silence, False)
+    except Exception as error:
+        return _reason(error)
+    if found.length == 0:
         return "no sound in it: 0 samples"
-    if samples is not None:
-        _write_flac(flac, samples)
+    if found.samples is not None:
+        _write_flac(flac, found.samples)
     return MediaFacts(
         path=str(path),
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
-        audio=str(audio),
-        sample_rate=rate,
-        num_samples=length,
-        has_audio=has_audio,
+        audio=str(found.path if found.samples is None else flac),
+        sample_rate=found.rate,
+        num_samples=found.length,
+        has_audio=found.real,
         video_fps=fps,
         video_frames=frames,
+        sound=None if sound is None else str(sound),
+        sound_mtime_ns=None if sound is None else os.stat(sound).st_mtime_ns,
+        remark=remark,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What a file made its reader raise: one file of many must not end hours of work."""
+    if isinstance(error, MediaError):
+        return error.reason
+    if isinstance(error, OSError | soundfile.LibsndfileError):
+        return str(error)
+    log.debug("", exc_info=error)
+    return f"cannot be read: {type(error).__name__}: {error}"
+
+
+class _Sound(NamedTuple):
+    path: Path
+    rate: int
+    length: int
+    samples: np.ndarray | None  # None: the file can be pointed at
+    real: bool = True
+
+
+def _read_sound(path: Path, verify: bool) -> _Sound:
+    header = _audio_header(path)
+    if header is None or header.channels > 1:
+        samples = read_audio(path, SAMPLE_RATE)
+        return _Sound(path, SAMPLE_RATE, len(samples), samples)
+    if verify:
+        _check_size(path, header.extra_info)
+        _decode_to_end(path, header.frames)
+    return _Sound(path, header.samplerate, header.frames, None)
+
+
+def _compare(seconds: float, found: _Sound, sound: Path) -> str:
+    """The reason why picture and sound cannot be of one clip, or ""."""
+    heard = found.length / found.rate
+    short, long = sorted((seconds, heard))
+    if long - short <= MAX_APART or long <= MAX_RATIO * short:
+        return ""
+    return (
+        f"{seconds:.2f} s of picture and {heard:.2f} s of sound in {sound.name}: a wrong frame "
+        "rate, a cut file or another clip's sound"
     )
 
 

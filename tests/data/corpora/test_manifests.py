@@ -5,8 +5,9 @@ import threading
 import pytest
 from lhotse import CutSet
 
-from speechattn.data.corpora import manifests, prepare_tsv
+from speechattn.data.corpora import manifests, media, prepare_tsv, read_summary
 from speechattn.data.corpora.manifests import Utterance, utterance_id, write_manifests
+from speechattn.data.corpora.tsv import read_table
 from speechattn.errors import SpeechattnError
 
 
@@ -27,12 +28,12 @@ def reads(monkeypatch):
     """Names of the files that were opened, in any order; a name in `fatal` stops the run."""
     opened, fatal, lock, real = [], set(), threading.Lock(), manifests.read_media
 
-    def spy(path, flac, verify):
+    def spy(path, flac, verify, sound):
         if path.stem in fatal:
             raise KeyboardInterrupt
         with lock:
             opened.append(path.stem)
-        return real(path, flac, verify)
+        return real(path, flac, verify, sound)
 
     monkeypatch.setattr(manifests, "read_media", spy)
     opened_and_fatal = type("Reads", (), {"opened": opened, "fatal": fatal})
@@ -120,6 +121,37 @@ def test_full_disk_is_not_a_bad_file(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("speechattn.data.corpora.media.soundfile.write", full)
     with pytest.raises(OSError, match="No space left"):
         prepare_tsv(corpus, tmp_path / "out")
+
+
+def test_whatever_a_file_makes_its_reader_raise(corpus, tmp_path, monkeypatch):
+    """One file of many must not end hours of work."""
+    real = media.probe
+
+    def probe(path):
+        if path.stem == "v3":
+            raise ValueError("Maximum allowed dimension exceeded")
+        return real(path)
+
+    monkeypatch.setattr(media, "probe", probe)
+    assert len(all_cuts(prepare_tsv(corpus, tmp_path / "out"))) == 5
+    reasons = (tmp_path / "out" / "failures.tsv").read_text(encoding="utf-8")
+    assert "v3.mp4\t5\tcannot be read: ValueError: Maximum allowed" in reasons
+
+
+def test_union_and_splits_of_an_earlier_run(corpus, tmp_path):
+    utterances, _ = read_table(corpus / "manifest.tsv")
+    unions = {"all": ("train", "dev"), "some": ("dev", "nobody"), "none": ("nobody",)}
+    paths = write_manifests(utterances, tmp_path, unions=unions)
+    assert paths.keys() == {"train", "dev", "all", "some"}
+    names = {name: [c.id for c in CutSet.from_file(path)] for name, path in paths.items()}
+    assert names["all"] == names["train"] + names["dev"] == [f"s1_v{i}" for i in range(6)]
+    assert names["some"] == names["dev"]
+    assert read_summary(tmp_path)["splits"]["all"]["utterances"] == 6
+    mine = tmp_path / "cuts_mine.jsonl.gz"
+    mine.write_bytes(paths["dev"].read_bytes())
+    write_manifests(utterances[:4], tmp_path)
+    left = {path.name for path in tmp_path.glob("cuts_*")}
+    assert left == {"cuts_train.jsonl.gz", "cuts_mine.jsonl.gz"}  # what a user made stays
 
 
 def test_workers_do_not_change_the_result(corpus, tmp_path):

@@ -1,0 +1,315 @@
+"""The folders of CN-CVS and CNVSRC: clips, their sound, their transcripts, their speakers.
+
+Known of the layout are its folders and file names (the READMEs of the baselines):
+
+    cncvs/{news/n001,speech/s00001}/video/s00001_001_00001.mp4
+    cnvsrc-multi/dev/{video,audio}/80100246.{mp4,wav}   cnvsrc-multi-dev-infos.json
+
+Not published are the transcripts of CN-CVS, taken to be `text/<clip>.txt` beside `video/`, and the
+fields of the JSON files, which are looked for under every usual name. So any folder that has a
+folder `video` in it is read, with `audio` and `text` beside it, at any depth.
+
+Several hundred thousand small files lie there: folders are listed, not probed, and what a text file
+says is kept in a journal and read again only where its size or time changed.
+"""
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speechattn.data.corpora.accounts import Failure
+from speechattn.data.corpora.grid import VIDEO_SUFFIXES
+from speechattn.data.tokenizer import UNK, UNK_MARK
+
+SOUND_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus"})
+TEXT_SUFFIXES = frozenset({".txt", ".lab", ".trn"})
+MAX_DEPTH = 6
+_IDS = ("id", "uid", "utt", "utt_id", "name", "key", "video", "video_id", "path", "file")
+_TEXTS = ("text", "txt", "transcript", "transcription", "content", "label", "sentence")
+_SPEAKERS = ("speaker", "speaker_id", "spk", "spk_id", "spkid")
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One video of a dataset, before it was opened.
+
+    Attributes:
+        path: the file.
+        relative: its path below the dataset's folder.
+        stem: its name without suffix.
+        folder: name of the folder that `video` is in; the speaker, in CN-CVS.
+        sound: its sound in a file of its own.
+        text: transcript as it stands there, None without any.
+        speaker: as the JSON file has it.
+        remarks: faults that do not keep it from being used.
+    """
+
+    path: Path
+    relative: str
+    stem: str
+    folder: str
+    sound: Path | None
+    text: str | None
+    speaker: str | None
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What a JSON file says of a clip."""
+
+    text: str | None
+    speaker: str | None
+    file: str
+
+
+class TextJournal:
+    """The contents of small text files, remembered from run to run.
+
+    Args:
+        path: the journal; one JSON object a line, of which a torn one is dropped.
+    """
+
+    def __init__(self, path: Path):
+        self._known: dict[str, tuple[int, int, str]] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").split("\n"):
+                try:
+                    name, size, time, text = json.loads(line)
+                    self._known[name] = (size, time, text)
+                except (ValueError, TypeError):
+                    continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
+        self._file.write("\n")  # ends the line that a killed run may have left half-written
+
+    def __enter__(self) -> "TextJournal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, entry: os.DirEntry) -> str:
+        """Content of a text file.
+
+        Raises:
+            OSError: it cannot be read.
+            UnicodeDecodeError: it is neither UTF-8 nor GB 18030.
+        """
+        status = entry.stat()
+        stamp = (status.st_size, status.st_mtime_ns)
+        known = self._known.get(entry.path)
+        if known is not None and known[:2] == stamp:
+            return known[2]
+        raw = Path(entry.path).read_bytes()
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = raw.decode("gb18030")
+        self._file.write(json.dumps([entry.path, *stamp, text], ensure_ascii=False) + "\n")
+        return text
+
+
+def read_dataset(
+    root: Path, journal: TextJournal, skip: frozenset[str] = frozenset()
+) -> tuple[list[Clip], list[Failure]]:
+    """All clips of a dataset's folder, in the order of their paths.
+
+    Args:
+        root: the folder.
+        journal: of the text files.
+        skip: names of folders in it that are not looked at.
+
+    Returns:
+        The clips, and what is there without a video, or cannot be read.
+    """
+    failures: list[Failure] = []
+    infos = _read_infos(root, skip, failures)
+    clips: list[Clip] = []
+    for folder in _media_folders(root, skip, failures, MAX_DEPTH):
+        clips += _read_folder(root, folder, journal, infos, failures)
+    there: dict[str, set[str]] = {"": set(), "dev": set(), "eval": set()}
+    for clip in clips:
+        there[_part(clip.relative)].add(clip.stem)
+    for part, by_stem in infos.items():
+        seen = there[part] | there[""] if part else set().union(*there.values())
+        for stem in by_stem.keys() - seen:
+            failures.append(Failure(by_stem[stem].file, None, f"missing pair: no video of {stem}"))
+    return clips, failures
+
+
+def clean_text(text: str) -> str:
+    """A transcript as it is to be learnt.
+
+    The baselines take a text as it is, character by character, and have no punctuation among their
+    characters; so punctuation and control characters go. White space stays between words of Latin
+    letters or digits only. `<unk>`, as some lists have it, becomes the tokenizer's mark of an
+    unknown character.
+    """
+    kept = []
+    for character in text.replace(UNK, UNK_MARK):
+        kind = unicodedata.category(character)
+        if kind.startswith("P") and character not in ("'", UNK_MARK):
+            kept.append(" ")
+        elif character.isspace() or kind not in ("Cc", "Cf"):
+            kept.append(character)
+    words = "".join(kept).split()
+    pieces = words[:1]
+    for before, word in zip(words, words[1:], strict=False):
+        apart = before[-1].isascii() and word[0].isascii()
+        pieces.append(f" {word}" if apart else word)
+    return "".join(pieces)
+
+
+# ------------------------------------------------------------------------------------ folders
+
+
+def _entries(folder: Path, failures: list[Failure]) -> list[os.DirEntry]:
+    """What lies in a folder, sorted; hidden files (macOS leaves `._x.mp4`) are passed over."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+    except OSError as error:
+        failures.append(Failure(str(folder), None, f"cannot be listed: {error.strerror}"))
+        return []
+
+
+def _media_folders(
+    folder: Path, skip: frozenset[str], failures: list[Failure], depth: int
+) -> Iterator[Path]:
+    """Folders that have a folder `video` in them."""
+    folders = []
+    for entry in _entries(folder, failures):
+        if entry.is_dir() and entry.name not in skip and _is_utf8(entry, failures):
+            folders.append(entry.name)
+    if "video" in folders:
+        yield folder
+    for name in folders:
+        if name not in ("video", "audio", "text") and depth > 0:
+            yield from _media_folders(folder / name, frozenset(), failures, depth - 1)
+
+
+def _read_folder(
+    root: Path,
+    folder: Path,
+    journal: TextJournal,
+    infos: dict[str, dict[str, Info]],
+    failures: list[Failure],
+) -> Iterator[Clip]:
+    videos = _by_stem(folder / "video", VIDEO_SUFFIXES, failures)
+    sounds = _by_stem(folder / "audio", SOUND_SUFFIXES, failures)
+    texts = _by_stem(folder / "text", TEXT_SUFFIXES, failures)
+    has_sounds = bool(sounds)
+    for entry in [*sounds.values(), *texts.values()]:
+        if _stem(entry.name) not in videos:
+            failures.append(Failure(entry.path, None, "missing pair: no video of that name"))
+    for stem, entry in videos.items():
+        path = Path(entry.path)
+        relative = path.relative_to(root).as_posix()
+        own = infos.get(_part(relative), {})
+        info = own.get(stem) or infos.get("", {}).get(stem) or Info(None, None, "")
+        text = info.text
+        if stem in texts:
+            try:
+                text = journal.read(texts[stem])
+            except (OSError, UnicodeDecodeError) as error:
+                failures.append(Failure(texts[stem].path, None, f"cannot be read: {error}"))
+                continue
+        remarks = []
+        if has_sounds and stem not in sounds:
+            remarks.append(f"missing pair: no sound in audio/ ({stem})")
+        sound = Path(sounds[stem].path) if stem in sounds else None
+        yield Clip(path, relative, stem, folder.name, sound, text, info.speaker, tuple(remarks))
+
+
+def _by_stem(
+    folder: Path, suffixes: frozenset[str], failures: list[Failure]
+) -> dict[str, os.DirEntry]:
+    found: dict[str, os.DirEntry] = {}
+    if not folder.is_dir():
+        return found
+    for entry in _entries(folder, failures):
+        if os.path.splitext(entry.name)[1].lower() not in suffixes:
+            continue
+        if not _is_utf8(entry, failures):
+            continue
+        first = found.setdefault(_stem(entry.name), entry)
+        if first is not entry:
+            failures.append(Failure(entry.path, None, f"the same clip as {first.name}"))
+    return found
+
+
+def _is_utf8(entry: os.DirEntry, failures: list[Failure]) -> bool:
+    """Whether a name can be written into a manifest."""
+    try:
+        entry.name.encode("utf-8")
+    except UnicodeEncodeError:
+        failures.append(Failure(entry.path, None, "its name is not UTF-8: rename it"))
+        return False
+    return True
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]
+
+
+def _part(relative: str) -> str:
+    """`dev` or `eval` of a path below the dataset's folder, else ""."""
+    first = relative.partition("/")[0]
+    return first if first in ("dev", "eval") else ""
+
+
+# ------------------------------------------------------------------------------------ JSON
+
+
+def _read_infos(
+    root: Path, skip: frozenset[str], failures: list[Failure]
+) -> dict[str, dict[str, Info]]:
+    """Part ("dev", "eval", "" for either) to clip to what `<dataset>-<part>-infos.json` says."""
+    infos: dict[str, dict[str, Info]] = {}
+    for entry in _entries(root, failures):
+        match = re.search(r"(?:-(dev|eval))?-infos\.json$", entry.name)
+        if match is None or match[1] in skip:
+            continue
+        try:
+            content = json.loads(Path(entry.path).read_bytes().decode("utf-8-sig"))
+            infos.setdefault(match[1] or "", {}).update(_info_rows(content, entry.path, failures))
+        except (OSError, ValueError) as error:
+            failures.append(Failure(entry.path, None, f"cannot be read as JSON: {error}"))
+    return infos
+
+
+def _info_rows(content: Any, file: str, failures: list[Failure]) -> Iterator[tuple[str, Info]]:
+    if isinstance(content, dict):
+        if content and all(isinstance(value, list) for value in content.values()):
+            rows = [(None, row) for value in content.values() for row in value]
+        else:
+            rows = list(content.items())
+    elif isinstance(content, list):
+        rows = [(None, row) for row in content]
+    else:
+        raise ValueError("it holds neither an object nor a list")
+    for key, row in rows:
+        if isinstance(row, str):
+            row = {"text": row}
+        if isinstance(row, dict):
+            key = key or _first(row, _IDS)
+        if not isinstance(row, dict) or not key:
+            failures.append(Failure(file, None, f"entry without a clip: {str(key or row)[:80]}"))
+            continue
+        stem = os.path.basename(str(key))
+        if os.path.splitext(stem)[1].lower() in VIDEO_SUFFIXES | SOUND_SUFFIXES:
+            stem = _stem(stem)
+        yield stem, Info(_first(row, _TEXTS), _first(row, _SPEAKERS), file)
+
+
+def _first(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    for name in names:
+        if isinstance(row.get(name), str | int):
+            return str(row[name])
+    return None
