@@ -49,12 +49,9 @@ Options:
 TEXT
 }
 
-fail() { echo "run.sh: $*" >&2; exit 1; }
-stage_is() { [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ]; }
-say() { echo "== stage $1: $2"; }
-newer() { [ -e "$1" ] && [ ! "$2" -nt "$1" ]; } # $1 is there and not older than $2
-
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=../lib.sh
+. "$here/../lib.sh"
 data_dir= modality=video fusion=late exp= dump= config= token_kind=bpe vocab_size=150
 split=utterance test_speakers= dev_speakers= noise= snr=0 decode_sets=test nj=2 stage=0 stop_stage=6
 sets=() init=()
@@ -79,7 +76,7 @@ case $fusion in late | mlp) ;; *) fail "--fusion is late or mlp, not $fusion" ;;
 [ -n "$data_dir" ] || fail "--data-dir is needed; see --help"
 [ -d "$data_dir" ] || fail "--data-dir $data_dir: no such folder"
 [ -z "$noise" ] || [ -f "$noise" ] || fail "--noise $noise: no such file"
-command -v speechattn > /dev/null || fail "speechattn is not installed: make setup, then PATH=\$PWD/.venv/bin:\$PATH"
+need_speechattn
 data_dir=$(cd "$data_dir" && pwd)
 exp=${exp:-exp/grid_$modality}
 dump=${dump:-$(dirname "$exp")/data_$(basename "$data_dir")}
@@ -183,26 +180,13 @@ if stage_is 4; then
   fi
 fi
 
-# decode SET NAME [more options]
-decode() {
-  local set=$1 output=$exp/decode_$2
-  shift 2
-  if newer "$output/hyp.tsv" "$model/model.safetensors"; then
-    say 5 "$output is decoded"
-    return
-  fi
-  say 5 "decode into $output"
-  # What another model left half done is of no use.
-  newer "$output/transcripts.jsonl" "$model/model.safetensors" || rm -f "$output/transcripts.jsonl"
-  speechattn decode --model "$model" --cuts "$manifests/cuts_$set.jsonl.gz" \
-    --output "$output" "${crops[@]}" "$@"
-}
-
 if stage_is 5; then
   for set in $decode_sets; do
-    decode "$set" "$set"
+    cuts=$manifests/cuts_$set.jsonl.gz
+    decode 5 "$model" "$cuts" "$exp/decode_$set" "${crops[@]}"
     if [ -n "$noise" ] && [ "$modality" != video ]; then
-      decode "$set" "${set}_noise_${snr}dB" --noise "$noise" --snr "$snr" --noise-part 0.667 1
+      decode 5 "$model" "$cuts" "$exp/decode_${set}_noise_${snr}dB" "${crops[@]}" \
+        --noise "$noise" --snr "$snr" --noise-part 0.667 1
     fi
   done
 fi
@@ -211,11 +195,6 @@ if stage_is 6; then
   for folder in "$exp"/decode_*/; do
     folder=${folder%/}
     [ -f "$folder/hyp.tsv" ] || continue
-    if newer "$folder/score.json" "$folder/hyp.tsv"; then
-      say 6 "$folder is scored"
-    else
-      say 6 "score $folder"
-    fi
-    speechattn score --decode-dir "$folder"
+    score 6 "$folder"
   done
 fi

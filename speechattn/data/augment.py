@@ -71,10 +71,10 @@ class RandomCrop(ClipTransform):
     """A square of the picture, at a random place that is the same for the whole clip.
 
     Args:
-        size: side in pixels.
+        size: side in pixels; None: that of the model, which `SpeechData` fills in.
     """
 
-    def __init__(self, size: int = 88):
+    def __init__(self, size: int | None = None):
         self.size = size
 
     def __call__(self, clip: Array, generator: torch.Generator) -> Array:

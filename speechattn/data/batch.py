@@ -18,6 +18,7 @@ class Item:
         tokens: ids of the transcript.
         audio: (N,) float32 in [-1, 1], or None.
         video: (T, H, W) uint8 crops, or None.
+        times: (U, 2) seconds in which each token was said, or None where that is not known.
     """
 
     id: str
@@ -25,6 +26,11 @@ class Item:
     tokens: Sequence[int]
     audio: np.ndarray | None = None
     video: np.ndarray | None = None
+    times: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Samples, or pictures of what is only seen."""
+        return len(self.audio if self.audio is not None else self.video)
 
 
 @dataclass
@@ -40,6 +46,8 @@ class Batch:
         audio_lengths: (B,) samples.
         video: (B, T, 1, H, W) uint8, or None for a model that only hears.
         video_lengths: (B,) frames.
+        token_times: (B, U, 2) seconds in which each token was said, from minus to plus infinity
+            where that is not known; None where it is of no item.
     """
 
     ids: list[str]
@@ -50,6 +58,7 @@ class Batch:
     audio_lengths: Tensor | None = None
     video: Tensor | None = None
     video_lengths: Tensor | None = None
+    token_times: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -81,4 +90,9 @@ def collate(items: Sequence[Item]) -> Batch:
     if items[0].video is not None:
         video, batch.video_lengths = pad([i.video for i in items])
         batch.video = video.unsqueeze(2)  # (B, T, 1, H, W)
+    if any(i.times is not None for i in items):
+        unknown = np.array([[-np.inf, np.inf]], dtype=np.float32)
+        batch.token_times, _ = pad(
+            [unknown.repeat(len(i.tokens), 0) if i.times is None else i.times for i in items]
+        )
     return batch

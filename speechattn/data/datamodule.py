@@ -14,14 +14,17 @@ from torch.utils.data import DataLoader, Dataset
 from speechattn.data.augment import (
     CenterCrop,
     ClipTransform,
+    RandomCrop,
     SpeedPerturb,
     clip_generator,
     speed_audio,
     speed_video,
 )
 from speechattn.data.batch import Item, collate
+from speechattn.data.joined import JoinedDataset, join_texts
 from speechattn.data.sampler import PaddedFrameBatches
 from speechattn.data.store import CropStore
+from speechattn.data.timed import token_times, trim
 from speechattn.data.tokenizer import Tokenizer
 from speechattn.errors import ConfigError
 
@@ -36,16 +39,28 @@ class DataOptions:
         batch_seconds: cap on a batch's padded size, in seconds.
         max_items: at most so many utterances in a batch.
         max_seconds: longer utterances are left out of training.
+        join_seconds: training utterances are joined in random order to recordings of up to so
+            many seconds, anew each epoch (see `joined`); 0 for none. A model of short clips needs
+            it for the times of words and for long files.
+        join_chance: that a recording may have more than one utterance, 0..1.
+        trim_chance: that a joined recording begins within its first utterance and ends within its
+            last, as windows of a long file do; only where the cuts say when words were said.
+        scale: side in pixels of the middle of the stored crops that is used (see `RoiOptions`); None
+            for all of them.
         num_workers: loading processes.
         audio_transforms: applied to the sound of training utterances, in order; SpeedPerturb
             changes the lips alike.
         video_transforms: applied to their crops, in order; they must leave squares of the model's
-            size.
+            size, as crops without a size of their own do.
     """
 
     batch_seconds: float = 60.0
     max_items: int = 64
     max_seconds: float = 30.0
+    join_seconds: float = 0.0
+    join_chance: float = 0.75
+    trim_chance: float = 0.5
+    scale: int | None = None
     num_workers: int = 1
     audio_transforms: list[ClipTransform] | None = None
     video_transforms: list[ClipTransform] | None = None
@@ -66,6 +81,7 @@ class SpeechDataset(Dataset):
         video_transforms: applied to crops, in order.
         sample_rate: of the sound, in Hz.
         seed: of the transforms.
+        scale: see `DataOptions`.
     """
 
     def __init__(
@@ -78,6 +94,7 @@ class SpeechDataset(Dataset):
         video_transforms: Sequence[ClipTransform] = (),
         sample_rate: int = 16000,
         seed: int = 0,
+        scale: int | None = None,
     ):
         self.cuts = cuts
         self.tokenizer = tokenizer
@@ -88,6 +105,7 @@ class SpeechDataset(Dataset):
             )
         self.hears, self.sees = "audio" in modalities, "video" in modalities
         self.crops = crops
+        self.middle = CenterCrop(scale) if scale is not None else None
         self.audio_transforms = audio_transforms
         self.video_transforms = video_transforms
         self.sample_rate = sample_rate
@@ -97,19 +115,48 @@ class SpeechDataset(Dataset):
     def __len__(self) -> int:
         return len(self.cuts)
 
+    @property
+    def durations(self) -> np.ndarray:
+        """(N,) seconds of each utterance."""
+        return np.array([cut.duration for cut in self.cuts])
+
     def __getitem__(self, index: int) -> Item:
-        cut = self.cuts[index]
-        text = cut_text(cut)
-        audio = video = None
-        generator = clip_generator(self.seed, self.epoch, cut.id)
-        if self.sees:
-            video = self.crops.read(cut.id)
+        return self.joined([index])
+
+    def joined(self, indices: Sequence[int], ends: tuple[float, float] = (0.0, 1.0)) -> Item:
+        """Utterances, at least one, one after the other; transformed as the one that they are.
+
+        Args:
+            indices: their numbers.
+            ends: where in the first the sound begins, and where in the last it ends, as shares of
+                them, if it is known when their words were said; words beyond are left out.
+        """
+        cuts = [self.cuts[index] for index in indices]
+        text = join_texts([cut_text(cut) for cut in cuts], self.tokenizer)
+        item = Item("+".join(cut.id for cut in cuts), text, self.tokenizer.encode(text))
+        heard, seen = zip(*map(self._load, cuts), strict=True)
+        fps = self.crops.info(cuts[0].id).fps if self.sees else None
+        parts, rate = (heard, self.sample_rate) if self.hears else (seen, fps)
+        seconds = [len(part) / rate for part in parts]
+        item.times = token_times(cuts, seconds, item.tokens, self.tokenizer)
         if self.hears:
-            audio = load_audio(cut, self.sample_rate)
-            if video is not None:
-                # Before any transform: a video transform must not change what is heard when.
-                samples = round(len(video) / self.crops.info(cut.id).fps * self.sample_rate)
-                audio = fit_audio(audio, samples)
+            item.audio = _one(heard)
+        if self.sees:
+            item.video = _one(seen)
+        if ends != (0.0, 1.0):
+            stop = sum(seconds[:-1]) + ends[1] * seconds[-1]
+            trim(item, ends[0] * seconds[0], stop, self.tokenizer, self.sample_rate, fps)
+        length = len(item)
+        self._transform(item)
+        if item.times is not None:  # speed perturbation moves words
+            item.times = item.times * np.float32(len(item) / length)
+        return item
+
+    def _transform(self, item: Item) -> None:
+        """What chance does to sound and crops, in place."""
+        audio, video = item.audio, item.video
+        generator = clip_generator(self.seed, self.epoch, item.id)
+        if audio is not None:
             for transform in self.audio_transforms:
                 if isinstance(transform, SpeedPerturb) and video is not None:
                     factor = transform.draw(generator)
@@ -122,7 +169,36 @@ class SpeechDataset(Dataset):
                     video = speed_video(video, transform.draw(generator))
                 else:
                     video = transform(video, generator)
-        return Item(cut.id, text, self.tokenizer.encode(text), audio, video)
+        item.audio, item.video = audio, video
+
+    def _load(self, cut: Cut) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Sound and crops of a cut, as far as they are wanted."""
+        audio = video = None
+        if self.sees:
+            video = self.crops.read(cut.id)
+            if self.middle is not None:
+                video = self.middle(video)
+        if self.hears:
+            audio = load_audio(cut, self.sample_rate)
+            if video is not None:
+                # Before any transform: a video transform must not change what is heard when.
+                samples = round(len(video) / self.crops.info(cut.id).fps * self.sample_rate)
+                audio = fit_audio(audio, samples)
+        return audio, video
+
+
+def _one(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def sized(transforms: Sequence[ClipTransform], crop_size: int) -> list[ClipTransform]:
+    """The same, crops without a size of their own being of the model's."""
+    found = []
+    for transform in transforms:
+        if isinstance(transform, RandomCrop) and transform.size is None:
+            transform = RandomCrop(crop_size)
+        found.append(transform)
+    return found
 
 
 def cut_text(cut: Cut) -> str:
@@ -229,10 +305,15 @@ class SpeechData(L.LightningDataModule):
             short,
             *common,
             options.audio_transforms or (),
-            options.video_transforms or (CenterCrop(crop_size),),
+            sized(options.video_transforms or (CenterCrop(crop_size),), crop_size),
             sample_rate,
             seed,
+            options.scale,
         )
+        if options.join_seconds:
+            self.train = JoinedDataset(
+                self.train, options.join_seconds, options.join_chance, options.trim_chance
+            )
         self.valid = SpeechDataset(
             read_cuts(valid_cuts, modalities, store),
             *common,
@@ -241,10 +322,10 @@ class SpeechData(L.LightningDataModule):
         )
         self.seed = seed
 
-    def sampler(self, dataset: SpeechDataset, shuffle: bool) -> PaddedFrameBatches:
+    def sampler(self, dataset: SpeechDataset | JoinedDataset, shuffle: bool) -> PaddedFrameBatches:
         trainer = self.trainer
         return PaddedFrameBatches(
-            np.array([cut.duration for cut in dataset.cuts]),
+            dataset.durations,
             self.options.batch_seconds,
             self.options.max_items,
             shuffle,
@@ -253,10 +334,10 @@ class SpeechData(L.LightningDataModule):
             world_size=trainer.world_size if trainer else 1,
         )
 
-    def loader(self, dataset: SpeechDataset, shuffle: bool) -> DataLoader:
-        sampler = self.sampler(dataset, shuffle)
+    def loader(self, dataset: SpeechDataset | JoinedDataset, shuffle: bool) -> DataLoader:
         # Epoch and order are functions of the number: a resumed run goes on as if never stopped.
         dataset.epoch = self.trainer.current_epoch if self.trainer and shuffle else 0
+        sampler = self.sampler(dataset, shuffle)
         sampler.set_epoch(dataset.epoch)
         return DataLoader(
             dataset,

@@ -56,10 +56,12 @@ class Frame:
 
     Attributes:
         time: seconds from the first picture of the file, a multiple of 1 / fps.
+        file_fps: average frames per second that the file states, 0 if it does not.
     """
 
-    def __init__(self, source: av.VideoFrame, time: float):
+    def __init__(self, source: av.VideoFrame, time: float, file_fps: float = 0.0):
         self.time = time
+        self.file_fps = file_fps
         self._source = source
 
     def rgb(self) -> np.ndarray:
@@ -287,7 +289,8 @@ def _timed_frames(path: str | Path, container: Any, stream: Any) -> Iterator[tup
 def _resample(
     path: str | Path, timed: Iterator[tuple[float, Any]], stream: Any, fps: float
 ) -> Iterator[Frame]:
-    rate = float(stream.average_rate or stream.guessed_rate or fps)
+    stated = float(stream.average_rate or stream.guessed_rate or 0)
+    rate = stated or fps
     first = previous = None
     emitted = 0
     for time, frame in timed:
@@ -296,7 +299,7 @@ def _resample(
         else:
             # The 1e-6 keeps ties on the earlier picture in spite of rounding.
             while first + emitted / fps <= (previous[0] + time) / 2 + 1e-6:
-                yield Frame(previous[1], emitted / fps)
+                yield Frame(previous[1], emitted / fps, stated)
                 emitted += 1
         previous = (time, frame)
     if previous is None:
@@ -304,13 +307,13 @@ def _resample(
     time, frame = previous
     shown = float(frame.duration * frame.time_base) if frame.duration else 1 / rate
     total = max(round((time + shown - first) * fps), 1)
-    stated = _stated_duration(stream)
-    if time + shown - first < 0.8 * stated - 0.5:
+    promised = _stated_duration(stream)
+    if time + shown - first < 0.8 * promised - 0.5:
         raise MediaError(
-            path, f"truncated: {time + shown - first:.1f} of {stated:.1f} s of video are there"
+            path, f"truncated: {time + shown - first:.1f} of {promised:.1f} s of video are there"
         )
     for index in range(emitted, total):
-        yield Frame(frame, index / fps)
+        yield Frame(frame, index / fps, stated)
 
 
 def _stated_duration(stream: Any) -> float:
@@ -359,11 +362,14 @@ def _read_stream_audio(path: str | Path, sample_rate: int) -> np.ndarray:
         if start is None:
             raise MediaError(path, "no sound in it: 0 samples")
         chunks += [f.to_ndarray()[0] for f in resampler.resample(None)]
-        video = _video_stream(container)
+        begin, video = None, _video_stream(container)
+        if video is not None and video.start_time is not None:
+            # Here, not later: the streams of a container that was closed are freed memory.
+            begin = float(video.start_time * video.time_base)
     samples = _joined(chunks)
-    if video is None or video.start_time is None:
+    if begin is None:
         return samples
-    offset = round((start - float(video.start_time * video.time_base)) * sample_rate)
+    offset = round((start - begin) * sample_rate)
     if offset > 0:
         return np.concatenate([np.zeros(offset, dtype=np.float32), samples])
     if -offset >= len(samples):

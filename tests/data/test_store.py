@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from speechattn.data import store as module
+from speechattn.data import blobs
 from speechattn.data.store import CropInfo, CropStore, CropWriter
 from speechattn.errors import SpeechattnError
 
@@ -123,7 +123,7 @@ def test_readable_while_it_is_written(tmp_path):
 
 
 def test_shards_roll_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_SHARD_BYTES", 50_000)
+    monkeypatch.setattr(blobs, "SHARD_BYTES", 50_000)
     clips = {f"k{i}": clip(10 + i, i) for i in range(6)}
     for key, frames in clips.items():  # reopened each time
         with CropWriter(tmp_path) as writer:

@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from speechattn.data.roi.choice import choose
 from speechattn.data.roi.detector import Face, FaceDetector, RefiningDetector
+from speechattn.data.roi.faces import Looks
 from speechattn.data.roi.landmarks import load_landmarks
 from speechattn.data.roi.mtcnn import MtcnnDetector
 from speechattn.data.roi.options import RoiOptions
@@ -16,8 +18,15 @@ from speechattn.data.video import Frame, iter_video
 from speechattn.errors import MediaError, NoFaceError
 
 _log = logging.getLogger(__name__)
+_Locate = Callable[[int, Frame], list[Face]]
 # Containers round: a landmark file may be this many rows longer or shorter than the video.
 _ROW_SLACK = 3
+# Below this a clip shows its face for so little of the time that a person should look at it.
+_SELDOM = 0.5
+
+
+class StaleFaces(Exception):
+    """Kept faces that do not fit the video."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +34,20 @@ class MouthCrop:
     """The mouth of one video.
 
     Attributes:
-        frames: uint8 (T, size, size), grey.
+        frames: uint8 (T, side, side), grey.
         fps: frames per second.
         landmarks: float32 (T, 5, 2), smoothed, in pixels of the video's pictures.
         detected: fraction of the pictures looked at in which the face was found.
+        looks: the faces in every picture looked at; empty if landmarks came with the video.
+        note: what a person should know about the clip; empty for most.
     """
 
     frames: np.ndarray
     fps: float
     landmarks: np.ndarray
     detected: float
+    looks: Looks = ()
+    note: str = ""
 
 
 class MouthCropper:
@@ -48,9 +61,17 @@ class MouthCropper:
     def __init__(self, options: RoiOptions | None = None, detector: FaceDetector | None = None):
         self.options = options or RoiOptions()
         self._detector = detector
+        self._cut = replace(
+            self.options,
+            size=self.options.side,
+            mouth_width=self.options.side_mouth_width,
+            scales=(),
+        )
 
-    def crop(self, path: str | Path, landmarks: str | Path | None = None) -> MouthCrop:
-        """Crops the mouth of the face that is seen longest (see `Tracker.finish`).
+    def crop(
+        self, path: str | Path, landmarks: str | Path | None = None, looks: Looks | None = None
+    ) -> MouthCrop:
+        """Crops the mouth of the face that is seen longest (see `choice`).
 
         A face that is there for part of the video only: before and after, its first and last crop
         are repeated, so that crops and sound stay together.
@@ -58,16 +79,21 @@ class MouthCropper:
         Args:
             path: video file; decoded once, in a stream.
             landmarks: landmark file (see `landmarks`), used instead of the detector.
+            looks: faces that were found in this video before, used instead of the detector.
 
         Raises:
             NoFaceError: no face in any picture looked at.
             MediaError: the video or the landmark file cannot be used.
+            StaleFaces: `looks` are of another number of pictures.
         """
         if landmarks is not None:
             return self._crop_landmarks(path, landmarks)
+        every = self.options.detect_every
+        if looks is not None:
+            return self._run(path, _Remembered(looks, every), every)
         if self._detector is None:
             self._detector = MtcnnDetector()
-        return self._run(path, _Locator(self._detector, self.options), self.options.detect_every)
+        return self._run(path, _Locator(self._detector, self.options), every)
 
     def _crop_landmarks(self, path: str | Path, landmarks: str | Path) -> MouthCrop:
         points, present = load_landmarks(landmarks, self.options.fps)
@@ -82,33 +108,62 @@ class MouthCropper:
             raise MediaError(
                 landmarks, f"{len(points)} rows for {len(crop.frames)} frames of video {path}"
             )
-        return MouthCrop(crop.frames, crop.fps, crop.landmarks, present)
+        return replace(crop, detected=present, looks=())
 
-    def _run(
-        self, path: str | Path, locate: Callable[[int, Frame], list[Face]], every: int
-    ) -> MouthCrop:
-        tracker = Tracker(self.options, every)
-        total = looked = 0
+    def _run(self, path: str | Path, locate: _Locate, every: int) -> MouthCrop:
+        tracker = Tracker(self._cut, every)
+        looks: list[list[Face]] = []
+        total, file_fps = 0, 0.0
         for index, frame in enumerate(iter_video(path, self.options.fps)):
             tracker.window.append(frame.grey())
-            total += 1
+            total, file_fps = total + 1, frame.file_fps
             if index % every == 0:
-                tracker.update(locate(index, frame))
-                looked += 1
-        track = tracker.finish()
-        if track is None:
-            raise NoFaceError(path, f"no face found in {looked} pictures of {total}")
+                looks.append(locate(index, frame))
+                tracker.update(looks[-1])
+        if isinstance(locate, _Remembered) and len(looks) != len(locate.looks):
+            raise StaleFaces(f"{path}: {len(locate.looks)} looks kept, {len(looks)} needed")
+        tracks = tracker.finish()
+        if not tracks:
+            raise NoFaceError(path, f"no face found in {len(looks)} pictures of {total}")
+        track, note = choose(tracks, self.options.tie)
         if len(tracker.tracks) > 1:
             _log.debug(
                 "%s: %d faces, took one seen %d times", path, len(tracker.tracks), track.seen
             )
+        detected = track.seen / len(looks)
         missing = (track.start, total - track.end)
         return MouthCrop(
-            frames=np.pad(np.stack(track.crops), (missing, (0, 0), (0, 0)), mode="edge"),
+            frames=track.crops.array(*missing),
             fps=self.options.fps,
             landmarks=np.pad(np.stack(track.landmarks), (missing, (0, 0), (0, 0)), mode="edge"),
-            detected=track.seen / looked,
+            detected=detected,
+            looks=looks,
+            note="; ".join(filter(None, [note, *self._remarks(detected, file_fps)])),
         )
+
+    def _remarks(self, detected: float, file_fps: float) -> list[str]:
+        remarks = []
+        if detected < _SELDOM:
+            remarks.append(f"face found in {detected:.0%} of the pictures looked at")
+        if file_fps and abs(file_fps / self.options.fps - 1) > 0.01:
+            remarks.append(f"resampled from {file_fps:.4g} to {self.options.fps:g} fps")
+        return remarks
+
+
+class _Remembered:
+    """Faces found before, in place of a detector.
+
+    Args:
+        looks: the faces in every picture looked at.
+        every: frames from one look to the next.
+    """
+
+    def __init__(self, looks: Looks, every: int):
+        self.looks, self._every = looks, every
+
+    def __call__(self, index: int, frame: Frame) -> list[Face]:
+        look = index // self._every
+        return list(self.looks[look]) if look < len(self.looks) else []
 
 
 class _Locator:

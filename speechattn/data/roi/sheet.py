@@ -36,7 +36,10 @@ def write_contact_sheet(
             spot = (4, min(16 * (i + 1), height - 4))
             cv2.putText(label, line, spot, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 0, 1, cv2.LINE_AA)
         rows.append(np.concatenate([label, *picked], axis=1))
-    cv2.imwrite(str(path), np.concatenate(rows))
+    path = Path(path)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    cv2.imwrite(str(partial), np.concatenate(rows))
+    partial.replace(path)
 
 
 def _spread(length: int, count: int, exact: bool = False) -> list[int]:

@@ -2,7 +2,7 @@
 
 Which face is the speaker is known only at the end, while the pictures cannot be kept until then:
 so every face is cropped on the way (a crop is 9 kB, a 1080p picture 2 MB) from a short window of
-pictures, and the crops of the chosen face are handed out.
+pictures, and the crops of the chosen face are handed out. Those of a long video wait on disk.
 
 Legend: T frames of the video, K frames between two locations of the face.
 """
@@ -14,6 +14,7 @@ import numpy as np
 from speechattn.data.roi.crop import crop_transform, warp
 from speechattn.data.roi.detector import Face, overlap
 from speechattn.data.roi.options import RoiOptions
+from speechattn.data.roi.spool import Crops, Spool
 
 
 class Window:
@@ -49,9 +50,10 @@ class Track:
         index: frame in which it was.
         window: pictures; the crops begin with the oldest.
         options: see `RoiOptions`.
+        spool: takes the crops once there are many.
     """
 
-    def __init__(self, face: Face, index: int, window: Window, options: RoiOptions):
+    def __init__(self, face: Face, index: int, window: Window, options: RoiOptions, spool: Spool):
         self._window, self._options = window, options
         self._dense = [face.points]  # one (5, 2) a frame from `_first` to `last`
         self._first = self.last = index
@@ -59,7 +61,7 @@ class Track:
         self.seen = 1
         self._area = face.area
         self.start = window.start
-        self.crops: list[np.ndarray] = []
+        self.crops = Crops(spool)
         self.landmarks: list[np.ndarray] = []
 
     @property
@@ -110,6 +112,7 @@ class Tracker:
         # window back; a new face is cropped that far back too.
         self.window = Window(self._max_gap + every + options.smoothing // 2 + 1)
         self.tracks: list[Track] = []
+        self._spool = Spool()
         self._live: list[Track] = []
 
     def update(self, faces: list[Face]) -> None:
@@ -118,6 +121,8 @@ class Tracker:
         for track in [t for t in self._live if index - t.last > self._max_gap]:
             track.crop_until(index)
             self._live.remove(track)
+            if self._spool.full:
+                track.crops.flush()
         pairs = [
             (overlap(track.box, face.box), track, face) for track in self._live for face in faces
         ]
@@ -130,20 +135,12 @@ class Tracker:
                 free_tracks.remove(track)
                 free_faces = [f for f in free_faces if f is not face]
         for face in free_faces:
-            track = Track(face, index, self.window, self._options)
+            track = Track(face, index, self.window, self._options, self._spool)
             self._live.append(track)
             self.tracks.append(track)
 
-    def finish(self) -> Track | None:
-        """The speaker's track, cropped to the end of the video; None without any face.
-
-        The rule: the face seen longest; of those seen nearly as long (`RoiOptions.tie`) the
-        largest, by the mean area of its box.
-        """
+    def finish(self) -> list[Track]:
+        """All faces, those that are still there cropped to the end of the video."""
         for track in self._live:
             track.crop_until(self.window.end)
-        if not self.tracks:
-            return None
-        longest = max(track.seen for track in self.tracks)
-        rivals = [t for t in self.tracks if t.seen >= self._options.tie * longest]
-        return max(rivals, key=lambda track: track.area)
+        return self.tracks

@@ -22,6 +22,7 @@ from speechattn.data.synth.mouth import draw_mouth, half_width
 from speechattn.data.synth.visemes import PARAMETERS, Pose
 
 FRAME_WIDTH, FRAME_HEIGHT = 360, 288
+WHOLE_FRAME = (0, 0, FRAME_WIDTH, FRAME_HEIGHT)
 _JAW = 10.0  # face pixels that the chin falls at jaw 1
 _JAW_FROM = 36.0  # skin above this height (face pixels) stays with the skull
 _MOUTH = (slice(UP * (TOP + 36), UP * (TOP + 98)), slice(UP * (LEFT - 32), UP * (LEFT + 32)))
@@ -69,34 +70,43 @@ class Face:
         )
         return layer
 
-    def film(self, track: np.ndarray, rng: np.random.Generator, fps: float = 25.0):
+    def film(
+        self,
+        track: np.ndarray,
+        rng: np.random.Generator,
+        fps: float = 25.0,
+        window: tuple[int, int, int, int] = WHOLE_FRAME,
+    ):
         """Films a clip.
 
         Args:
             track: (T, P) mouth parameters of every frame (`visemes.mouth_track`).
             rng: draws what differs between clips: place, motion, blinks, light, noise.
             fps: frames per second of `track`.
+            window: left, top, width, height of the part of the frame that is filmed, pixels.
 
         Yields:
-            (FRAME_HEIGHT, FRAME_WIDTH, 3) uint8 BGR, and (5, 2) float32 pixels: left eye, right
-            eye (as seen in the picture), nose, left and right corner of the mouth.
+            (height, width, 3) uint8 BGR, and (5, 2) float32 pixels: left eye, right eye (as seen in
+            the picture), nose, left and right corner of the mouth.
         """
+        left, top, width, height = window
+        part = (slice(top, top + height), slice(left, left + width))
         frames = len(track)
         seconds = np.arange(frames) / fps
         motion = _Motion(seconds, self.look.scale, rng)
         blinks = _blink_curve(seconds, rng)
-        light = _Light(seconds, rng)
-        noise = rng.normal(0.0, rng.uniform(1.0, 2.0), (FRAME_HEIGHT + 64, FRAME_WIDTH + 64))
+        light = _Light(seconds, rng, part)
+        noise = rng.normal(0.0, rng.uniform(1.0, 2.0), (height + 64, width + 64))
         noise = np.repeat(noise.astype(np.float32)[:, :, None], 3, axis=2)
         blur = float(rng.uniform(0.45, 0.8))
         for i, row in enumerate(track):
             pose = Pose(**dict(zip(PARAMETERS, row.tolist(), strict=True)))
-            matrix = motion.matrix(i)
-            picture = self._composite(self.draw_head(pose, blinks[i]), matrix)
+            matrix = motion.matrix(i) - np.array([[0, 0, left], [0, 0, top]])
+            picture = self._composite(self.draw_head(pose, blinks[i]), matrix, self._scene[part])
             picture = cv2.GaussianBlur(picture, (3, 3), blur)
             picture = cv2.multiply(picture, light.field(i), dtype=cv2.CV_32F)
             dy, dx = rng.integers(0, 64, 2)
-            grain = noise[dy : dy + FRAME_HEIGHT, dx : dx + FRAME_WIDTH]
+            grain = noise[dy : dy + height, dx : dx + width]
             picture = cv2.add(picture, grain, dtype=cv2.CV_8U)
             yield picture, _apply(matrix, self._points(pose))
 
@@ -105,14 +115,13 @@ class Face:
         points = [(-EYE_X, 0), (EYE_X, 0), NOSE, (-half, MOUTH_Y), (half, MOUTH_Y)]
         return np.array(points, np.float32)
 
-    def _composite(self, head: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    def _composite(self, head: np.ndarray, matrix: np.ndarray, scene: np.ndarray) -> np.ndarray:
         """Lays the head over the scene; `matrix` (2, 3) takes face pixels to picture pixels."""
         to_face = np.array([[1 / UP, 0, -LEFT], [0, 1 / UP, -TOP], [0, 0, 1]])
-        warped = cv2.warpAffine(
-            head, matrix @ to_face, (FRAME_WIDTH, FRAME_HEIGHT), flags=cv2.INTER_LINEAR
-        )
+        size = (scene.shape[1], scene.shape[0])
+        warped = cv2.warpAffine(head, matrix @ to_face, size, flags=cv2.INTER_LINEAR)
         through = cv2.cvtColor(255 - warped[:, :, 3], cv2.COLOR_GRAY2BGR)
-        return cv2.add(cv2.multiply(self._scene, through, scale=1 / 255), warped[:, :, :3])
+        return cv2.add(cv2.multiply(scene, through, scale=1 / 255), warped[:, :, :3])
 
 
 class _Motion:
@@ -133,21 +142,21 @@ class _Motion:
 class _Light:
     """A lamp that leans to one side and drifts in strength, place and colour."""
 
-    def __init__(self, seconds: np.ndarray, rng: np.random.Generator):
+    def __init__(self, seconds: np.ndarray, rng: np.random.Generator, part: tuple[slice, slice]):
         y, x = np.mgrid[-1 : 1 : FRAME_HEIGHT * 1j, -1 : 1 : FRAME_WIDTH * 1j].astype(np.float32)
         angle = rng.uniform(0, 2 * np.pi)
         lean = rng.uniform(0.04, 0.14)
         fade = 1.0 - 0.10 * (x**2 + y**2)
         colour = rng.uniform(0.94, 1.06, 3) * rng.uniform(0.82, 1.10)
         base = (fade + lean * (x * np.cos(angle) + y * np.sin(angle)))[:, :, None] * colour
-        self._base = base.astype(np.float32)
+        self._base = np.ascontiguousarray(base.astype(np.float32)[part])
         side = x * np.cos(angle + 1.5) + y * np.sin(angle + 1.5)
-        self._drift = np.repeat(side[:, :, None], 3, axis=2).astype(np.float32)
+        self._drift = np.repeat(side[part][:, :, None], 3, axis=2).astype(np.float32)
         self._strength = 1.0 + 0.02 * _sway(seconds, 1.0, rng)
         self._lean = 0.02 * _sway(seconds, 1.0, rng)
 
     def field(self, i: int) -> np.ndarray:
-        """(FRAME_HEIGHT, FRAME_WIDTH, 3) float32 factors."""
+        """(height, width, 3) float32 factors of the filmed part."""
         return cv2.addWeighted(
             self._base, float(self._strength[i]), self._drift, float(self._lean[i]), 0.0
         )

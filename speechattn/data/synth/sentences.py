@@ -81,14 +81,15 @@ def draw_sentences(language: str, count: int, rng: np.random.Generator) -> list[
     while len(drawn) < count:
         # A shuffled deck for every slot, dealt side by side; doubles are dealt again.
         missing = count - len(drawn)
-        decks = [_deck(size, missing, rng) for size in sizes]
+        decks = [deck(size, missing, rng) for size in sizes]
         for choice in zip(*decks, strict=True):
             sentence = make_sentence(language, choice)
             drawn.setdefault(sentence.name, sentence)
     return list(drawn.values())
 
 
-def _deck(size: int, count: int, rng: np.random.Generator) -> list[int]:
+def deck(size: int, count: int, rng: np.random.Generator) -> list[int]:
+    """`count` cards of `size` kinds, shuffled, each kind as often as the others to within one."""
     cards: list[int] = []
     while len(cards) < count:
         cards.extend(rng.permutation(size).tolist())

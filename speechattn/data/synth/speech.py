@@ -235,12 +235,14 @@ def normalise_phone(symbol: str) -> str:
     """Letters of the IPA without stress, length, tone, aspiration and the like: "ˈuː" is "u".
 
     eSpeak's Mandarin writes some letters in ASCII; they change the lips, so they are put right:
-    "s." is "ʂ", "o-" is "ɤ", the buzzed vowels "i." and "i̪" are "ɨ", and the "h" of "ph" goes.
+    "s." is "ʂ", "o-" is "ɤ", the buzzed vowels "i." and "i̪" are "ɨ", "ong" is "oŋ", and the "h" of
+    "ph" goes.
     """
     text = unicodedata.normalize("NFD", symbol)
     for written, meant in (("s.", "ʂ"), ("i.", "ɨ"), ("i\u032a", "ɨ"), ("o-", "ɤ"), ("ɡ", "g")):
         text = text.replace(written, meant)
     text = "".join(c for c in text if c.isalpha() and unicodedata.category(c) != "Lm")
+    text = text.replace("ong", "oŋ")
     return text[:-1] if len(text) > 1 and text.endswith("h") else text
 
 

@@ -9,7 +9,6 @@ import sys
 import textwrap
 import time
 
-import av
 import cv2
 import numpy as np
 import pytest
@@ -25,29 +24,17 @@ OPTIONS = RoiOptions(size=32, smoothing=3)
 
 # Workers import the detector by its module's name: one that needs no package around it.
 sys.path.insert(0, os.path.dirname(__file__))
-from marker_detector import Marker, Unavailable  # noqa: E402
-
-
-def write(path, colour, frames=12):
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        for i in range(frames):
-            picture = np.zeros((64, 96, 3), np.uint8)
-            picture[10:50, 20 + i : 60 + i] = colour
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        out.mux(stream.encode())
-    return str(path)
+from marker_detector import Marker, Unavailable, square_video  # noqa: E402
 
 
 @pytest.fixture
 def items(tmp_path) -> list[RoiItem]:
     found = [
-        RoiItem(f"k{i}", write(tmp_path / f"{i}.mp4", (200 + i, 220, 210), 8 + 5 * i))
+        RoiItem(f"k{i}", square_video(tmp_path / f"{i}.mp4", (200 + i, 220, 210), 8 + 5 * i))
         for i in range(4)
     ]
     (tmp_path / "empty.mp4").write_bytes(b"")
-    found.insert(1, RoiItem("dark", write(tmp_path / "dark.mp4", (0, 0, 0))))
+    found.insert(1, RoiItem("dark", square_video(tmp_path / "dark.mp4", (0, 0, 0))))
     found.insert(3, RoiItem("empty", str(tmp_path / "empty.mp4")))
     found.insert(4, RoiItem("gone", str(tmp_path / "gone\tfile.mp4")))
     return found
@@ -86,7 +73,7 @@ def test_runs_on_where_it_stopped(tmp_path, items):
     folder = tmp_path / "crops"
     extract(items[:3], folder, OPTIONS, 0, Marker, progress=False)
     before = (folder / "crops-00000.bin").read_bytes()
-    write(tmp_path / "dark.mp4", (220, 220, 220))  # what failed is tried again
+    square_video(tmp_path / "dark.mp4", (220, 220, 220))  # what failed is tried again
     summary = extract(items, folder, OPTIONS, 0, Marker, progress=False)
     assert (summary.done, summary.skipped, summary.failed) == (3, 2, 2)
     assert (folder / "crops-00000.bin").read_bytes().startswith(before)
@@ -105,12 +92,21 @@ def test_other_options_are_refused(tmp_path, items):
 
 
 def test_a_video_that_kills_its_worker_is_a_failure(tmp_path, items):
-    deadly = RoiItem("deadly", write(tmp_path / "deadly.mp4", (255, 0, 0)))
+    deadly = RoiItem("deadly", square_video(tmp_path / "deadly.mp4", (255, 0, 0)))
     items.insert(2, deadly)
     folder = tmp_path / "crops"
     summary = extract(items, folder, OPTIONS, 2, Marker, progress=False)
     assert (summary.done, summary.failed) == (4, 4)
     assert "worker process died" in failures(folder)["deadly"]
+
+
+def test_a_video_that_hangs_its_worker_is_a_failure(tmp_path, items, monkeypatch):
+    monkeypatch.setattr("speechattn.data.roi.workers._PATIENCE_UNKNOWN", 3.0)
+    hanging = RoiItem("hanging", square_video(tmp_path / "hanging.mp4", (0, 0, 255)))
+    folder = tmp_path / "crops"
+    summary = extract([hanging, *items], folder, OPTIONS, 2, Marker, progress=False)
+    assert (summary.done, summary.failed) == (4, 4)
+    assert "died or hung" in failures(folder)["hanging"]
 
 
 def test_unexpected_errors_are_failures_too(tmp_path, items):
@@ -153,7 +149,7 @@ def test_landmark_files_travel_with_the_item(tmp_path, items):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_interrupt_leaves_a_store_to_go_on_with(tmp_path, workers):
-    paths = [write(tmp_path / f"{i}.mp4", (200, 220, 210)) for i in range(40)]
+    paths = [square_video(tmp_path / f"{i}.mp4", (200, 220, 210)) for i in range(40)]
     script = tmp_path / "run.py"
     script.write_text(
         textwrap.dedent(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from speechattn.data.roi.choice import choose
 from speechattn.data.roi.crop import MEAN_FACE, crop_transform, warp
 from speechattn.data.roi.detector import Face, overlap
 from speechattn.data.roi.options import RoiOptions
@@ -28,7 +29,8 @@ def run(frames: int, faces_at, options: RoiOptions, every: int = 1):
         tracker.window.append(picture(i))
         if i % every == 0:
             tracker.update(faces_at(i))
-    return tracker, tracker.finish()
+    tracks = tracker.finish()
+    return tracker, choose(tracks, options.tie)[0] if tracks else None
 
 
 def reference(points: np.ndarray, smoothing: int, options: RoiOptions) -> tuple[list, list]:

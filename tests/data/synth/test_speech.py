@@ -82,7 +82,7 @@ def test_every_word_of_the_grammar_is_said_apart(language):
 @pytest.mark.parametrize(
     ("written", "meant"),
     [("ˈuː", "u"), ("tʃ", "tʃ"), ("ts.", "tʂ"), ("ts.h", "tʂ"), ("ph", "p"), ("tɕh", "tɕ"),
-     ("ˈo-", "ɤ"), ("i̪", "ɨ"), ("ˈi.", "ɨ"), ("h", "h"), ("onɡ", "ong"), ("", ""), ("ɫ", "ɫ")],
+     ("ˈo-", "ɤ"), ("i̪", "ɨ"), ("ˈi.", "ɨ"), ("h", "h"), ("onɡ", "oŋ"), ("", ""), ("ɫ", "ɫ")],
 )  # fmt: skip
 def test_normalise_phone(written, meant):
     assert normalise_phone(written) == meant
