@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow test-espnet lint format bench clean
+.PHONY: setup demo recipe-cnvsrc-mini test test-slow test-espnet lint format bench clean
 
 setup: $(READY)
 
@@ -16,6 +16,10 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" recipes/grid/demo.sh
+
+# The CNVSRC recipe in small, from raw videos to fused transcripts: about an hour on two cores.
+recipe-cnvsrc-mini: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" recipes/cnvsrc/mini.sh
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow'

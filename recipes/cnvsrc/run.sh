@@ -212,7 +212,10 @@ data_of() {
   done < "$curriculum/$2"
   if [ "${kinds[$1]}" = video ]; then
     data+=(--crops "$crops")
-    settings+=(--set "data.scale=$side")
+    # The model sees eleven twelfths of the crop, as 88 of 96 pixels; transcription of a video cuts
+    # out the same.
+    settings+=(--set "data.scale=$side" --set "model.crop_size=$((side * 11 / 24 * 2))" \
+      --set "roi.scales=[$side]")
   fi
   [ "$ngpu" = 0 ] || settings+=(--set "training.devices=$ngpu" --set training.accelerator=gpu)
   settings+=("${sets[@]}")
@@ -255,18 +258,20 @@ average() {
 }
 
 if stage_is 4; then
-  running=()
-  trap 'kill "${running[@]}" 2> /dev/null || true' INT TERM
-  for i in "${!names[@]}"; do
-    if [ "$jobs" = 1 ] || [ -n "$dry_run" ]; then
-      train "$i"
-    else
+  if [ "$jobs" = 1 ] || [ -n "$dry_run" ]; then
+    for i in "${!names[@]}"; do train "$i"; done
+  else
+    set -m # a process group for each training, so that none outlives this script
+    trap 'for job in $(jobs -p); do kill -- "-$job" 2> /dev/null || true; done' EXIT
+    trap 'exit 130' INT TERM
+    for i in "${!names[@]}"; do
       while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || fail "a training failed, see above"; done
       train "$i" 2>&1 | sed -u "s/^/[${names[$i]}] /" &
-      running+=($!)
-    fi
-  done
-  while [ -n "$(jobs -rp)" ]; do wait -n || fail "a training failed, see above"; done
+    done
+    while [ -n "$(jobs -rp)" ]; do wait -n || fail "a training failed, see above"; done
+    trap - EXIT INT TERM
+    set +m
+  fi
 fi
 
 model_of() { case $1 in av_*) echo "$exp/$1/model" ;; *) echo "$exp/$1/$last/model" ;; esac; }
