@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" recipes/grid/demo.sh
 
-# The CNVSRC recipe in small, from raw videos to fused transcripts: about an hour on two cores.
+# The CNVSRC recipe in small, from raw videos to fused transcripts: under half an hour on two cores.
 recipe-cnvsrc-mini: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" recipes/cnvsrc/mini.sh
 

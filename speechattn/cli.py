@@ -420,6 +420,9 @@ def add_device(sub: argparse.ArgumentParser) -> None:
         help="of the visual frontend on a CPU; mixed and bf16 are faster and may change a text",
     )
     sub.add_argument(
+        "--threads", type=int, help="of the CPU; else torch's choice, a thread a core"
+    )
+    sub.add_argument(
         "--quantize",
         choices=("int8", "bf16"),
         help="the large linear layers, on a CPU: faster, and may change a text",

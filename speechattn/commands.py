@@ -316,10 +316,16 @@ def decode(args: Namespace) -> None:
 
 def load_transcriber(args: Namespace):
     """The model that a command names, with the decode options that it names."""
+    import torch
+
     from speechattn.decoding import DecodeOptions
     from speechattn.model_dir import read_options
     from speechattn.transcriber import Transcriber
 
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ConfigError(f"--threads {args.threads}: at least 1")
+        torch.set_num_threads(args.threads)
     options = DecodeOptions.load(args.options) if args.options else None
     if args.overrides:
         options = changed_options(options or read_options(args.model), args.overrides)
@@ -350,13 +356,10 @@ def changed_options(options, overrides: list[str]):
 
 def export(args: Namespace) -> None:
     """speechattn export"""
-    from speechattn.data.tokenizer import Tokenizer
-    from speechattn.inference.export import export_onnx
-    from speechattn.model_dir import load_model
+    from speechattn.inference.exported import export_dir
 
-    for path in export_onnx(load_model(args.model, args.allow), args.output):
+    for path in export_dir(args.model, args.output, args.allow):
         logger.info("written to %s", path)
-    Tokenizer.load(args.model).save(args.output)
 
 
 def score(args: Namespace) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole recipe in small, on a made-up corpus in the official layout: two encoders at two scales
-# of the mouth, fused. About an hour on two cores; run it again after an interruption and it goes on.
+# of the mouth, fused. Under half an hour on two cores; run it again after an interruption and it goes on.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
