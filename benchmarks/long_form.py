@@ -1,11 +1,13 @@
 """Claim: an hour is transcribed in the memory that ten minutes take, and the joins show nowhere.
 
-Test sentences of known text are joined to one recording, which is transcribed in windows. A word
-is doubled by the joining where the text has it once more than was said, the word beside it is the
-same, and no window has both; it is lost where the text lacks it though a window had it there.
-Beside these stand the words inserted and deleted near the seams for whatever reason, and the error
-rate with every sentence read alone: the model's own errors, to which a kind of window that it was
-not trained for adds.
+Test sentences of known text are joined to one recording, which is transcribed in windows; the same
+model also reads every sentence alone. Near a seam, where one window gives way to the next, a word
+counts as lost if the transcript lacks it and the model did not lack it in the sentence alone, and
+as doubled if the transcript has one that was not said, and the model did not put one there in the
+sentence alone. So a window that hears less than a whole sentence is to blame as much as the joining
+is. Every such word is printed with what the windows around it heard, and of how many the joining
+alone is guilty (a window had what was lost, none had so often what was doubled). Beside these stand
+the same two away from the seams, what windows do everywhere, and the error rates.
 
     python benchmarks/long_form.py [--quick] [--json FILE] --model DIR --data FOLDER
         [--minutes 60] [--window 20 --overlap 4] [--at-silence [--silence 0.3]]
@@ -42,14 +44,14 @@ def sentences(data: Path) -> list[tuple[Path, str]]:
     return [(data / r["file"], r["text"]) for r in rows]
 
 
-def join(data: Path, minutes: float, path: Path) -> list[str]:
-    """Writes a recording of so many minutes, 16 kHz float32; the texts said in it."""
+def join(data: Path, minutes: float, path: Path) -> list[int]:
+    """Writes a recording of so many minutes, 16 kHz float32; the numbers of its sentences."""
     import numpy as np
     import soundfile
 
     from speechattn.data.video import read_audio
 
-    said, texts, read = 0, [], {}
+    said, numbers, read = 0, [], {}
     order = np.random.default_rng(1)
     clips = sentences(data)
     with soundfile.SoundFile(path, "w", 16000, 1, subtype="FLOAT") as out:
@@ -57,13 +59,13 @@ def join(data: Path, minutes: float, path: Path) -> list[str]:
             for index in order.permutation(len(clips)):
                 if said >= minutes * 60 * 16000:
                     break
-                file, text = clips[index]
+                file, _ = clips[index]
                 if file not in read:
                     read[file] = read_audio(file)
                 out.write(read[file])
                 said += len(read[file])
-                texts.append(text)
-    return texts
+                numbers.append(int(index))
+    return numbers
 
 
 def peak_memory() -> float:
@@ -114,66 +116,89 @@ def transcribe(model: Path, options: Path | None, long_form: dict, path: Path) -
     }
 
 
-def alone(model: Path, options: Path | None, data: Path) -> float:
-    """Word error rate with every sentence of the test set read by itself."""
-    import kaldialign
-
+def alone(model: Path, options: Path | None, data: Path) -> list[list[str]]:
+    """What the model hears in every sentence of the test set, read by itself."""
     from speechattn import Transcriber
     from speechattn.decoding import DecodeOptions
 
     decoding = DecodeOptions.load(options) if options else None
     transcriber = Transcriber.from_pretrained(model, decoding)
-    clips = sentences(data)
-    found = transcriber.transcribe([path for path, _ in clips])
-    errors = sum(
-        kaldialign.edit_distance(text.split(), t.text.split())["total"]
-        for (_, text), t in zip(clips, found, strict=True)
-    )
-    return errors / sum(len(text.split()) for _, text in clips)
+    found = transcriber.transcribe([path for path, _ in sentences(data)])
+    return [transcript.text.split() for transcript in found]
 
 
-def at_seams(expected: list[str], found: dict) -> dict[str, float]:
-    """What became of the words, by what is near a seam."""
+def own_errors(said: list[str], heard: list[str]) -> tuple[int, list[bool], list[int]]:
+    """Of a sentence alone: all errors, which words are missing, how many extra before each."""
+    import kaldialign
+
+    missing, extra, errors = [], [0], 0
+    for a, b in kaldialign.align(said, heard, "*"):
+        errors += a != b
+        if a == "*":
+            extra[-1] += 1
+        else:
+            missing.append(b == "*")
+            extra.append(0)
+    return errors, missing, extra
+
+
+def at_seams(texts: list[list[str]], singles: list[list[str]], found: dict) -> dict[str, float]:
+    """What became of the words, by what is near a seam.
+
+    Args:
+        texts: of the sentences, in order.
+        singles: what the model heard in each alone.
+        found: of `transcribe`.
+    """
     import kaldialign
 
     words, seams = found["words"], found["seams"]
-    pairs = kaldialign.align(expected, [text for text, _ in words], "*")
-    doubled = lost = near = errors = 0
-    at = 0  # words of the transcript so far
-    for said, heard in pairs:
+    own = [own_errors(a, b) for a, b in zip(texts, singles, strict=True)]
+    missing = [m for _, part, _ in own for m in part]
+    extra = [0] * (len(missing) + 1)
+    place = 0
+    for text, (_, _, more) in zip(texts, own, strict=True):
+        for i, count in enumerate(more):
+            extra[place + i] += count
+        place += len(text)
+    counts = dict.fromkeys(("lost", "doubled", "lost_far", "doubled_far", "by_joining"), 0)
+    at = index = errors = 0  # words of the transcript so far, and of the text
+    expected = [word for text in texts for word in text]
+    for said, heard in kaldialign.align(expected, [text for text, _ in words], "*"):
         before, after = words[at - 1 : at] if at else [], words[at : at + 1]
-        if heard != "*":
-            at += 1
-            low = high = after[0][1]
-        else:  # somewhere between its neighbours
-            low, high = (before or [("", 0.0)])[0][1], (after or [("", found["duration"])])[0][1]
-        if said == heard:
-            continue
-        errors += 1
-        if "*" not in (said, heard):
-            continue
-        # Sentences are 3 s long: a gap over several of them is not of a seam.
-        if not any(low - NEAR <= seam <= high + NEAR for seam in seams) or high - low > 3:
-            continue
-        near += 1
+        errors += said != heard
         if said == "*":
-            beside = [*before, *words[at : at + 1]]
-            wrong = any(text == heard and abs(t - low) < NEAR for text, t in beside)
-            wrong = wrong and not any(
-                sum(text == heard and abs(t - low) < NEAR for text, t in window) > 1
-                for window in found["windows"]
-            )
-            doubled += wrong
+            low = high = after[0][1]
+            alike = extra[index] > 0
+            extra[index] -= alike
+        else:  # where it is missing, somewhere between its neighbours
+            low, high = (before or [("", 0.0)])[0][1], (after or [("", found["duration"])])[0][1]
+            alike = missing[index]
+        at += heard != "*"
+        index += said != "*"
+        if "*" not in (said, heard) or alike:
+            continue
+        kind = "doubled" if said == "*" else "lost"
+        # Sentences are 3 s long: a gap over several of them is not of a seam.
+        near = any(low - NEAR <= seam <= high + NEAR for seam in seams) and high - low <= 3
+        counts[kind if near else f"{kind}_far"] += 1
+        if not near:
+            continue
+        around = [[(t, x) for x, t in w if low - 1 < t < high + 1] for w in found["windows"]]
+        around = [sorted(w) for w in around if w]
+        if said == "*":
+            most = max((sum(x == heard for _, x in w) for w in around), default=0)
+            now = sum(x == heard and low - 1 < t < high + 1 for x, t in words)
+            joining = now > most
         else:
-            wrong = any(
-                text == said and low + 0.1 < t < high - 0.1
-                for window in found["windows"]
-                for text, t in window
-            )
-            lost += wrong
-        if wrong:
-            print(f"at {low:.2f} s: said {said}, heard {heard}")
-    return {"doubled": doubled, "lost": lost, "near": near, "errors": errors / len(expected)}
+            joining = any(x == said and low + 0.1 < t < high - 0.1 for w in around for t, x in w)
+        counts["by_joining"] += joining
+        print(f"at {low:.2f} to {high:.2f} s: said {said}, heard {heard}, in the windows:")
+        for window in around:
+            print("   ", " ".join(f"{x}@{t:.2f}" for t, x in window))
+    counts["errors"] = errors / len(expected)
+    counts["errors_alone"] = sum(e for e, *_ in own) / len(expected)
+    return counts
 
 
 def in_process(function, *arguments):
@@ -213,28 +238,34 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for length in (short, minutes):
             path = Path(folder) / "joined.wav"
-            texts = in_process(join, options.data, length, path)
+            numbers = in_process(join, options.data, length, path)
             found = in_process(transcribe, options.model, options.options, long_form, path)
             results[length] = found
             print(f"{length:g} min: {found['seconds']:.1f} s, peak {found['memory']:.0f} MB")
-    counts = at_seams(" ".join(texts).split(), found)
-    words, seams = len(" ".join(texts).split()), len(found["seams"])
+    heard = in_process(alone, options.model, options.options, options.data)
+    texts = [text.split() for _, text in sentences(options.data)]
+    counts = at_seams([texts[i] for i in numbers], [heard[i] for i in numbers], found)
+    words, seams = sum(len(texts[i]) for i in numbers), len(found["seams"])
     what = f"{minutes:g} min joined of test sentences, {kind}"
-    single = in_process(alone, options.model, options.options, options.data)
     more = results[minutes]["memory"] - results[short]["memory"]
+    print(f"of the lost and doubled, by the joining alone: {counts['by_joining']}")
     rows = [
         bounded(f"peak memory, {minutes:g} min less {short:g} min, {kind}", more, BOUND, "MB"),
         bounded(f"words doubled at {seams} seams, {what}", counts["doubled"], 0, "words"),
         bounded(f"words lost at {seams} seams, {what}", counts["lost"], 0, "words"),
-        row(f"words inserted or deleted near a seam, of {words}, {what}", counts["near"], None,
-            None, None, "words", None),
-        row(f"word error rate, {what}; peer: every sentence alone", counts["errors"], single,
-            counts["errors"] / single if single else None, None, "", None),
+        row(f"words doubled elsewhere, of {words}, {what}", counts["doubled_far"], None, None,
+            None, "words", None),
+        row(f"words lost elsewhere, of {words}, {what}", counts["lost_far"], None, None, None,
+            "words", None),
+        row(f"word error rate, {what}; peer: every sentence alone", counts["errors"],
+            counts["errors_alone"], counts["errors"] / max(1e-9, counts["errors_alone"]), None, "",
+            None),
         row(f"real-time factor, {what}", found["seconds"] / found["duration"], None, None, None,
             "", None),
     ]  # fmt: skip
     for r in rows:
-        print(f"{r['name']}: {r['ours']:.4g} {r['unit']}")
+        beside = "" if not isinstance(r["peer"], float) else f" ({r['peer']:.4g})"
+        print(f"{r['name']}: {r['ours']:.4g}{beside} {r['unit']}")
     save(rows, options.json)
     return 0
 

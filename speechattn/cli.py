@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_data_commands(command) -> None:
-    """synth-corpus, prepare, roi, tokens."""
+    """synth-corpus, prepare, roi, augment-sheet, tokens."""
     sub = command(
         "synth-corpus", commands.synth_corpus, "make a small synthetic talking-face corpus"
     )
@@ -139,6 +139,17 @@ def add_data_commands(command) -> None:
         help="run the shards on this Ray cluster ('auto', or 'local' for this machine) and merge",
     )
 
+    sub = command(
+        "augment-sheet", commands.augment_sheet, "draw what a configuration does to mouth crops"
+    )
+    sub.add_argument("--config", type=Path, required=True, help="YAML with a section `data`")
+    sub.add_argument("--crops", type=Path, required=True, help="folder of mouth crops")
+    sub.add_argument("--output", type=Path, required=True, help="PNG file")
+    sub.add_argument("--clip", help="id of the clip; the first if not given")
+    sub.add_argument("--draws", type=int, default=3, help="rows for each transform")
+    sub.add_argument("--seed", type=int, default=0)
+    add_overrides(sub)
+
     sub = command("tokens", commands.tokens, "make a tokenizer from training transcripts")
     sub.add_argument("cuts", type=Path, nargs="?", help="Lhotse cuts")
     sub.add_argument(
@@ -152,6 +163,11 @@ def add_data_commands(command) -> None:
     sub.add_argument("--output", type=Path, required=True, help="folder of the tokenizer")
     sub.add_argument("--kind", choices=("char", "bpe", "unigram"), default="char")
     sub.add_argument("--vocab-size", type=int, default=None)
+
+    sub = command("align", commands.align, "find out when words were said, where cuts do not say")
+    sub.add_argument("cuts", type=Path, nargs="+", help="Lhotse cuts; the first are learnt from")
+    sub.add_argument("--tokens", type=Path, required=True, help="folder of the tokenizer")
+    sub.add_argument("--output", type=Path, required=True, help="folder for the aligned cuts")
 
 
 def add_training_commands(command) -> None:
@@ -336,7 +352,7 @@ def add_decoding_commands(command) -> None:
     add_allow(sub, "the model")
     add_device(sub)
 
-    sub = command("export", commands.export, "write a model as ONNX graphs")
+    sub = command("export", commands.export, "write a model as ONNX graphs, to be a --model too")
     sub.add_argument("--model", type=Path, required=True, help="model directory")
     sub.add_argument("--output", type=Path, required=True, help="folder of the graphs")
     add_allow(sub, "the model")
@@ -419,9 +435,7 @@ def add_device(sub: argparse.ArgumentParser) -> None:
         default="fp32",
         help="of the visual frontend on a CPU; mixed and bf16 are faster and may change a text",
     )
-    sub.add_argument(
-        "--threads", type=int, help="of the CPU; else torch's choice, a thread a core"
-    )
+    sub.add_argument("--threads", type=int, help="of the CPU; else torch's choice, a thread a core")
     sub.add_argument(
         "--quantize",
         choices=("int8", "bf16"),

@@ -155,6 +155,30 @@ def roi(args: Namespace) -> None:
         raise SpeechattnError(f"no video could be cropped, see {args.output / 'failures.tsv'}")
 
 
+def augment_sheet(args: Namespace) -> None:
+    """speechattn augment-sheet"""
+    from speechattn.config import build
+    from speechattn.data.augment import SpeedPerturb
+    from speechattn.data.augment.sheet import write_augment_sheet
+    from speechattn.data.datamodule import DataOptions
+    from speechattn.data.store import CropStore
+    from speechattn.training import set_noise
+
+    config = read_config(args)
+    set_noise(config, None)  # nothing to be seen of it
+    options = build(DataOptions, config.get("data") or {}, "data")
+    speeds = [t for t in options.audio_transforms or () if isinstance(t, SpeedPerturb)]
+    transforms = [*speeds, *(options.video_transforms or ())]
+    if not transforms:
+        raise ConfigError(f"{args.config}: data has no transforms that change crops")
+    store = CropStore(args.crops)
+    clip = args.clip or next(iter(store), None)
+    if clip is None or clip not in store:
+        raise ConfigError(f"--clip: no crops of {clip!r} in {args.crops}")
+    write_augment_sheet(store.read(clip), transforms, args.output, args.draws, seed=args.seed)
+    logger.info("%s of %s", args.output, clip)
+
+
 def tokens(args: Namespace) -> None:
     """speechattn tokens"""
     from lhotse import CutSet
@@ -173,6 +197,14 @@ def tokens(args: Namespace) -> None:
     tokenizer = build_tokenizer(texts, args.kind, args.vocab_size)
     tokenizer.save(args.output)
     logger.info("%d units from %d transcripts", tokenizer.vocab_size, len(texts))
+
+
+def align(args: Namespace) -> None:
+    """speechattn align"""
+    from speechattn.data.tokenizer import Tokenizer
+    from speechattn.training.aligner import align
+
+    align(args.cuts[0], args.cuts[1:], Tokenizer.load(args.tokens), args.output)
 
 
 def read_config(args: Namespace) -> dict[str, Any]:

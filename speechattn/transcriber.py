@@ -29,6 +29,7 @@ from speechattn.decoding.shallow_fusion import NOTHING, ShallowFusion, read_fusi
 from speechattn.errors import ConfigError, MediaError
 from speechattn.frontends.inference import Precision, optimise
 from speechattn.inference.ensemble import Ensemble
+from speechattn.inference.exported import check_exported, is_exported, load_exported
 from speechattn.inference.long_form import LongFormOptions, is_long, transcribe_long
 from speechattn.inference.packing import pack
 from speechattn.inference.quantisation import Scheme
@@ -97,10 +98,10 @@ class Transcriber:
         quantise: Scheme | None = None,
         lm: str | Path | None = None,
     ) -> "Transcriber":
-        """Reads a model directory.
+        """Reads a model directory, or what `speechattn export` made of one.
 
         Args:
-            folder: with config.yaml, model.safetensors and the tokenizer's files.
+            folder: with config.yaml, model.safetensors or ONNX graphs, and the tokenizer's files.
             decode_options: instead of those in config.yaml.
             device: where the model runs.
             allow: packages beside this one whose classes config.yaml may name.
@@ -119,12 +120,16 @@ class Transcriber:
         config = read_config(folder)
         options = decode_options or read_options(folder)
         roi = build(RoiOptions, config.get("roi", {}), "roi")
-        model = load_model(folder, allow)
+        if exported := is_exported(folder):
+            check_exported(options, device, quantise)
+            model = load_exported(folder, allow)
+        else:
+            model = load_model(folder, allow)
         if torch.device(device).type == "cpu":
             for one in model.models.values() if isinstance(model, Ensemble) else [model]:
-                if "video" in one.streams:
-                    stream = one.streams["video"]
-                    stream.frontend = optimise(stream.frontend, precision)
+                if "video" in one.modalities:
+                    owner, name = (one, "look") if exported else (one.streams["video"], "frontend")
+                    setattr(owner, name, optimise(getattr(owner, name), precision))
         tokenizer = Tokenizer.load(folder)
         fusion = read_fusion(tokenizer, ngram, hot_words, lm)
         long_form = build(LongFormOptions, config.get("long_form", {}), "long_form")
@@ -216,15 +221,17 @@ class Transcriber:
             A transcript for each item, in order.
         """
         batch = batch.to(self.device)
-        evidence = self.model.evidence(
-            batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
-        )
+        with self.times.of("encoder"):
+            evidence = self.model.evidence(
+                batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
+            )
         with self.times.of("search"):
             found = decode(evidence, self.decode_options, self.fusion)
-        transcripts = [
-            self.to_transcript(name, nbest, evidence, i, self.duration(batch, i))
-            for i, (name, nbest) in enumerate(zip(batch.ids, found, strict=True))
-        ]
+        with self.times.of("alignment"):
+            transcripts = [
+                self.to_transcript(name, nbest, evidence, i, self.duration(batch, i))
+                for i, (name, nbest) in enumerate(zip(batch.ids, found, strict=True))
+            ]
         self.times.input_seconds += sum(t.duration for t in transcripts)
         return transcripts
 

@@ -10,7 +10,7 @@ import soundfile
 import torch
 import yaml
 
-from speechattn import Transcriber, packing
+from speechattn import Transcriber
 from speechattn.data.augment import CenterCrop
 from speechattn.data.batch import collate
 from speechattn.data.corpora import prepare_tsv
@@ -21,6 +21,7 @@ from speechattn.data.tokenizer import UNK_MARK, CharTokenizer
 from speechattn.data.video import read_audio
 from speechattn.decoding import DecodeOptions, Evidence, Hypothesis
 from speechattn.errors import ConfigError, MediaError, NoFaceError
+from speechattn.inference import packing
 from speechattn.model import SpeechModel
 from speechattn.transcript import Transcript
 

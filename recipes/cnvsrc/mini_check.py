@@ -51,7 +51,9 @@ def check(root: Path, track: str) -> int:
         f"every damaged clip is listed{': not ' + ', '.join(lost) if lost else ''}": not lost,
         f"the best system has {best:.2f} % CER, below {BEST:g}": best < BEST,
         f"fused they have {fused:.2f} %": fused < best,
-        f"read both ways {both:.2f} % on average, left to right alone {alone:.2f} %": both <= alone + HARM,
+        f"read both ways {both:.2f} % on average, left to right alone {alone:.2f} %": (
+            both <= alone + HARM
+        ),
     }
     for claim, holds in claims.items():
         print(f"{'yes' if holds else 'NO '} {claim}")

@@ -1,7 +1,7 @@
 """A batch: what a model is trained on and decodes, padded, with lengths."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class Batch:
         video_lengths: (B,) frames.
         token_times: (B, U, 2) seconds in which each token was said, from minus to plus infinity
             where that is not known; None where it is of no item.
+        failed: what could not be read and is left out, and why.
     """
 
     ids: list[str]
@@ -59,6 +60,7 @@ class Batch:
     video: Tensor | None = None
     video_lengths: Tensor | None = None
     token_times: Tensor | None = None
+    failed: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -82,7 +84,10 @@ def pad(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Items, all of the same modalities, to a batch."""
+    """Items, all of the same modalities, to a batch; of none an empty one."""
+    if not items:
+        none = torch.zeros(0, dtype=torch.int64)
+        return Batch([], [], none.reshape(0, 0), none)
     tokens, token_lengths = pad([np.asarray(i.tokens, dtype=np.int64) for i in items])
     batch = Batch([i.id for i in items], [i.text for i in items], tokens, token_lengths)
     if items[0].audio is not None:

@@ -1,13 +1,13 @@
 """From manifests to batches: cuts, mouth crops, augmentation, bucketing."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
 import numpy as np
-from lhotse import CutSet
 from lhotse.cut import Cut
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,13 +20,15 @@ from speechattn.data.augment import (
     speed_audio,
     speed_video,
 )
-from speechattn.data.batch import Item, collate
+from speechattn.data.batch import Item
+from speechattn.data.cut_table import CutTable, id_hash
 from speechattn.data.joined import JoinedDataset, join_texts
+from speechattn.data.loader import EpochLoader, Readable, collate_read, described
 from speechattn.data.sampler import PaddedFrameBatches
 from speechattn.data.store import CropStore
 from speechattn.data.timed import token_times, trim
 from speechattn.data.tokenizer import Tokenizer
-from speechattn.errors import ConfigError
+from speechattn.errors import ConfigError, MediaError
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +40,16 @@ class DataOptions:
     Attributes:
         batch_seconds: cap on a batch's padded size, in seconds.
         max_items: at most so many utterances in a batch.
-        max_seconds: longer utterances are left out of training.
+        min_seconds: shorter utterances are left out of training.
+        max_seconds: longer ones are too.
         join_seconds: training utterances are joined in random order to recordings of up to so
             many seconds, anew each epoch (see `joined`); 0 for none. A model of short clips needs
             it for the times of words and for long files.
         join_chance: that a recording may have more than one utterance, 0..1.
         trim_chance: that a joined recording begins within its first utterance and ends within its
             last, as windows of a long file do; only where the cuts say when words were said.
-        scale: side in pixels of the middle of the stored crops that is used (see `RoiOptions`); None
-            for all of them.
+        scale: side in pixels of the middle of the stored crops that is used (see `RoiOptions`);
+            None for all of them.
         num_workers: loading processes.
         audio_transforms: applied to the sound of training utterances, in order; SpeedPerturb
             changes the lips alike.
@@ -56,6 +59,7 @@ class DataOptions:
 
     batch_seconds: float = 60.0
     max_items: int = 64
+    min_seconds: float = 0.0
     max_seconds: float = 30.0
     join_seconds: float = 0.0
     join_chance: float = 0.75
@@ -73,7 +77,7 @@ class SpeechDataset(Dataset):
     whichever worker loads it.
 
     Args:
-        cuts: the utterances.
+        cuts: the utterances; a `CutTable` where there are many.
         tokenizer: makes the targets.
         modalities: what is loaded: 'audio', 'video' or both.
         crops: the mouth crops, by cut id; needed for video.
@@ -118,7 +122,18 @@ class SpeechDataset(Dataset):
     @property
     def durations(self) -> np.ndarray:
         """(N,) seconds of each utterance."""
+        if isinstance(self.cuts, CutTable):
+            return self.cuts.durations
         return np.array([cut.duration for cut in self.cuts])
+
+    @property
+    def speeds(self) -> np.ndarray:
+        """(N,) how many times as fast each utterance is in this epoch."""
+        if not any(isinstance(t, SpeedPerturb) for t in self._transforms):
+            return np.ones(len(self))
+        if isinstance(self.cuts, CutTable):
+            return self._speeds(self.cuts.hashes)
+        return self._speeds(np.array([id_hash(cut.id) for cut in self.cuts], dtype=np.uint64))
 
     def __getitem__(self, index: int) -> Item:
         return self.joined([index])
@@ -134,7 +149,7 @@ class SpeechDataset(Dataset):
         cuts = [self.cuts[index] for index in indices]
         text = join_texts([cut_text(cut) for cut in cuts], self.tokenizer)
         item = Item("+".join(cut.id for cut in cuts), text, self.tokenizer.encode(text))
-        heard, seen = zip(*map(self._load, cuts), strict=True)
+        heard, seen = zip(*map(self._read, cuts), strict=True)
         fps = self.crops.info(cuts[0].id).fps if self.sees else None
         parts, rate = (heard, self.sample_rate) if self.hears else (seen, fps)
         seconds = [len(part) / rate for part in parts]
@@ -147,29 +162,47 @@ class SpeechDataset(Dataset):
             stop = sum(seconds[:-1]) + ends[1] * seconds[-1]
             trim(item, ends[0] * seconds[0], stop, self.tokenizer, self.sample_rate, fps)
         length = len(item)
-        self._transform(item)
+        # Of several the first decides: `JoinedDataset` has to know before they are loaded.
+        self._transform(item, id_hash(cuts[0].id))
         if item.times is not None:  # speed perturbation moves words
             item.times = item.times * np.float32(len(item) / length)
         return item
 
-    def _transform(self, item: Item) -> None:
+    @property
+    def _transforms(self) -> list[ClipTransform]:
+        return [*self.audio_transforms, *self.video_transforms]
+
+    def _speeds(self, hashes: np.ndarray) -> np.ndarray:
+        """(N,) of all transforms together, for utterances of these hashes."""
+        return math.prod(
+            t.draws(hashes, self.seed, self.epoch, place)
+            for place, t in enumerate(self._transforms)
+            if isinstance(t, SpeedPerturb)
+        )
+
+    def _transform(self, item: Item, hashed: int) -> None:
         """What chance does to sound and crops, in place."""
-        audio, video = item.audio, item.video
         generator = clip_generator(self.seed, self.epoch, item.id)
-        if audio is not None:
-            for transform in self.audio_transforms:
-                if isinstance(transform, SpeedPerturb) and video is not None:
-                    factor = transform.draw(generator)
-                    audio, video = speed_audio(audio, factor), speed_video(video, factor)
-                else:
-                    audio = transform(audio, generator)
-        if video is not None:
-            for transform in self.video_transforms:
-                if isinstance(transform, SpeedPerturb):
-                    video = speed_video(video, transform.draw(generator))
-                else:
-                    video = transform(video, generator)
-        item.audio, item.video = audio, video
+        for place, transform in enumerate(self._transforms):
+            heard = place < len(self.audio_transforms)
+            if isinstance(transform, SpeedPerturb):
+                hashes = np.array([hashed], dtype=np.uint64)
+                factor = float(transform.draws(hashes, self.seed, self.epoch, place)[0])
+                if item.audio is not None and heard:
+                    item.audio = speed_audio(item.audio, factor)
+                if item.video is not None:
+                    item.video = speed_video(item.video, factor)
+            elif heard and item.audio is not None:
+                item.audio = transform(item.audio, generator)
+            elif not heard and item.video is not None:
+                item.video = transform(item.video, generator)
+
+    def _read(self, cut: Cut) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """As `_load`, but an error names the cut: it may be one of several that are joined."""
+        try:
+            return self._load(cut)
+        except Exception as error:
+            raise MediaError(cut.id, described(error)) from error
 
     def _load(self, cut: Cut) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Sound and crops of a cut, as far as they are wanted."""
@@ -220,44 +253,43 @@ def fit_audio(audio: np.ndarray, samples: int) -> np.ndarray:
     return np.pad(audio, (0, samples - len(audio)))
 
 
-def read_cuts(
+def open_cuts(
     path: str | Path, modalities: Sequence[str], crops: CropStore | None = None
-) -> list[Cut]:
+) -> CutTable:
     """The cuts of a manifest that a model of these modalities can use; the others are reported.
 
     Raises:
         ConfigError: there is no such file, none can be used, or the model sees and there are no
             crops.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such manifest")
-    cuts = list(CutSet.from_file(path))
-    usable = cuts
+    cuts = CutTable(path)
+    usable = np.ones(len(cuts), dtype=bool)
     if "video" in modalities:
         if crops is None:
             raise ConfigError("a model that sees needs mouth crops: --crops FOLDER")
-        usable = [cut for cut in usable if cut.id in crops]
+        usable &= np.fromiter((name in crops for name in cuts.ids()), bool, len(cuts))
     if "audio" in modalities:
-        usable = [cut for cut in usable if has_audio(cut)]
-    if len(usable) < len(cuts):
-        kept = {cut.id for cut in usable}
-        lost = [cut.id for cut in cuts if cut.id not in kept]
+        usable &= cuts.hears
+    lost = cuts.subset(~usable)
+    if len(lost):
         logger.warning(
             "%s: %d of %d cuts left out, they lack a mouth crop or sound: %s%s",
             path,
             len(lost),
             len(cuts),
-            " ".join(lost[:5]),
+            " ".join(lost[:5].ids()),
             " ..." if len(lost) > 5 else "",
         )
-    if not usable:
+    if not usable.any():
         raise ConfigError(f"{path}: no cut has {' and '.join(modalities)}")
-    return usable
+    return cuts.subset(usable)
 
 
-def has_audio(cut: Cut) -> bool:
-    """Whether a cut's sound was recorded, rather than filled with silence for a mute video."""
-    return cut.has_recording and (cut.custom or {}).get("has_audio", True)
+def read_cuts(
+    path: str | Path, modalities: Sequence[str], crops: CropStore | None = None
+) -> list[Cut]:
+    """The cuts of `open_cuts` as objects in memory, which may be changed; some 4 kB each."""
+    return list(open_cuts(path, modalities, crops))
 
 
 class SpeechData(L.LightningDataModule):
@@ -290,15 +322,19 @@ class SpeechData(L.LightningDataModule):
         super().__init__()
         self.options = options
         store = CropStore(crops) if crops is not None else None
-        cuts = read_cuts(train_cuts, modalities, store)
-        short = [cut for cut in cuts if cut.duration <= options.max_seconds]
+        cuts = open_cuts(train_cuts, modalities, store)
+        limits = options.min_seconds, options.max_seconds
+        short = cuts.subset((cuts.durations >= limits[0]) & (cuts.durations <= limits[1]))
         if len(short) < len(cuts):
             logger.warning(
-                "%d cuts longer than %g s left out", len(cuts) - len(short), options.max_seconds
-            )
+                "%d of %d cuts shorter than %g s or longer than %g s left out",
+                len(cuts) - len(short), len(cuts), *limits,
+            )  # fmt: skip
         if not short:
             raise ConfigError(
-                f"data.max_seconds: all of {train_cuts} is longer than {options.max_seconds:g} s"
+                f"data.min_seconds {limits[0]:g} and data.max_seconds {limits[1]:g}: no cut of "
+                f"{train_cuts} is between; they have {cuts.durations.min():g} to "
+                f"{cuts.durations.max():g} s"
             )
         common = (tokenizer, modalities, store)
         self.train = SpeechDataset(
@@ -315,7 +351,7 @@ class SpeechData(L.LightningDataModule):
                 self.train, options.join_seconds, options.join_chance, options.trim_chance
             )
         self.valid = SpeechDataset(
-            read_cuts(valid_cuts, modalities, store),
+            open_cuts(valid_cuts, modalities, store),
             *common,
             video_transforms=(CenterCrop(crop_size),),
             sample_rate=sample_rate,
@@ -325,7 +361,7 @@ class SpeechData(L.LightningDataModule):
     def sampler(self, dataset: SpeechDataset | JoinedDataset, shuffle: bool) -> PaddedFrameBatches:
         trainer = self.trainer
         return PaddedFrameBatches(
-            dataset.durations,
+            dataset.durations / getattr(dataset, "speeds", 1.0),
             self.options.batch_seconds,
             self.options.max_items,
             shuffle,
@@ -339,10 +375,11 @@ class SpeechData(L.LightningDataModule):
         dataset.epoch = self.trainer.current_epoch if self.trainer and shuffle else 0
         sampler = self.sampler(dataset, shuffle)
         sampler.set_epoch(dataset.epoch)
-        return DataLoader(
-            dataset,
+        return EpochLoader(
+            Readable(dataset),
+            self.trainer,
             batch_sampler=sampler,
-            collate_fn=collate,
+            collate_fn=collate_read,
             num_workers=self.options.num_workers,
         )
 

@@ -29,6 +29,8 @@ from speechattn.masks import padding_mask
 
 # The hash of FNV-1a with another odd multiplier, in int64 that wraps around.
 HASH_START, HASH_TIMES = -3750763034362895579, -7046029254386353131
+# Units that are looked at together, to find out whether the best of a frame may be among them.
+BLOCK = 32
 # Hash, hash of the parent and last token of an empty place, and the last two of the empty prefix.
 EMPTY = 0, -1, BLANK
 
@@ -73,7 +75,9 @@ def ctc_beam_search(
 
     Returns:
         For each utterance at least one and up to `nbest` hypotheses, best first. `scores` has
-        `ctc`, the scorers' and `length`, the number of tokens.
+        `ctc`, the scorers' and `length`, the number of tokens. Where nothing is possible (all
+        scores are -inf) there is one, empty; of an utterance with nan among its log-probabilities
+        the hypotheses mean nothing.
     """
     if log_probs.size(-1) < 3:
         raise ValueError(f"log_probs need at least 3 units, got {log_probs.size(-1)}")
@@ -102,7 +106,8 @@ class _Frames:
     """What the search reads: the frames that are not skipped, those of an utterance first.
 
     Attributes:
-        log_probs: (B, T, V).
+        log_probs: flat, of all frames.
+        start: (B, T, 1) int64, where in it a frame starts.
         blank: (B, T, 1) float64, log-probability of blank; 0 on padding.
         units: (B, T, 1 + S) int64, the units by which prefixes may grow, after a blank for those
             that do not.
@@ -112,9 +117,11 @@ class _Frames:
         padded: for each frame whether it is padding in any utterance.
         gaps: for each frame whether `gap` is true for any.
         skipped: (B,) float64, log-probability of blank in all skipped frames.
+        possible: whether no log-probability above is -inf but on padding.
     """
 
     log_probs: Tensor
+    start: Tensor
     blank: Tensor
     units: Tensor
     growth: Tensor
@@ -123,141 +130,194 @@ class _Frames:
     padded: list[bool]
     gaps: list[bool]
     skipped: Tensor
+    possible: bool
 
     def inputs(self) -> tuple[Tensor, ...]:
         """What a step reads, (B, T, ...) each."""
-        growing = self.units[:, :, None, 1:]  # (B, T, 1, S)
-        growth = self.growth[:, :, None]
-        return self.log_probs, self.blank, self.units, growing, growth, self.closed, self.gap
+        each = self.units[:, :, None], self.growth[:, :, None]  # the same for all prefixes
+        return self.start, self.blank, self.units, *each, self.closed, self.gap
 
     @classmethod
     def of(cls, log_probs: Tensor, lengths: Tensor, units: int, blank_skip: float) -> "_Frames":
         b, t, v = log_probs.shape
-        gap = torch.zeros(b, t, dtype=torch.bool, device=log_probs.device)
-        skipped = torch.zeros(b, dtype=torch.float64, device=log_probs.device)
-        if blank_skip < 1:
-            real = padding_mask(lengths, t)
-            blank = log_probs[..., BLANK].double()
-            sure = real & (blank > math.log(blank_skip))
-            skipped = blank.masked_fill(~sure, 0.0).sum(1)
-            keep = real & ~sure
-            lengths = keep.sum(1)
-            t = int(lengths.max())
-            at = keep.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :t]
-            log_probs = log_probs[torch.arange(b, device=at.device)[:, None], at]
-            gap = torch.nn.functional.pad(at.diff(dim=1) > 1, (min(t, 1), 0))
-        pad = ~padding_mask(lengths, t)[..., None]  # (B, T, 1)
         s = min(units, v - 2)
-        words = log_probs[..., 1 : v - 1]
-        if s < v - 2:
-            growth, best = words.topk(s, dim=-1)
-            best = torch.nn.functional.pad(best + 1, (1, 0), value=BLANK)
-        else:
-            growth, best = words, torch.arange(v - 1, device=words.device).expand(b, t, -1)
+        real = padding_mask(lengths, t)
+        blank = log_probs[..., BLANK].double()  # (B, T)
+        sure = real & (blank > math.log(blank_skip))  # nothing where that is 1
+        skipped = blank.masked_fill(~sure, 0.0).sum(1)
+        keep = real & ~sure
+        lengths = keep.sum(1)
+        at = keep.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+        at = at[:, : int(lengths.max())]  # (B, T) with what is left of T
+        t = at.size(1)
+        gap = torch.nn.functional.pad(at.diff(dim=1) > 1, (min(t, 1), 0))
+        blank, real = blank.gather(1, at), padding_mask(lengths, t)
+        at = at + log_probs.size(1) * torch.arange(b, device=at.device)[:, None]
+        # Of real frames alone: with many units, choosing takes longer than the search.
+        rows = log_probs.reshape(-1, v)
+        growth = log_probs.new_full((b, t, s), -math.inf)
+        best = at.new_full((b, t, s), BLANK)
+        growth[real], best[real] = _best_units(rows, at[real], s)
+        pad = ~real[..., None]  # (B, T, 1)
+        growth, blank = growth.double(), blank[..., None]
+        possible = bool((growth.isfinite().all(2, keepdim=True) & blank.isfinite() | pad).all())
+        closed = blank.new_zeros(b, t, 1)
         return cls(
-            log_probs=log_probs,
+            log_probs=rows.flatten(),
+            start=at[..., None] * v,
             # Padding is certain blank: what has been spelt stays spelt.
-            blank=log_probs[..., :1].double().masked_fill(pad, 0.0),
-            units=best,
-            growth=growth.double().masked_fill(pad, -math.inf),
-            closed=torch.zeros(b, t, 1, dtype=torch.float64, device=pad.device).masked_fill(
-                pad, -math.inf
-            ),
+            blank=blank.masked_fill(pad, 0.0),
+            units=torch.nn.functional.pad(best, (1, 0), value=BLANK),
+            growth=growth.masked_fill(pad, -math.inf),
+            closed=closed.masked_fill(pad, -math.inf),
             gap=gap[..., None],
             padded=pad[..., 0].any(0).tolist(),
             gaps=gap.any(0).tolist(),
             skipped=skipped,
+            possible=possible,
         )
 
 
-def _search(frames: _Frames, k: int, extra: PrefixScores | None) -> tuple[Tensor, list[Tensor]]:
+def _best_units(rows: Tensor, at: Tensor, s: int) -> tuple[Tensor, Tensor]:
+    """The S best units of frames at (M,) of rows (N, V), without blank and <sos/eos>.
+
+    Returns:
+        Their log-probabilities and ids, (M, S) each.
+    """
+    m, v = len(at), rows.size(1)
+    blocks = (v - 2) // BLOCK
+    if blocks < 2 * s:
+        words = rows[at, 1 : v - 1]
+        if s == v - 2:
+            return words, torch.arange(1, v - 1, device=rows.device).expand(m, -1)
+        growth, best = words.topk(s, dim=1)
+        return growth, best + 1
+    # The S best are in the S blocks with the highest peaks, or behind the last block.
+    end = 1 + blocks * BLOCK
+    split = rows[:, 1:end].unflatten(1, (blocks, BLOCK))
+    # Of all frames: reading those that are not wanted takes less time than copying those that are.
+    block = split.amax(2)[at].topk(s, dim=1).indices  # (M, S)
+    inside = split[at[:, None], block].flatten(1)  # (M, S * BLOCK)
+    growth, place = torch.cat([inside, rows[at, end : v - 1]], 1).topk(s, dim=1)
+    which = place.div(BLOCK, rounding_mode="floor")
+    behind = blocks + which - s  # S blocks stand before what is behind the last
+    start = torch.where(which < s, block.gather(1, which.clamp(max=s - 1)), behind)
+    return growth, 1 + start * BLOCK + place % BLOCK
+
+
+# Rows of what is known of a prefix: log-probability of its paths, of those that end in a blank and
+# of those that end in its last token; its hash and its parent's, its last token, and whether that
+# is the token before it too. In one tensor of 64 bits, so that they move together.
+TOTAL, ENDS_BLANK, ENDS_LABEL, KEY, PARENT, LAST, TWICE = range(7)
+
+
+def _search(frames: _Frames, k: int, extra: PrefixScores | None) -> tuple[Tensor, Tensor]:
     """Runs over the frames.
 
     Returns:
         (B, K) float64, log-probabilities of the last prefixes, -inf in an empty place; and for
-        every frame what each place was taken by, an index (B, K) in [0, K * (1 + S)), by old
-        place and by `units`.
+        every frame what each place was taken by, (B, T, K) indices in [0, (1 + K) * (1 + S)), by
+        old place, from 1, and by `units`.
     """
-    b, _, s = frames.growth.shape
+    b, t, s = frames.growth.shape
     like = frames.growth
-    # The beam, (B, K) each: log-probability of the paths of each prefix, of those that end in a
-    # blank and of those that end in its last token; hashes of the prefix and of its parent; its
-    # last token, or blank. First only the empty prefix, which blanks alone spell.
-    total = like.new_full((b, k), -math.inf)
-    total[:, 0] = 0.0
-    ends_blank, ends_label = total, torch.full_like(total, -math.inf)
-    key, parent, last = (torch.full((b, k), x, device=like.device) for x in EMPTY)
-    key[:, 0] = HASH_START
-    relatives = torch.stack([key, parent, last])  # (3, B, K)
-    none = torch.tensor(EMPTY, device=like.device)[:, None, None]
-    # Every candidate's score: a row a prefix, first of what stays, then of what grows. Row 0 is
+    # Places 1 to K are the beam, place 0 is no prefix. First there is only the empty one, which
+    # blanks alone spell. What a step reads or writes is cut out of these tensors once, and written
+    # in place: with so few numbers most of the time goes into making tensors.
+    bits = torch.zeros(b, 7, 1 + k, dtype=torch.int64, device=like.device)
+    real = bits.view(torch.float64)
+    real[:, TOTAL : ENDS_LABEL + 1] = -math.inf
+    bits[:, KEY], bits[:, PARENT], bits[:, LAST] = (x for x in EMPTY)
+    real[:, TOTAL : ENDS_BLANK + 1, 1] = 0.0
+    bits[:, KEY, 1] = HASH_START
+    nothing, beam, keys = bits[:, :, :1].clone(), bits[..., 1:], bits[:, None, KEY]
+    before = real[:, : ENDS_BLANK + 1].flatten(1)
+    total, ends_blank, ends_label = real[:, : ENDS_LABEL + 1, 1:].unbind(1)  # (B, K) each
+    _, _, _, _, parent, last, twice = beam.unbind(1)
+    total_of, parent_of, last_of = (x[..., None] for x in (total, parent, last))
+    # What a prefix was, and what it becomes if it grows.
+    old, new = torch.empty_like(beam), torch.empty_like(beam)
+    old_key, old_last = old[:, KEY], old[:, LAST]
+    _, new_blank, new_label = new.view(torch.float64)[:, : ENDS_LABEL + 1].unbind(1)
+    new_blank.fill_(-math.inf)
+    _, _, _, new_key, new_parent, new_last, new_twice = new.unbind(1)
+    # Every candidate's score: a row a place, first of what stays, then of what grows. Row 0 is
     # for what is thrown away.
-    held = like.new_empty(b, 1 + k, 1 + s)
+    held = like.new_full((b, 1 + k, 1 + s), -math.inf)
     stay, grown, flat = held[:, 1:, 0], held[:, 1:, 1:], held.flatten(1)
-    candidates = flat[:, 1 + s :]
     starts = torch.arange(1, k + 1, device=like.device) * (1 + s)
-    columns = torch.arange(1, s + 1, device=like.device)
-    # Of the prefixes that stay, the paths by their end.
-    ends = like.new_empty(2, b, k)
-    by_blank, by_label = ends
-    new = torch.empty_like(relatives)
-    new_key, new_parent, new_last = new
+    # What is written over growth, and where: first of prefixes that end in the token already.
+    instead = like.new_full((b, 2 * k), -math.inf)
+    where = torch.empty(b, 2 * k, dtype=torch.int64, device=like.device)
+    again, at_again, at_child = instead[:, :k], where[:, :k], where[:, k:]
+    # Where a prefix's last token is among the units, and where its parent is; 0 for nowhere.
+    same = torch.zeros(2, b, k, 1 + max(k, s), dtype=torch.bool, device=like.device)
+    same_unit, same_key, same = same[0, ..., : 1 + s], same[1, ..., : 1 + k], same.view(torch.uint8)
+    found = torch.empty(2, b, k, dtype=torch.int64, device=like.device)
+    column, place = found
+    stays = torch.empty(b, k, dtype=torch.bool, device=like.device)
+    origin = torch.empty(b, k, dtype=torch.int64, device=like.device)
+    origins = origin[:, None].expand(b, 7, k)
+    # All but the total, which the choice of the best brings along.
+    mix = stays[:, None], old[:, 1:], new[:, 1:]
+    mixed = beam[:, 1:]
+    # Once full, a beam of possible prefixes stays full.
+    full = extra is None and frames.possible and s + 1 >= k
 
-    chosen: list[Tensor] = []
-    rows = zip(*(x.unbind(1) for x in frames.inputs()), strict=True)
-    for i, (log_probs, blank, units, growing, growth, closed, gap) in enumerate(rows):
+    chosen = torch.empty(t, b, k, dtype=torch.int64, device=like.device)
+    rows = zip(chosen, *(x.unbind(1) for x in frames.inputs()), strict=True)
+    for i, (index, start, blank, units, unit_of, growth, closed, gap) in enumerate(rows):
         if frames.gaps[i]:
             # A blank was said in between.
-            ends_blank = torch.where(gap, total, ends_blank)
-            ends_label = ends_label.masked_fill(gap, -math.inf)
-        key, parent, last = relatives.unbind()
-        token = last[..., None]
-
-        # Grow. The token that a prefix ends in counts again only after a blank.
-        again = token == growing  # (B, K, S)
-        before = torch.where(again, ends_blank[..., None], total[..., None])
-        torch.add(before, growth, out=grown)
-        # What a child in the beam gets from its parent there is no prefix of its own. Where it
-        # has no parent that is in row 0, where its token is not considered in column 0.
-        child = parent[..., None] == key[:, None]  # (B, K, K), of whom
-        at = (child * starts).amax(2) + (again * columns).sum(2)
-        flat.scatter_(1, at, -math.inf)
-        # Stay, by a blank, by the last token again, or from the parent.
-        path = torch.where(token == last[:, None], ends_blank[:, None], total[:, None])
-        path = torch.where(child, path, -math.inf).amax(2)  # (B, K)
-        own = log_probs.gather(1, last)
+            torch.where(gap, total, ends_blank, out=ends_blank)
+            ends_label.masked_fill_(gap, -math.inf)
+        torch.eq(last_of, unit_of, out=same_unit)
+        torch.eq(parent_of, keys, out=same_key)
+        torch.argmax(same, 3, out=found)
+        own = frames.log_probs.take(start + last)  # (B, K)
         if frames.padded[i]:
             own = own + closed
-        torch.add(total, blank, out=by_blank)
-        torch.add(torch.logaddexp(ends_label, path), own, out=by_label)
-        torch.logaddexp(by_blank, by_label, out=stay)
+
+        # Grow. The token that a prefix ends in counts again only after a blank; and what a child
+        # in the beam gets from its parent there is no prefix of its own. (What is nowhere among
+        # the units, or has no parent there, is written to column 0 or row 0.)
+        torch.add(total_of, growth, out=grown)
+        torch.add(ends_blank, own, out=again)
+        torch.add(starts, column, out=at_again)
+        torch.add(column, place, alpha=1 + s, out=at_child)
+        flat.scatter_(1, where, instead)
+        # Stay, by a blank, by the last token again, or from the parent.
+        path = before.gather(1, torch.add(place, twice, alpha=1 + k))
+        torch.add(total, blank, out=ends_blank)
+        torch.add(torch.logaddexp(ends_label, path), own, out=ends_label)
+        torch.logaddexp(ends_blank, ends_label, out=stay)
 
         if extra is None:
-            total, index = candidates.topk(k, dim=1)  # (B, K)
-            empty = total == -math.inf
+            torch.topk(flat, k, 1, out=(total, index))
         else:
-            rank, index = extra.rank(held[:, 1:], units).topk(k, dim=1)
-            total, empty = candidates.gather(1, index), rank == -math.inf
-        chosen.append(index)
-        origin = index.div(1 + s, rounding_mode="floor")
-        token = units.gather(1, index.sub(origin, alpha=1 + s))
-        stays = token == BLANK
+            rank, at = extra.rank(held[:, 1:], units).topk(k, dim=1)
+            torch.add(at, 1 + s, out=index)
+            torch.gather(flat, 1, index, out=total)
+        torch.div(index, 1 + s, rounding_mode="floor", out=origin)
+        torch.gather(units, 1, index.sub(origin, alpha=1 + s), out=new_last)
+        torch.eq(new_last, BLANK, out=stays)
         if extra is not None:
-            extra.follow(index, origin, token, ~(stays | empty))
-        old_blank, old_label = ends.gather(2, origin.expand(2, b, k)).unbind()
-        ends_blank = torch.where(stays, old_blank, -math.inf)
-        ends_label = torch.where(stays, old_label, total)
-        old = relatives.gather(2, origin.expand(3, b, k))
-        torch.mul(old[0] ^ token, HASH_TIMES, out=new_key)
-        new_parent.copy_(old[0])
-        new_last.copy_(token)
-        # An empty place may stand for a prefix that is elsewhere: it has no relatives.
-        relatives = torch.where(empty, none, torch.where(stays, old, new))
-    return total, chosen
+            extra.follow(at, origin - 1, new_last, ~(stays | (rank == -math.inf)))
+        torch.gather(bits, 2, origins, out=old)
+        new_label.copy_(total)
+        torch.mul(old_key ^ new_last, HASH_TIMES, out=new_key)
+        new_parent.copy_(old_key)
+        torch.eq(old_last, new_last, out=new_twice)
+        torch.where(*mix, out=mixed)
+        if not full:
+            # An empty place may stand for a prefix that is elsewhere: it has no relatives.
+            empty = (total if extra is None else rank) == -math.inf
+            beam.copy_(torch.where(empty[:, None], nothing, beam))
+    return total, chosen.transpose(0, 1)
 
 
 def _collect(
-    frames: _Frames, total: Tensor, chosen: list[Tensor], extra: PrefixScores | None, nbest: int
+    frames: _Frames, total: Tensor, chosen: Tensor, extra: PrefixScores | None, nbest: int
 ) -> list[list[Hypothesis]]:
     """The hypotheses of the last beam, best first."""
     ctc = total + frames.skipped[:, None]  # (B, K)
@@ -275,22 +335,25 @@ def _collect(
     for row, scores in enumerate(score.tolist()):
         hypotheses = []
         for i, value in enumerate(scores):
-            if i == 0 or value > -math.inf:
+            if value > -math.inf or math.isnan(value):
                 of = {name: float(x[row][i]) for name, x in parts.items()}
                 hypotheses.append(Hypothesis(texts[row * nbest + i].tolist(), value, of))
+            elif i == 0:  # whatever stands there, nothing at all is possible
+                of = {name: 0.0 if name == "length" else -math.inf for name in parts}
+                hypotheses.append(Hypothesis([], value, of))
         results.append(hypotheses)
     return results
 
 
-def _trace(units: Tensor, chosen: list[Tensor], place: Tensor) -> Tensor:
+def _trace(units: Tensor, chosen: Tensor, place: Tensor) -> Tensor:
     """What each frame added to the prefixes at `place` (B, n): a token or blank, (B, n, T)."""
-    if not chosen:
+    if not chosen.size(1):
         return torch.zeros(*place.shape, 0, dtype=torch.int64, device=place.device)
-    index = torch.stack(chosen, 1)  # (B, T, K)
-    origin = index.div(units.size(2), rounding_mode="floor")
-    tokens = units.gather(2, index - origin * units.size(2))
+    origin = chosen.div(units.size(2), rounding_mode="floor")  # (B, T, K), 0 in an empty place
+    tokens = units.gather(2, chosen - origin * units.size(2))
+    came = (origin - 1).clamp_(min=0)
     added = []
-    for token, before in zip(reversed(tokens.unbind(1)), reversed(origin.unbind(1)), strict=True):
+    for token, before in zip(reversed(tokens.unbind(1)), reversed(came.unbind(1)), strict=True):
         added.append(token.gather(1, place))
         place = before.gather(1, place)
     return torch.stack(added[::-1], 2)

@@ -90,7 +90,8 @@ def fuse(
     output = Path(output)
     if not paths:
         raise ConfigError("no system to fuse")
-    if output.resolve() in {(p.parent if p.name == "hyp.tsv" else p).resolve() for p in paths}:
+    sources = [*paths, *(Path(path) for one in dev for path in one)]
+    if output.resolve() in {(p.parent if p.name == "hyp.tsv" else p).resolve() for p in sources}:
         raise ConfigError(f"--output {output}: holds one of the systems, which would be lost")
     if (tune_weights or order_by_dev) and not dev:
         raise ConfigError("weights and order are chosen on a development set: give --dev")
@@ -186,13 +187,19 @@ def read_spoken(path: Path, unit: UnitName) -> dict[str, tuple[str, Pieces]]:
         try:
             transcript = json.loads(line)
             pieces = [
-                (_spelled(span["text"]), float(span["confidence"]))
+                (_spelled(span["text"]), _confidence(span["confidence"]))
                 for span in transcript["words" if unit == "word" else "tokens"]
             ]
             found[transcript["id"]] = (transcript["text"], pieces)
         except (ValueError, KeyError, TypeError) as error:
             raise SpeechattnError(f"{path}:{number}: not a transcript ({error!r})") from None
     return found
+
+
+def _confidence(value: float) -> float:
+    if not -1e-6 <= value <= 1 + 1e-6:  # nan is not either
+        raise ValueError(f"a confidence is 0 to 1, not {value}")
+    return min(1.0, max(0.0, value))
 
 
 def _spelled(token: str) -> str:

@@ -18,6 +18,7 @@ from speechattn.data.sampler import PaddedFrameBatches
 from speechattn.data.store import CropStore
 from speechattn.decoding import AlignmentError, DecodeOptions, surest_times
 from speechattn.evaluation.tables import write_table
+from speechattn.inference.export import OnnxDecoder
 from speechattn.inference.timing import PartTimes
 from speechattn.transcriber import Transcriber
 
@@ -191,7 +192,7 @@ def write_details(folder: Path, transcriber: Transcriber, batch: Batch, i: int, 
         "text": text,
         "reference": batch.texts[i],
     }
-    if shown.decoder is not None:
+    if shown.decoder is not None and not isinstance(shown.decoder, OnnxDecoder):
         inputs = torch.tensor([[tokenizer.sos_eos_id, *tokens]], device=transcriber.device)
         count = torch.tensor([inputs.shape[1]], device=transcriber.device)
         attention = shown.decoder.cross_attention(inputs, count, shown.hidden, shown.lengths)

@@ -6,7 +6,7 @@ token of every hypothesis). Batch, time, tokens and hypotheses are free axes.
 
 Sound enters as waveforms, lips as the features of the visual frontend: that packs the frames of
 ragged clips, of which a graph cannot know the number. The graphs need nothing of this package;
-`OnnxModel` is what a `Transcriber` takes in a model's place.
+`OnnxModel` is what a `Transcriber` takes in a model's place (see `speechattn.inference.exported`).
 
 Legend: B utterances, K hypotheses of each, T frames, M nodes (tokens of an utterance's hypotheses,
 those that they share once, see `speechattn.decoders.tree`), V units, L layers, H heads, Dh width.

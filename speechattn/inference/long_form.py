@@ -310,8 +310,8 @@ def _exact(value: float) -> Fraction:
 def stream_mouth(transcriber: "Transcriber", path: str | Path) -> Iterator[np.ndarray]:
     """The crops of `Transcriber.read_mouth` in pieces (n, size, size) uint8.
 
-    Files of crops are read as they are asked for. A face video is cropped whole first: which face
-    is the speaker is known at its end only.
+    Files of crops are read as they are asked for. A face video is followed to its end first, which
+    tells who the speaker is; until then its crops wait on disk.
 
     Raises:
         MediaError: as there.
@@ -321,8 +321,10 @@ def stream_mouth(transcriber: "Transcriber", path: str | Path) -> Iterator[np.nd
         yield from _stream_crops(path, size)
         return
     info = probe(path)
-    if not (info.has_video and info.width == info.height <= READY_CROP * size):
-        yield transcriber.read_mouth(path)
+    if not info.has_video:
+        transcriber.read_mouth(path)  # says what is wrong
+    if not info.width == info.height <= READY_CROP * size:
+        yield from transcriber.cropper.stream(path)
         return
     frames = iter_video(path, transcriber.cropper.options.fps)
     while some := [frame.grey() for frame in islice(frames, CROP_BLOCK)]:

@@ -35,6 +35,24 @@ class PackedLinear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
 
+    def __getstate__(self) -> dict:
+        # What is packed can be neither copied nor saved.
+        return {**self.__dict__, "packed": self.packed.to_dense()}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.packed)
+
+    def unpacked(self) -> nn.Linear:
+        """The layer that was packed, without the activation."""
+        linear = nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, device="meta"
+        )
+        linear.weight = nn.Parameter(self.packed.to_dense())
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias)
+        return linear
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         return torch.ops.mkldnn._linear_pointwise(
@@ -63,6 +81,20 @@ def pack(model: nn.Module) -> nn.Module:
                 if type(layer) is nn.Linear and is_worth_it(layer):
                     setattr(parent, name, PackedLinear(layer))
     return model.eval()
+
+
+def unpack(model: nn.Module) -> nn.Module:
+    """Puts the layers back that `pack` took, in place; of a model without such changes nothing."""
+    functions = {name: function for function, name in ACTIVATIONS.items()}
+    with torch.no_grad():
+        for parent in list(model.modules()):
+            for name, layer in list(parent.named_children()):
+                if isinstance(layer, PackedLinear):
+                    setattr(parent, name, layer.unpacked())
+                    if layer.activation != "none":
+                        del parent.activation  # a module, which no function may replace
+                        parent.activation = functions[layer.activation]
+    return model
 
 
 def is_worth_it(layer: nn.Linear) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from speechattn.errors import ConfigError
 from speechattn.frontends.inference import has_bf16_instructions
+from speechattn.inference.packing import PackedLinear, pack, unpack
 
 Scheme = Literal["int8", "bf16"]
 SCHEMES = ("int8", "bf16")
@@ -129,7 +130,7 @@ def quantise(model: nn.Module, scheme: Scheme, smallest: int = WORTHWHILE) -> nn
 
     Args:
         model: a `SpeechModel`, an `Ensemble` or any part of one, on a CPU; in evaluation mode from
-            here on.
+            here on. If some of its layers were packed, so are those that stay as they are.
         scheme: 'int8' or 'bf16'.
         smallest: layers with fewer weights are left as they are.
 
@@ -149,6 +150,9 @@ def quantise(model: nn.Module, scheme: Scheme, smallest: int = WORTHWHILE) -> nn
     if scheme == "bf16" and not has_bf16_instructions():
         logger.warning("no bfloat16 instructions found here: 'bf16' will be slower than 'fp32'")
     kind = {"int8": Int8Linear, "bf16": Bf16Linear}[scheme]
+    packed = any(isinstance(module, PackedLinear) for module in model.modules())
+    unpack(model)
+    replaced = 0
     with torch.no_grad():
         for parent in list(model.modules()):
             for name, layer in parent.named_children():
@@ -156,4 +160,9 @@ def quantise(model: nn.Module, scheme: Scheme, smallest: int = WORTHWHILE) -> nn
                 right = type(layer) is nn.Linear and layer.weight.dtype == torch.float32
                 if right and layer.weight.numel() >= smallest:
                     setattr(parent, name, kind(layer))
-    return model.eval()
+                    replaced += 1
+    if not replaced:
+        logger.warning(
+            "quantise: no linear layer in float32 has %d weights or more: nothing changes", smallest
+        )
+    return pack(model) if packed else model.eval()

@@ -1,22 +1,24 @@
-"""Where the time of recognition goes: reading, frontend, encoder, search."""
+"""Where the time of recognition goes: reading, frontend, encoder, search, times of tokens."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from speechattn.model import Stream
 
-PARTS = ("load", "frontend", "encoder", "search")
+# The encoder's is all of a model but its frontends and decoder: fusion and CTC head too.
+PARTS = ("load", "frontend", "encoder", "search", "alignment")
 
 
 class PartTimes:
     """Seconds that each part of a model took, and the seconds of input that they were for.
 
     Args:
-        model: its streams are watched from here on.
+        model: its frontends are watched from here on.
 
     Attributes:
         seconds: by part.
@@ -27,30 +29,32 @@ class PartTimes:
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.input_seconds = 0.0
         self._begun: list[float] = []
+        self._model = model
         for module in model.modules():
-            if isinstance(module, Stream):
-                # A stream is its frontend and then its encoder.
-                self._watch(module.frontend, "frontend")
-                self._watch(module, "encoder", without="frontend")
+            frontend = module.frontend if isinstance(module, Stream) else None
+            # Of exported graphs that see, the frontend is what stayed outside.
+            frontend = getattr(module, "look", None) if frontend is None else frontend
+            if isinstance(frontend, nn.Module):
+                frontend.register_forward_pre_hook(lambda *_: self._begun.append(self._now()))
+                frontend.register_forward_hook(lambda *_: self._end())
 
-    def _watch(self, module: nn.Module, part: str, without: str | None = None) -> None:
-        def before(*_) -> None:
-            inner = self.seconds[without] if without else 0.0
-            self._begun.append(time.perf_counter() - inner)
+    def _end(self) -> None:
+        self.seconds["frontend"] += self._now() - self._begun.pop()
 
-        def after(*_) -> None:
-            inner = self.seconds[without] if without else 0.0
-            self.seconds[part] += time.perf_counter() - inner - self._begun.pop()
-
-        module.register_forward_pre_hook(before)
-        module.register_forward_hook(after)
+    def _now(self) -> float:
+        """Seconds, when all that was begun on a GPU is done."""
+        weight = next(self._model.parameters(), None)
+        if weight is not None and weight.device.type == "cuda":
+            torch.cuda.synchronize(weight.device)
+        return time.perf_counter()
 
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
-        """Adds what happens inside to a part."""
-        begun = time.perf_counter()
+        """Adds what happens inside to a part, less what frontends take of it."""
+        begun, inner = self._now(), self.seconds["frontend"]
         yield
-        self.seconds[part] += time.perf_counter() - begun
+        inner = self.seconds["frontend"] - inner
+        self.seconds[part] += self._now() - begun - inner
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -72,13 +76,18 @@ class PartTimes:
 
 @contextmanager
 def profiled(wanted: bool, rows: int = 20) -> Iterator[None]:
-    """Prints the operators that took the most time inside, if wanted."""
+    """Prints the operators that took the most time inside, if wanted.
+
+    Each call of an operator is remembered until the end: for minutes of input, not for hours.
+    """
     if not wanted:
         yield
         return
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    activities, column = [ProfilerActivity.CPU], "self_cpu_time_total"
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+        column = "self_device_time_total"
+    with profile(activities=activities) as profiler:
         yield
-    table = profiler.key_averages().table(
-        sort_by="self_cpu_time_total", row_limit=rows, max_name_column_width=40
-    )
+    table = profiler.key_averages().table(sort_by=column, row_limit=rows, max_name_column_width=40)
     print(table)

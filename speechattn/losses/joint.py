@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from speechattn.decoders import BidirectionalDecoder, Decoder, reverse_tokens
 from speechattn.errors import ConfigError
+from speechattn.losses.timed_ctc import timed_ctc_loss
 from speechattn.masks import padding_mask
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,8 @@ class JointLoss(nn.Module):
             BidirectionalDecoder.
         intermediate_weight: share of the intermediate layers in the CTC loss, in [0, 1). Needs an
             encoder with `intermediate` layers.
+        time_slack: seconds before and after a word in which CTC may emit its tokens, where the
+            cuts say when words were said; None for anywhere. See `timed_ctc`.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class JointLoss(nn.Module):
         stream_ctc_weight: float = 0.0,
         reverse_weight: float = 0.0,
         intermediate_weight: float = 0.0,
+        time_slack: float | None = None,
     ):
         super().__init__()
         for name, value in (("ctc_weight", ctc_weight), ("reverse_weight", reverse_weight)):
@@ -137,6 +141,10 @@ class JointLoss(nn.Module):
         self.stream_ctc_weight = stream_ctc_weight
         self.reverse_weight = reverse_weight
         self.intermediate_weight = intermediate_weight
+        if time_slack is not None and not time_slack >= 0.0:
+            raise ConfigError(f"loss.time_slack has to be 0 or more, got {time_slack!r}")
+        self.time_slack = time_slack
+        self._warned = False
 
     def check(self, model: nn.Module) -> None:
         """Whether a `SpeechModel` has the parts that the weights ask for.
@@ -182,7 +190,7 @@ class JointLoss(nn.Module):
                 batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
             )
         hidden, lengths = encoded.hidden, encoded.lengths
-        output = ctc_loss(model.ctc_log_probs(hidden), lengths, batch.tokens, batch.token_lengths)
+        output = self.ctc(model, model.ctc_log_probs(hidden), lengths, batch)
         ctc, parts = output, LossParts(output, output.detach())
         if self.intermediate_weight > 0.0:
             parts.intermediate = self.intermediate_ctc(model, encoded, batch)
@@ -212,7 +220,25 @@ class JointLoss(nn.Module):
         self, model: nn.Module, name: str, hidden: Tensor, lengths: Tensor, batch
     ) -> Tensor:
         """CTC of the hidden frames of one stream."""
-        log_probs = model.stream_log_probs(name, hidden)
+        return self.ctc(model, model.stream_log_probs(name, hidden), lengths, batch)
+
+    def ctc(self, model: nn.Module, log_probs: Tensor, lengths: Tensor, batch) -> Tensor:
+        """CTC, near the times of the words where these are known and count."""
+        if self.time_slack is not None and batch.token_times is not None:
+            times, slack = (
+                batch.token_times / model.frame_shift,
+                self.time_slack / model.frame_shift,
+            )
+            return timed_ctc_loss(
+                log_probs, lengths, batch.tokens, batch.token_lengths, times, slack
+            )
+        if self.time_slack is not None and model.training and not self._warned:
+            self._warned = True
+            logger.warning(
+                "loss.time_slack is %g, but there are cuts that do not say when their words were "
+                "said: `speechattn align` adds it",
+                self.time_slack,
+            )
         return ctc_loss(log_probs, lengths, batch.tokens, batch.token_lengths)
 
     def intermediate_ctc(self, model: nn.Module, encoded, batch) -> Tensor:

@@ -1,13 +1,11 @@
 """Training from a configuration, resumed where it stopped, and the average of its best epochs."""
 
-import csv
 import json
 import logging
 import os
 import re
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,12 +29,16 @@ from speechattn.data.datamodule import DataOptions, SpeechData
 from speechattn.data.roi import RoiOptions
 from speechattn.data.tokenizer import Tokenizer
 from speechattn.decoding import DecodeOptions, check_options
-from speechattn.errors import ConfigError
+from speechattn.errors import ConfigError, SpeechattnError
+from speechattn.evaluation.tables import write_whole
 from speechattn.inference.long_form import LongFormOptions
 from speechattn.losses import JointLoss
 from speechattn.model_dir import build_model, save_model_dir
+from speechattn.training.checkpoints import LastCheckpoint, MovingAverage, WholeFiles
 from speechattn.training.initialise import initialise
 from speechattn.training.options import TrainingOptions
+from speechattn.training.processes import is_first, leaves_out, processes, quieten
+from speechattn.training.table import EpochTable
 from speechattn.training.task import SpeechTask
 
 logger = logging.getLogger(__name__)
@@ -48,69 +50,9 @@ warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)"
 warnings.filterwarnings("ignore", message=".*does not have many workers")
 
 SECTIONS = ("model", "loss", "data", "training", "decode", "roi", "long_form")
-# Layer drop leaves parameters without a gradient; so does a head whose loss has no weight.
-DISTRIBUTED = "ddp_find_unused_parameters_true"
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-LAST = "last.ckpt"  # what Lightning's ModelCheckpoint calls it
+LAST = "last.ckpt"
 CHECKPOINT = re.compile(r"epoch=(\d+)-error=([\d.]+)\.ckpt$")
-
-
-class EpochTable(Callback):
-    """Appends a row of figures to `metrics.csv` after every epoch; a resumed run goes on with it.
-
-    Lightning's own CSV logger starts its file anew on resume.
-    """
-
-    columns = (
-        "epoch step train_loss train_ctc_loss train_att_loss train_reverse_loss "
-        "train_intermediate_loss train_stream_loss valid_loss valid_ctc_loss valid_att_loss "
-        "valid_reverse_loss valid_intermediate_loss valid_stream_loss valid_error lr seconds"
-    ).split()
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.started = time.monotonic()
-
-    def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        self.started = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        row = {name: metrics[name] for name in self.columns if name in metrics}
-        row = {k: f"{v:.6g}" for k, v in row.items()}
-        row["epoch"], row["step"] = trainer.current_epoch, trainer.global_step
-        row["lr"] = f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}"
-        row["seconds"] = f"{time.monotonic() - self.started:.1f}"
-        self.head()
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
-        logger.info(
-            "epoch %d: train loss %s, valid loss %s, valid error %s %%, %s s",
-            *(row.get(k, "-") for k in ("epoch", "train_loss", "valid_loss", "valid_error")),
-            row["seconds"],
-        )
-
-    def head(self) -> None:
-        """Makes the file; gives one that another version began the columns of this one too."""
-        rows: list[dict[str, str]] = []
-        if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                found = list(reader.fieldnames or ())
-                if found == self.columns:
-                    return
-                rows = list(reader)
-            self.columns = [*self.columns, *(name for name in found if name not in self.columns)]
-            if found == self.columns:
-                return
-        part = self.path.with_name(self.path.name + ".part")
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows({k: v for k, v in row.items() if k is not None} for row in rows)
-        part.replace(self.path)
 
 
 def set_noise(config: dict[str, Any], noise: str | Path | None) -> None:
@@ -139,6 +81,7 @@ def train(
     crops: str | Path | None = None,
     allow: Iterable[str] = (),
     init: Iterable[str | Path] = (),
+    renew_classifier: bool = False,
 ) -> Path:
     """Trains a model, from where an earlier call with the same `exp` stopped.
 
@@ -152,10 +95,16 @@ def train(
         crops: the mouth crops of the cuts, for a model that sees.
         allow: packages beside this one whose classes the configuration may name.
         init: model directories to start from, see `initialise`.
+        renew_classifier: begin with new CTC heads, decoder embedding and output all the same.
 
     Returns:
         `exp/train`.
+
+    Raises:
+        ConfigError: the configuration, a manifest or a model to start from cannot be used.
+        SpeechattnError: a batch does not fit into memory, or too much had to be left out.
     """
+    quieten()
     check_sections(config, SECTIONS)
     options: TrainingOptions = build(
         TrainingOptions, config.get("training") or {}, "training", allow
@@ -177,7 +126,16 @@ def train(
     task = SpeechTask(model, loss, options)
     logger.info("%s, %.2f M parameters", "+".join(model.modalities), model.num_parameters() / 1e6)
     check_resumed(folder, config)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    init = list(init)
+    if renew_classifier and not init:
+        raise ConfigError("--renew-classifier is for a model to start from: name it with --init")
+    last = folder / LAST
+    find_unused = options.find_unused
+    if find_unused is None:
+        find_unused = leaves_out(model, loss)
+    trainer = make_trainer(options, folder, find_unused, options.save_steps)
+    if is_first():
+        write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     data = SpeechData(
         data_options,
         train_cuts,
@@ -189,15 +147,13 @@ def train(
         model.sample_rate,
         options.seed,
     )
-    last = folder / LAST
-    trainer = make_trainer(options, folder)
     resume = last if last.exists() else None
     if resume:
         logger.info("going on from %s", resume)
-        if list(init):
+        if init:
             logger.info("--init is for the start of a run; this one goes on as it began")
     else:
-        initialise(model, init, tokenizer, allow)
+        initialise(model, init, tokenizer, allow, renew_classifier)
     # Our own file: it holds the optimiser and the loops, which weights_only would refuse.
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
@@ -206,8 +162,16 @@ def train(
         # So Lightning ends on Ctrl-C, and it leaves Ctrl-C without effect.
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from None
+    except torch.OutOfMemoryError as error:
+        raise SpeechattnError(
+            f"out of memory on {task.now}. Lower data.batch_seconds, now "
+            f"{data_options.batch_seconds:g} (and raise training.accumulate, now "
+            f"{options.accumulate}, by as much), or take training.precision=bf16; run it again to "
+            "go on from the last checkpoint"
+        ) from error
     facts = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
-    (folder / "done.json").write_text(json.dumps(facts), encoding="utf-8")
+    if trainer.is_global_zero:
+        write_whole(folder / "done.json", json.dumps(facts))
     return folder
 
 
@@ -230,8 +194,22 @@ def check_resumed(folder: Path, config: dict[str, Any]) -> None:
         logger.warning("going on with other settings than before in: %s", ", ".join(changed))
 
 
-def make_trainer(options: TrainingOptions, folder: Path) -> L.Trainer:
-    """The Lightning trainer that the options describe."""
+def make_trainer(
+    options: TrainingOptions,
+    folder: Path,
+    find_unused: bool = True,
+    save_steps: int = 0,
+) -> L.Trainer:
+    """The Lightning trainer that the options describe.
+
+    Args:
+        options: see there.
+        folder: of checkpoints and tables.
+        find_unused: see `TrainingOptions`.
+        save_steps: from one checkpoint within an epoch to the next; 0 for data that cannot go on
+            there.
+    """
+    devices, nodes, environment = processes(options)
     callbacks: list[Callback] = [
         ModelCheckpoint(
             folder,
@@ -239,13 +217,15 @@ def make_trainer(options: TrainingOptions, folder: Path) -> L.Trainer:
             auto_insert_metric_name=False,
             monitor="valid_error",
             save_top_k=options.keep,
-            save_last=True,
-            # Else a resumed run whose folder was moved writes last-v1.ckpt, never read again.
+            # Else an epoch that is done again is kept twice, the second as -v1.ckpt.
             enable_version_counter=False,
         ),
+        LastCheckpoint(folder / LAST, save_steps),
         LearningRateMonitor("step"),
         EpochTable(folder / "metrics.csv"),
     ]
+    if options.ema:
+        callbacks.append(MovingAverage(options.ema))
     if options.patience:
         callbacks.append(EarlyStopping("valid_error", patience=options.patience))
     # A bar that redraws itself fills a log file with its every state.
@@ -254,13 +234,17 @@ def make_trainer(options: TrainingOptions, folder: Path) -> L.Trainer:
         callbacks.append(RichProgressBar())
     return L.Trainer(
         max_epochs=options.max_epochs,
-        accelerator="auto",
-        devices=options.devices,
-        num_nodes=options.nodes,
-        strategy=DISTRIBUTED if options.devices * options.nodes > 1 else "auto",
+        default_root_dir=folder,
+        accelerator=options.accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=f"ddp_find_unused_parameters_{str(find_unused).lower()}"
+        if devices * nodes > 1
+        else "auto",
+        plugins=[WholeFiles(), *([environment] if environment else [])],
         precision=PRECISION[options.precision],
         accumulate_grad_batches=options.accumulate,
-        gradient_clip_val=options.clip,
+        gradient_clip_val=options.clip or None,
         logger=TensorBoardLogger(folder, name="tensorboard", version=""),
         callbacks=callbacks,
         use_distributed_sampler=False,
@@ -307,7 +291,11 @@ def average(
     meta: dict[str, Any] | None = None,
     allow: Iterable[str] = (),
 ) -> Path:
-    """Averages the best epochs of `exp/train` into the model directory `exp/model`."""
+    """Averages the best epochs of `exp/train` into the model directory `exp/model`.
+
+    They are the weights that were validated: with `training.ema` those of the moving average, of
+    which `best` 1 takes one as it is.
+    """
     exp = Path(exp)
     paths = best_checkpoints(exp / "train")[:best]
     if not paths:

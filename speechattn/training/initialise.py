@@ -5,6 +5,7 @@ visual model; the CNVSRC systems go from one corpus to the next.
 """
 
 import logging
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,10 +19,10 @@ from speechattn.model_dir import load_model, read_config
 
 logger = logging.getLogger(__name__)
 
-# Parts of tokens, of use only where the tokens are the same: heads and decoder, and what
-# self-conditioning makes of a head's posteriors.
-HEADS = ("ctc.", "stream_ctc.", "decoder.")
-CONDITIONING = ".encoder.conditioning."
+# The classifier: what has a row for each token, and what self-conditioning makes of a head's
+# posteriors, which has a column.
+ROWS = re.compile(r"(ctc|stream_ctc\.\w+|decoder\.((left|right)\.)?(embed|output))\.(weight|bias)")
+COLUMNS = re.compile(r"streams\.\w+\.encoder\.conditioning\.weight")
 
 
 def initialise(
@@ -29,20 +30,24 @@ def initialise(
     folders: Iterable[str | Path],
     tokenizer: Tokenizer,
     allow: Iterable[str] = (),
+    renew_classifier: bool = False,
 ) -> int:
     """Takes over the weights of trained models.
 
     What has the same name is taken from the first model that has it; the CTC head of a model of
     one modality also becomes the head of that stream in an audio-visual one, and a left-to-right
-    decoder the left-to-right half of a bidirectional one, or the other way round. Heads and decoder
-    are taken only from a model of the same tokens and, where one is audio-visual and the other not,
-    of hidden frames as wide; they begin anew otherwise.
+    decoder the left-to-right half of a bidirectional one, or the other way round.
+
+    The classifier (CTC heads, embedding and output of the decoder) of a model of other tokens is
+    taken over for the tokens that both have, and begins anew for the others. Heads and decoder
+    are taken only, where one model is audio-visual and the other not, if hidden frames are as wide.
 
     Args:
         model: what will be trained; changed in place.
         folders: model directories, the most important first.
         tokenizer: the tokens of `model`.
         allow: packages beside this one whose classes the models may name.
+        renew_classifier: it begins anew, whatever the tokens.
 
     Returns:
         How many of the model's tensors were taken over.
@@ -53,7 +58,7 @@ def initialise(
     wanted = model.state_dict()
     taken: dict[str, Tensor] = {}
     for folder in folders:
-        given = weights_of(folder, model, tokenizer, allow)
+        given = weights_of(folder, model, tokenizer, allow, renew_classifier)
         fitting = {name: value for name, value in given.items() if name in wanted}
         if not fitting:
             raise ConfigError(
@@ -75,18 +80,17 @@ def initialise(
 
 
 def weights_of(
-    folder: str | Path, model: SpeechModel, tokenizer: Tokenizer, allow: Iterable[str]
+    folder: str | Path,
+    model: SpeechModel,
+    tokenizer: Tokenizer,
+    allow: Iterable[str],
+    renew_classifier: bool = False,
 ) -> dict[str, Tensor]:
     """The tensors of a model directory under the names that they would have in `model`."""
     if "model" not in read_config(folder):
         raise ConfigError(f"--init {folder}: its config.yaml has no section `model`")
     source = load_model(folder, allow)
     weights = source.state_dict()
-    if Tokenizer.load(folder).tokens != tokenizer.tokens:
-        logger.warning("%s has other tokens: heads and decoder begin anew", folder)
-        return {
-            k: v for k, v in weights.items() if not k.startswith(HEADS) and CONDITIONING not in k
-        }
     if isinstance(source.decoder, TransformerDecoder) and both_ways(model):
         weights = renamed(weights, "decoder.", "decoder.left.")
     elif both_ways(source) and isinstance(model.decoder, TransformerDecoder):
@@ -104,7 +108,44 @@ def weights_of(
             model.output_size,
         )
         weights = {k: v for k, v in weights.items() if not k.startswith(("ctc.", "decoder."))}
+    if renew_classifier:
+        return {k: v for k, v in weights.items() if not (ROWS.fullmatch(k) or COLUMNS.fullmatch(k))}
+    theirs = Tokenizer.load(folder).tokens
+    if theirs != tokenizer.tokens:
+        weights = mapped(weights, model.state_dict(), theirs, tokenizer.tokens)
+        common = len(set(theirs) & set(tokenizer.tokens))
+        logger.warning(
+            "%s has other tokens: the classifier is taken over for %d of %d and begins anew for "
+            "the rest", folder, common, tokenizer.vocab_size,
+        )  # fmt: skip
     return weights
+
+
+def mapped(
+    weights: dict[str, Tensor], new: dict[str, Tensor], theirs: list[str], ours: list[str]
+) -> dict[str, Tensor]:
+    """A classifier's weights for tokens at other ids; `new` ones for tokens that it did not have.
+
+    Args:
+        weights: of a model of the tokens `theirs`.
+        new: those that a model of the tokens `ours` begins with.
+        theirs: tokens at their ids.
+        ours: likewise.
+    """
+    place = {token: i for i, token in enumerate(theirs)}
+    pairs = [(i, place[token]) for i, token in enumerate(ours) if token in place]
+    here, there = (list(ids) for ids in zip(*pairs, strict=True))
+    found = dict(weights)
+    for name, value in weights.items():
+        axis = 1 if COLUMNS.fullmatch(name) else 0 if ROWS.fullmatch(name) else None
+        if axis is None or name not in new:
+            continue
+        other = new[name].clone().transpose(0, axis)
+        value = value.transpose(0, axis)
+        if other.shape[1:] == value.shape[1:]:  # else it does not fit, which is said elsewhere
+            other[here] = value[there]
+            found[name] = other.transpose(0, axis).contiguous()
+    return found
 
 
 def both_ways(model: SpeechModel) -> bool:

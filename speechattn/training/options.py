@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from speechattn.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Optimiser, schedule, stopping and what is kept.
+    """Optimiser, schedule, stopping, what is kept, and on what it runs.
 
     Attributes:
         max_epochs: passes over the training data.
@@ -16,17 +18,27 @@ class TrainingOptions:
         warmup_steps: optimiser steps of linear rise to `lr`.
         betas: AdamW's averaging constants.
         weight_decay: AdamW's, on matrices and kernels; biases and norms have none.
-        accumulate: batches a step.
-        clip: largest norm of the gradient.
+        accumulate: batches a step, of each process.
+        clip: largest norm of the gradient; 0 for any.
         precision: 'bf16' and 'fp16' are mixed precision.
         freeze: parts that keep the weights they start with, by the beginning of their names:
             `streams.`, `streams.video.frontend.`; they run as in evaluation.
+        ema: weights that are validated and kept are a moving average over steps, of which each step
+            keeps this share (0.999, 0.9999), less in the first steps; 0 for the weights themselves.
         keep: checkpoints with the lowest validation error that are kept, and averaged after.
+        save_steps: optimiser steps from one checkpoint within an epoch to the next; 0 saves after
+            epochs only.
         patience: epochs without a better validation error before training stops; 0 never does.
+        skip_limit: batches that may be left out, in an epoch or one after the other, before
+            training stops: their loss is no finite number, or nothing of them can be read.
         seed: of initial weights, batches and augmentation.
         threads: of the CPU; 0 leaves torch's choice.
-        devices: accelerators or CPU processes a node; more than one trains with DDP.
+        accelerator: 'auto' takes a GPU where there is one.
+        devices: accelerators or CPU processes a node; more than one trains with DDP. Under torchrun
+            and srun leave `devices` and `nodes` out: what was started is what is used.
         nodes: machines.
+        find_unused: whether DDP looks in each step for weights that had no part in it; None: where
+            chance or the loss leaves weights out (see `processes.leaves_out`).
     """
 
     max_epochs: int = 50
@@ -39,9 +51,26 @@ class TrainingOptions:
     clip: float = 5.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     freeze: tuple[str, ...] = ()
+    ema: float = 0.0
     keep: int = 5
+    save_steps: int = 1000
     patience: int = 0
+    skip_limit: int = 50
     seed: int = 0
     threads: int = 0
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     nodes: int = 1
+    find_unused: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("accumulate", "devices", "nodes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name} is {getattr(self, name)}; at least 1")
+        for name in ("clip", "save_steps", "skip_limit", "patience", "warmup_steps", "threads"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"training.{name} is {getattr(self, name)}; 0 or more")
+        if not self.lr > 0.0:
+            raise ConfigError(f"training.lr is {self.lr:g}; above 0")
+        if not 0.0 <= self.ema < 1.0:
+            raise ConfigError(f"training.ema is {self.ema:g}; from 0 up to 1, as 0.999")

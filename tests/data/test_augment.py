@@ -16,18 +16,28 @@ from speechattn.data.augment import (
     AddNoise,
     CenterCrop,
     ClipTransform,
+    ColorJitter,
+    Cutout,
     HorizontalFlip,
     RandomCrop,
+    RandomRotation,
     SpeedPerturb,
     clip_generator,
     speed_audio,
     speed_video,
 )
+from speechattn.data.augment.base import uniforms
+from speechattn.data.augment.video import change_color, rotate
+from speechattn.data.cut_table import id_hash
 
 
 def clip(frames=30, height=96, width=96, seed=0):
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (frames, height, width), dtype=np.uint8)
+
+
+def color_clip(frames=5, height=20, width=24, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (frames, 3, height, width), dtype=np.uint8)
 
 
 def sound(samples=16000, seed=0):
@@ -38,6 +48,10 @@ TRANSFORMS = [
     (RandomCrop(88), clip()),
     (CenterCrop(88), clip()),
     (HorizontalFlip(0.5), clip()),
+    (RandomRotation(20.0, p=0.8), clip(5)),
+    (ColorJitter(0.3, 0.3, 0.5, p=0.8), clip(5)),
+    (Cutout(40, count=2, p=0.8), clip(5)),
+    (Cutout(40, fill="zero"), clip(5)),
     (AdaptiveTimeMask(), clip(80)),
     (AdaptiveTimeMask(rate=16000, fill="zero"), sound()),
     (AddNoise(sound(5000, 1), (0.0, 10.0), p=0.7, babble=3), sound()),
@@ -131,6 +145,145 @@ def test_flip():
         flipped = [np.array_equal(y, x[:, :, ::-1]) for y in results]
         assert all(f or np.array_equal(y, x) for f, y in zip(flipped, results, strict=True))
         assert abs(sum(flipped) - share) <= (30 if p == 0.5 else 0)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        RandomCrop(16),
+        HorizontalFlip(1.0),
+        RandomRotation(20.0),
+        ColorJitter(0.0, 0.0, 0.5),
+        AdaptiveTimeMask(masks_per_second=25),
+        Cutout(12, fill="zero", p=1.0),
+    ],
+    ids=lambda transform: type(transform).__name__,
+)
+def test_colors_are_treated_alike(transform):
+    """A colour clip is what its colours are as grey clips; only means are of all colours."""
+    x = color_clip()
+    y = transform(x, clip_generator(2))
+    planes = [transform(x[:, c], clip_generator(2)) for c in range(3)]
+    np.testing.assert_array_equal(y, np.stack(planes, axis=1))
+    assert y.dtype == np.uint8 and (y.shape != x.shape or (y != x).any())
+    view = x[..., 2:, 3:]  # not contiguous, as behind a crop
+    np.testing.assert_array_equal(
+        transform(view, clip_generator(5)), transform(view.copy(), clip_generator(5))
+    )
+
+
+def test_only_bytes():
+    for transform in (HorizontalFlip(1.0), RandomRotation(), ColorJitter(), Cutout(p=1.0)):
+        with pytest.raises(TypeError, match="uint8"):
+            transform(clip().astype(np.float32), clip_generator(0))
+
+
+def bilinear(image, y, x):
+    """Grey at a place between pixels; outside, that of the nearest pixel of the edge."""
+    height, width = image.shape
+    low_y, low_x = int(np.floor(y)), int(np.floor(x))
+    total = 0.0
+    for i in (low_y, low_y + 1):
+        for j in (low_x, low_x + 1):
+            weight = (1 - abs(y - i)) * (1 - abs(x - j))
+            total += weight * image[np.clip(i, 0, height - 1), np.clip(j, 0, width - 1)]
+    return total
+
+
+@pytest.mark.parametrize("degrees", [0.0, 7.3, -20.0, 90.0])
+@pytest.mark.parametrize("height, width", [(15, 15), (16, 13)])
+def test_rotation(degrees, height, width):
+    x = clip(2, height, width).astype(np.float64)
+    kernel = np.ones(3) / 3
+    for axis in (1, 2, 1, 2):  # smooth, so that a 32nd of a pixel is little
+        x = np.apply_along_axis(np.convolve, axis, x, kernel, "same")
+    x = x.round().astype(np.uint8)
+    y = rotate(x, degrees)
+    angle, middle = np.radians(degrees), ((height - 1) / 2, (width - 1) / 2)
+    for frame, turned in zip(x, y, strict=True):
+        for i in range(height):
+            for j in range(width):
+                dy, dx = i - middle[0], j - middle[1]
+                # Where the pixel came from: turned back, with rows that go down.
+                source_y = middle[0] + np.cos(angle) * dy + np.sin(angle) * dx
+                source_x = middle[1] + np.cos(angle) * dx - np.sin(angle) * dy
+                assert abs(turned[i, j] - bilinear(frame, source_y, source_x)) <= 2.5
+    if degrees == 90.0 and height == width:
+        np.testing.assert_array_equal(y, np.rot90(x, axes=(1, 2)))
+    if degrees == 0.0:
+        np.testing.assert_array_equal(y, x)
+
+
+def test_angles():
+    """Uniform, either way, as often as asked for, and the same in all frames."""
+    ramp = np.arange(64, dtype=np.uint8)[None, :, None] * 3 + np.zeros((2, 64, 64), np.uint8)
+    slopes = []
+    for seed in range(300):
+        y = RandomRotation(15.0, p=0.6)(ramp, clip_generator(seed)).astype(float)
+        np.testing.assert_array_equal(y[0], y[1])
+        down = (y[0, 42, 32] - y[0, 22, 32]) / 20
+        right = (y[0, 32, 42] - y[0, 32, 22]) / 20
+        slopes.append(np.degrees(np.arctan2(right, down)))
+    slopes = np.array(slopes)
+    turned = slopes[np.abs(slopes) > 0.3]
+    assert 0.5 < len(turned) / 300 < 0.7
+    assert turned.min() < -13 and turned.max() > 13 and np.abs(turned).max() < 15.5
+    assert abs(turned.mean()) < 2
+
+
+@pytest.mark.parametrize("brightness, contrast, gamma", [(1, 1, 1), (0.7, 1, 1), (1.3, 1, 1),
+    (1, 0.5, 1), (1, 1.5, 1), (1, 1, 0.6), (1, 1, 1.8), (1.2, 0.8, 1.3)])  # fmt: skip
+@pytest.mark.parametrize("make", [clip, color_clip])
+def test_colors(brightness, contrast, gamma, make):
+    x = make(3, 6, 7)
+    y = change_color(x, brightness, contrast, gamma)
+    mean = float(Fraction(int(x.astype(int).sum()), x.size))
+    for was, is_now in zip(x.ravel().tolist(), y.ravel().tolist(), strict=True):
+        value = min(max((mean + contrast * (was - mean)) * brightness, 0.0), 255.0)
+        assert abs(is_now - 255.0 * (value / 255.0) ** gamma) <= 0.5 + 1e-9
+
+
+def test_colors_drawn():
+    x = np.full((1, 4, 4), 100, np.uint8)
+    bright = [ColorJitter(0.2, 0, 0)(x, clip_generator(i))[0, 0, 0] for i in range(300)]
+    assert min(bright) == 80 and max(bright) == 120 and abs(np.mean(bright) - 100) < 2
+    gamma = [ColorJitter(0, 0, 0.5)(x, clip_generator(i))[0, 0, 0] / 255 for i in range(300)]
+    exponents = np.log(gamma) / np.log(100 / 255)
+    assert 1 / 1.5 - 0.01 < exponents.min() < 0.7 and 1.45 < exponents.max() < 1.51
+    assert abs(np.median(exponents) - 1) < 0.08
+    some = [ColorJitter(p=0.3)(clip(1), clip_generator(i)) for i in range(200)]
+    assert 40 < sum((y != clip(1)).any() for y in some) < 80
+    assert ColorJitter()(x[:0], clip_generator(0)).shape == (0, 4, 4)
+    for wrong in ({"brightness": 1.5}, {"contrast": -0.1}, {"gamma": -1}):
+        with pytest.raises(ValueError, match="must be in 0..1"):
+            ColorJitter(**wrong)
+
+
+@pytest.mark.parametrize("make", [clip, color_clip])
+def test_cutout(make):
+    x = make(3, 20, 24)
+    axes = (0, 1, 2) if x.ndim == 3 else (0, 2, 3)
+    mean = np.rint(x.mean(axes)).reshape((-1, 1, 1) if x.ndim == 4 else ())
+    covered, sides = np.zeros((20, 24)), set()
+    for seed in range(400):
+        y = Cutout(9, p=1.0)(x, clip_generator(seed))
+        masked = (y == mean).reshape(-1, 20, 24).all(0)
+        np.testing.assert_array_equal(y[..., ~masked], x[..., ~masked])
+        rows, columns = np.flatnonzero(masked.any(1)), np.flatnonzero(masked.any(0))
+        if len(rows) == 0:
+            continue
+        assert masked[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        if rows[0] > 0 and rows[-1] < 19 and columns[0] > 0 and columns[-1] < 23:
+            assert len(rows) == len(columns)  # a square, unless it reaches beyond an edge
+            sides.add(len(rows))
+        covered += masked
+    assert sides == set(range(1, 10))
+    assert covered.min() > 0
+    assert Cutout(count=0)(x, clip_generator(0)) is x
+    share = np.mean([Cutout(p=0.5)(x, clip_generator(i)) is x for i in range(300)])
+    assert 0.4 < share < 0.6
+    with pytest.raises(ValueError, match="size 0"):
+        Cutout(0)
 
 
 @pytest.mark.parametrize("frames, masks", [(1, 1), (5, 1), (25, 1), (26, 2), (75, 3), (130, 6)])
@@ -294,6 +447,29 @@ def test_speed_perturb():
             function(x, 0.0)
 
 
+def test_speeds_of_many_clips():
+    """Known at once for all clips, whatever their order; even; other in each epoch."""
+    hashes = np.array([id_hash(f"clip{i}") for i in range(3000)], dtype=np.uint64)
+    perturb = SpeedPerturb((0.9, 1.0, 1.1))
+    first = perturb.draws(hashes, 5, 0, 0)
+    np.testing.assert_array_equal(perturb.draws(hashes[::-1], 5, 0, 0), first[::-1])
+    assert perturb.draws(hashes[7:8], 5, 0, 0) == first[7]
+    for keys in ((5, 0, 0), (5, 1, 0), (6, 0, 0), (5, 0, 1)):
+        drawn = perturb.draws(hashes, *keys)
+        assert all(900 < (drawn == factor).sum() < 1100 for factor in (0.9, 1.0, 1.1))
+        if keys != (5, 0, 0):  # independent: equal for a third of them
+            assert 0.29 < (drawn == first).mean() < 0.38
+
+
+def test_uniforms():
+    """Even over the whole range, also for hashes that differ in one bit alone."""
+    draws = uniforms(np.arange(100_000, dtype=np.uint64), 3, "key")
+    assert draws.min() >= 0.0 and draws.max() < 1.0
+    counts = np.histogram(draws, 50, (0.0, 1.0))[0]
+    assert ((counts - 2000.0) ** 2 / 2000.0).sum() < 100  # chi-square of 49 degrees, p < 1e-4
+    assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.01
+
+
 def test_built_from_yaml(tmp_path):
     """Constructors are annotated well enough for jsonargparse."""
     parser = ArgumentParser(exit_on_error=False)
@@ -305,6 +481,9 @@ def test_built_from_yaml(tmp_path):
         "AdaptiveTimeMask": {"max_seconds": 0.2, "fill": "zero"},
         "AddNoise": {"noise": "babble.flac", "snr_db": [-5, 20], "babble": 2},
         "SpeedPerturb": {"factors": [0.8, 1.2]},
+        "RandomRotation": {"degrees": 5, "p": 0.5},
+        "ColorJitter": {"brightness": 0.1, "gamma": 0},
+        "Cutout": {"size": 20, "fill": "zero"},
     }
     config = [
         {"class_path": f"speechattn.data.augment.{name}", "init_args": args}
@@ -320,5 +499,5 @@ def test_built_from_yaml(tmp_path):
     assert [type(t).__name__ for t in built] == [*names, "AddNoise"]
     assert built[0].size == 80
     assert built[4].noise == ["babble.flac"] and tuple(built[4].snr_db) == (-5, 20)
-    assert list(built[6].noise) == ["a.wav", "b.wav"]
+    assert list(built[-1].noise) == ["a.wav", "b.wav"]
     assert built[5].factors == (0.8, 1.2)

@@ -8,13 +8,13 @@ import torch
 from lhotse import CutSet
 
 from speechattn.data.augment import CenterCrop, ClipTransform, RandomCrop, SpeedPerturb
+from speechattn.data.cut_table import has_audio
 from speechattn.data.datamodule import (
     DataOptions,
     SpeechData,
     SpeechDataset,
     cut_text,
     fit_audio,
-    has_audio,
     load_audio,
     read_cuts,
 )
@@ -217,3 +217,40 @@ def test_speed_changes_lips_and_sound_alike(parts, factor):
     np.testing.assert_array_equal(both.video, lips.video)
     with pytest.raises(ConfigError, match="out of step"):
         SpeechDataset(cuts, tokenizer, AV, store, video_transforms=[speed])
+
+
+def test_lips_alone_are_perturbed_by_the_same_setting(parts):
+    """A configuration of sound and lips serves for lips: its speeds are not lost."""
+    cuts, tokenizer, store = parts
+    speed = SpeedPerturb((0.8,))
+    both = SpeechDataset(cuts, tokenizer, AV, store, audio_transforms=[speed])[0]
+    lips = SpeechDataset(cuts, tokenizer, ["video"], store, audio_transforms=[speed, Draw()])[0]
+    np.testing.assert_array_equal(both.video, lips.video)
+    assert lips.audio is None
+
+
+@pytest.mark.parametrize("modalities", [AV, ("video",), ("audio",)])
+def test_lengths_are_known_before_loading(tiny_corpus, modalities):
+    """Speeds are drawn before batches are made: no batch is longer than it was meant to be."""
+    speeds = SpeedPerturb((0.5, 1.0, 2.0))
+    data = make_data(tiny_corpus, modalities, batch_seconds=2.5, audio_transforms=[speeds])
+    plain = make_data(tiny_corpus, modalities, batch_seconds=2.5).train
+    seen = set()
+    for epoch in range(3):
+        data.train.epoch = epoch
+        speeds = data.train.speeds
+        seen.add(tuple(speeds))
+        for i, speed in enumerate(speeds):
+            assert len(data.train[i]) == pytest.approx(len(plain[i]) / speed, abs=1)
+        sampler = data.sampler(data.train, shuffle=True)
+        np.testing.assert_allclose(sampler.lengths, data.train.durations / speeds)
+        # The same however the cuts are kept.
+        listed = SpeechDataset(
+            list(data.train.cuts), data.train.tokenizer, modalities, data.train.crops,
+            data.train.audio_transforms,
+        )  # fmt: skip
+        listed.epoch = epoch
+        np.testing.assert_array_equal(listed.speeds, speeds)
+        np.testing.assert_array_equal(listed.durations, data.train.durations)
+    assert len(seen) == 3
+    assert (plain.speeds == 1.0).all() and (data.valid.speeds == 1.0).all()

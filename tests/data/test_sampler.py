@@ -24,12 +24,29 @@ def test_cap_and_coverage(shuffle, cap, jitter):
         assert len(batch) * sizes[batch].max() <= cap or len(batch) == 1
 
 
-def test_padding_is_little():
-    sizes = lengths(2000)
+@pytest.mark.parametrize("count", [1000, 20000])
+def test_padding_is_little(count):
+    """Under 5 % with utterances as long as those of real corpora are."""
+    sizes = np.random.default_rng(count).lognormal(np.log(4.0), 0.6, count).clip(1.0, 20.0)
     batches = list(PaddedFrameBatches(sizes, 60.0))
     padded = sum(len(batch) * sizes[batch].max() for batch in batches)
-    assert sizes.sum() / padded > 0.85
-    assert len(batches) < 1.25 * sizes.sum() / 60.0
+    assert sizes.sum() / padded > 0.95
+    assert len(batches) < 1.15 * sizes.sum() / 60.0
+
+
+def test_the_plan_is_of_the_epoch():
+    """What is kept from one epoch is not used in another."""
+    sampler = PaddedFrameBatches(lengths(), 30.0, seed=2)
+    sizes, found = [], []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        sizes.append(len(sampler))
+        found.append(list(sampler))
+        assert sizes[-1] == len(found[-1])
+    assert found[0] == found[2] != found[1]
+    # Every utterance meets others: not the same neighbours each time.
+    mates = [{i: set(b) - {i} for b in batches for i in b} for batches in found[:2]]
+    assert np.mean([mates[0][i] != mates[1][i] for i in mates[0]]) > 0.9
 
 
 def test_equal_lengths_fill_the_batch():

@@ -11,7 +11,7 @@ import torch
 
 from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import DecoderScorer, ctc_greedy, token_times
-from speechattn.decoding.ctc_beam import ctc_beam_search
+from speechattn.decoding.ctc_beam import _best_units, ctc_beam_search
 
 LENGTHS = torch.tensor([6, 0, 4, 5])
 
@@ -347,4 +347,37 @@ def test_places_that_units_of_no_probability_leave_empty_stay_empty(seed):
             check(found, wanted)
             assert len(found) == len(wanted)
         else:
-            assert [h.score for h in found] == [-math.inf]
+            assert [(h.tokens, h.score) for h in found] == [([], -math.inf)]
+
+
+def test_an_impossible_utterance_says_nothing():
+    """Every token but none at all is forbidden, and then that too."""
+    log_probs = posteriors(0, 2, 12, 6)
+    log_probs[1, 3] = -math.inf
+    (possible, *_), (impossible, *more) = ctc_beam_search(log_probs, torch.tensor([12, 12]), 4, 4)
+    assert possible.tokens and possible.score > -math.inf
+    assert (impossible.tokens, impossible.score, more) == ([], -math.inf, [])
+    assert impossible.scores == {"ctc": -math.inf, "length": 0}
+
+
+def test_nan_stays_in_its_utterance():
+    log_probs = posteriors(0, 3, 12, 70)
+    lengths = torch.tensor([12, 9, 4])
+    wanted = ctc_beam_search(log_probs, lengths, 4, 4, scorers={"lm": (Bigram(1, 70, 3), 0.3)})
+    log_probs[1, 5, 7] = math.nan
+    found = ctc_beam_search(log_probs, lengths, 4, 4, scorers={"lm": (Bigram(1, 70, 3), 0.3)})
+    assert [found[0], found[2]] == [wanted[0], wanted[2]]
+
+
+@pytest.mark.parametrize(("v", "s"), [(3, 1), (66, 64), (200, 3), (514, 7), (1026, 16), (1000, 1)])
+def test_the_best_units_of_frames(v, s):
+    torch.manual_seed(v)
+    rows, at = torch.randn(30, v), torch.tensor([4, 0, 29, 11, 12])
+    rows[:, [0, v - 1]] = 9.0  # never asked for
+    rows[11] = 0.0  # ties
+    rows[12, 1:] = -math.inf
+    found, which = _best_units(rows, at, s)
+    assert torch.equal(found.sort(1).values, rows[at, 1:-1].topk(s, dim=1).values.flip(1))
+    assert torch.equal(found, rows[at[:, None], which])
+    assert all(len(set(ids)) == s and {0, v - 1}.isdisjoint(ids) for ids in which.tolist())
+    assert _best_units(rows, at[:0], s)[0].shape == (0, s)

@@ -245,6 +245,23 @@ def test_tables_that_do_not_fit(three, tmp_path):
         fuse(three, tmp_path / "out")
 
 
+@pytest.mark.parametrize("wrong", ["NaN", "Infinity", "-0.5", "1.5", "null"])
+def test_confidences_that_are_none(three, tmp_path, wrong):
+    path = three[1] / "transcripts.jsonl"
+    path.write_text(path.read_text().replace('"confidence": 0.9', f'"confidence": {wrong}', 1))
+    with pytest.raises(SpeechattnError, match=r"transcripts\.jsonl:1: not a transcript"):
+        fuse(three, tmp_path / "out", voting="average")
+
+
+def test_development_outputs_are_not_overwritten(three, tmp_path):
+    for output in (three[0], three[1]):
+        before = (output / "hyp.tsv").read_bytes()
+        plain = [table(tmp_path / f"{i}.tsv", {"u": "a"}) for i in range(2)]
+        with pytest.raises(ConfigError, match="would be lost"):
+            fuse(plain, output, dev=[[three[0] / "hyp.tsv", three[1]]])
+        assert (output / "hyp.tsv").read_bytes() == before
+
+
 def dev_set(outputs: list[list[str]], references: list[str], confidences=None) -> DevSet:
     """Systems' words, with a confidence for each system's words."""
     confidences = confidences or [0.5] * len(outputs)

@@ -1,6 +1,7 @@
 """Long files: their windows, and the same result as in one piece where there is one."""
 
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from speechattn import Transcriber
 from speechattn.errors import ConfigError, MediaError
+from speechattn.inference import long_form
 from speechattn.inference.long_form import (
     LongFormOptions,
     common_step,
@@ -74,11 +76,13 @@ def test_windows_cover_the_file(load, media, modality, seconds):
         assert before.end - after.start >= 0.8 - 1e-9
 
 
-def test_windows_of_sound_and_pictures(load, media):
+def test_windows_of_sound_and_pictures(load, media, monkeypatch):
     """Both are cut at the same moments, and the sound fitted to the pictures."""
     folder = media(5.0)
     transcriber = load("late")
-    transcriber.read_mouth = lambda path: np.load(folder / "a.npy")
+    video = SimpleNamespace(has_video=True, width=64, height=48)
+    monkeypatch.setattr(long_form, "probe", lambda path: video)
+    transcriber.cropper.stream = lambda path: iter(np.array_split(np.load(folder / "a.npy"), 7))
     soundfile.write(folder / "a.wav", soundfile.read(folder / "a.wav")[0][:79000], 16000)
     audio = np.pad(soundfile.read(folder / "a.wav", dtype="float32")[0], (0, 1000))
     found = list(windows(transcriber, folder / "a.wav", SHORT))

@@ -1,6 +1,7 @@
 """Packed layers compute what the layers they replace do."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional
 from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import DecodeOptions, Evidence, joint_search
 from speechattn.encoders import ConformerEncoder, EBranchformerEncoder
-from speechattn.inference.packing import PACKS, PackedLinear, pack
+from speechattn.inference.packing import PACKS, PackedLinear, pack, unpack
 
 pytestmark = pytest.mark.skipif(not PACKS, reason="this torch was built without oneDNN")
 
@@ -67,6 +68,25 @@ def test_a_search():
     ):
         assert [h.tokens for h in a] == [h.tokens for h in b]
         assert [h.score for h in a] == pytest.approx([h.score for h in b], abs=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["swish", "relu", "tanh"])
+@torch.inference_mode()
+def test_unpacked_again(activation):
+    torch.manual_seed(0)
+    encoder = ConformerEncoder(80, 64, 4, 128, num_blocks=1, activation=activation).eval()
+    names, weights = [type(m) for m in encoder.modules()], encoder.state_dict()
+    x, lengths = torch.randn(2, 60, 80), torch.tensor([60, 41])
+    expected, _ = encoder(x, lengths)
+    packed = pack(copy.deepcopy(encoder))
+    for again in (packed, copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        assert torch.equal(again(x, lengths)[0], packed(x, lengths)[0])
+        assert unpack(again) is again
+        assert [type(m) for m in again.modules()] == names
+        assert torch.equal(again(x, lengths)[0], expected)
+        assert again.state_dict().keys() == weights.keys()
+        assert all(torch.equal(again.state_dict()[k], w) for k, w in weights.items())
+        pack(again)  # and packed once more
 
 
 def test_what_is_left_alone():

@@ -14,6 +14,7 @@ from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import DecodeOptions, Evidence, decode
 from speechattn.encoders import ConformerEncoder
 from speechattn.errors import ConfigError
+from speechattn.inference.packing import PackedLinear, pack
 from speechattn.inference.quantisation import Bf16Linear, Int8Linear, quantise
 
 WEIGHTS = {
@@ -167,6 +168,28 @@ def test_small_layers_and_other_types_stay():
     assert list(model)[1:] == kept
     assert not any(m.training for m in model.modules())
     assert isinstance(quantise(nn.ModuleList([nn.Linear(64, 64)]), "int8")[0], nn.Linear)
+
+
+@pytest.mark.parametrize(("scheme", "kind"), [("int8", Int8Linear), ("bf16", Bf16Linear)])
+@torch.inference_mode()
+def test_layers_that_are_packed_already(parts, scheme, kind):
+    """The same numbers, whichever of the two came first."""
+    encoder, _, x, lengths = parts
+    first, second = (copy.deepcopy(encoder) for _ in range(2))
+    pack(quantise(first, scheme, smallest=64 * 128))
+    quantise(pack(second), scheme, smallest=64 * 128)
+    kinds = [type(m) for m in first.modules()]
+    assert kinds == [type(m) for m in second.modules()]
+    assert kinds.count(kind) == 2 * 5 and PackedLinear in kinds
+    assert torch.equal(first(x, lengths)[0], second(x, lengths)[0])
+
+
+def test_nothing_to_replace_is_said(caplog):
+    quantise(nn.Sequential(nn.Linear(8, 8)), "int8")
+    assert "nothing changes" in caplog.text
+    caplog.clear()
+    quantise(nn.Sequential(nn.Linear(8, 8)), "int8", smallest=0)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("name", ["audio", "video", "late"])

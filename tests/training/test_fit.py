@@ -49,9 +49,20 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.fixture
 def stop_in(monkeypatch):
-    """Makes the n-th training clip that is loaded raise `error`, once."""
+    """Stops training with `error`, once: as the n-th clip is loaded, or in the n-th step."""
 
     def arm(n: int, error: BaseException) -> None:
+        if isinstance(error, Exception):  # which loading would only report
+            step, steps = SpeechTask.training_step, [n]
+
+            def fail(self, batch, index):
+                steps[0] -= 1
+                if steps[0] == -1:
+                    raise error
+                return step(self, batch, index)
+
+            monkeypatch.setattr(SpeechTask, "training_step", fail)
+            return
         original, left = SpeechDataset.__getitem__, [n]
 
         def load(self, index):
@@ -128,7 +139,7 @@ def test_it_learns(tiny_config, train_tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("n", "error"),
-    [(12, KeyboardInterrupt()), (8, RuntimeError("disk is gone"))],
+    [(12, KeyboardInterrupt()), (4, RuntimeError("the driver is gone"))],
     ids=["interrupted", "crashed"],
 )
 def test_resumed_equals_straight(
@@ -169,6 +180,18 @@ def test_finished_training_is_not_repeated(tiny_config, train_tiny, tmp_path):
     # More epochs are asked for: it goes on.
     train_tiny(tiny_config("video", max_epochs=3), tmp_path)
     assert [r["epoch"] for r in rows(folder)] == ["0", "1", "2"]
+
+
+def test_the_last_epoch_is_there_to_go_on_from(tiny_config, train_tiny, tmp_path):
+    """Also if it is none of the best: nothing gets better without a learning rate."""
+    config = tiny_config("audio", max_epochs=3, keep=1, lr=1e-12, weight_decay=0.0)
+    folder = train_tiny(config, tmp_path)
+    assert [path.name[:9] for path in folder.glob("epoch=*")] == ["epoch=000"]
+    assert last(folder)["epoch"] == 2
+    assert last(folder)["global_step"] == int(rows(folder)[2]["step"])
+    train_tiny({**config, "training": {**config["training"], "max_epochs": 4}}, tmp_path)
+    assert [r["epoch"] for r in rows(folder)] == ["0", "1", "2", "3"]
+    assert [path.name[:9] for path in folder.glob("epoch=*")] == ["epoch=000"]
 
 
 def test_another_model_cannot_go_on(tiny_config, train_tiny, tmp_path, caplog):

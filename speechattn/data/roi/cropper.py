@@ -1,7 +1,7 @@
 """A raw face video in, mouth crops out: the one function that recipes and `Transcriber` share."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from speechattn.data.roi.faces import Looks
 from speechattn.data.roi.landmarks import load_landmarks
 from speechattn.data.roi.mtcnn import MtcnnDetector
 from speechattn.data.roi.options import RoiOptions
-from speechattn.data.roi.track import Tracker
+from speechattn.data.roi.track import Track, Tracker
 from speechattn.data.video import Frame, iter_video
 from speechattn.errors import MediaError, NoFaceError
 
@@ -91,9 +91,24 @@ class MouthCropper:
         every = self.options.detect_every
         if looks is not None:
             return self._run(path, _Remembered(looks, every), every)
+        return self._run(path, self._locator(), every)
+
+    def stream(self, path: str | Path) -> Iterator[np.ndarray]:
+        """The frames of `crop(path)` in pieces, uint8 (n, side, side).
+
+        For videos of any length: the crops wait on disk until the speaker is known, and are read
+        as they are asked for.
+
+        Raises:
+            NoFaceError, MediaError: as of `crop`.
+        """
+        track, _, total, *_ = self._follow(path, self._locator(), self.options.detect_every)
+        yield from track.crops.blocks(track.start, total - track.end)
+
+    def _locator(self) -> "_Locator":
         if self._detector is None:
             self._detector = MtcnnDetector()
-        return self._run(path, _Locator(self._detector, self.options), every)
+        return _Locator(self._detector, self.options)
 
     def _crop_landmarks(self, path: str | Path, landmarks: str | Path) -> MouthCrop:
         points, present = load_landmarks(landmarks, self.options.fps)
@@ -110,7 +125,11 @@ class MouthCropper:
             )
         return replace(crop, detected=present, looks=())
 
-    def _run(self, path: str | Path, locate: _Locate, every: int) -> MouthCrop:
+    def _follow(
+        self, path: str | Path, locate: _Locate, every: int
+    ) -> tuple[Track, str, int, float, list[list[Face]]]:
+        """The speaker's track, the note on its choice, how many frames there are, the file's rate,
+        and the faces in every picture looked at."""
         tracker = Tracker(self._cut, every)
         looks: list[list[Face]] = []
         total, file_fps = 0, 0.0
@@ -130,6 +149,10 @@ class MouthCropper:
             _log.debug(
                 "%s: %d faces, took one seen %d times", path, len(tracker.tracks), track.seen
             )
+        return track, note, total, file_fps, looks
+
+    def _run(self, path: str | Path, locate: _Locate, every: int) -> MouthCrop:
+        track, note, total, file_fps, looks = self._follow(path, locate, every)
         detected = track.seen / len(looks)
         missing = (track.start, total - track.end)
         return MouthCrop(

@@ -110,24 +110,29 @@ class Crops(Sequence):
         for block in self.blocks():
             yield from block
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """All crops in order, uint8 (n, side, side) at a time, read as they are asked for."""
-        for offset in self._offsets:
-            yield self._spool.read(offset, (BLOCK, *self._shape))
-        if self._tail:
-            yield np.stack(self._tail)
-
-    def array(self, before: int = 0, after: int = 0) -> np.ndarray:
-        """All crops in memory, uint8 (before + T + after, side, side).
+    def blocks(self, before: int = 0, after: int = 0) -> Iterator[np.ndarray]:
+        """All crops in order, uint8 (n, side, side) at a time, read as they are asked for.
 
         Args:
             before: how often the first one is repeated.
             after: how often the last one is.
         """
+        yield from self._repeated(0, before)
+        for offset in self._offsets:
+            yield self._spool.read(offset, (BLOCK, *self._shape))
+        if self._tail:
+            yield np.stack(self._tail)
+        yield from self._repeated(-1, after)
+
+    def _repeated(self, index: int, times: int) -> Iterator[np.ndarray]:
+        for start in range(0, times, BLOCK):
+            yield np.repeat(self[index][None], min(BLOCK, times - start), 0)
+
+    def array(self, before: int = 0, after: int = 0) -> np.ndarray:
+        """All crops in memory, uint8 (before + T + after, side, side); see `blocks`."""
         found = np.empty((before + len(self) + after, *self._shape), dtype=np.uint8)
-        at = before
-        for block in self.blocks():
+        at = 0
+        for block in self.blocks(before, after):
             found[at : at + len(block)] = block
             at += len(block)
-        found[:before], found[at:] = found[before], found[at - 1]
         return found

@@ -3,9 +3,11 @@
 import os
 import tempfile
 
+import av
 import numpy as np
 import pytest
 
+from speechattn.data.roi.cropper import MouthCropper
 from speechattn.data.roi.detector import Face
 from speechattn.data.roi.options import RoiOptions
 from speechattn.data.roi.spool import BLOCK, Crops, Spool
@@ -38,6 +40,11 @@ def test_what_goes_in_comes_out(limit, count):
     np.testing.assert_array_equal(
         crops.array(2, 3), np.pad(expected, ((2, 3), (0, 0), (0, 0)), mode="edge")
     )
+    pieces = list(crops.blocks(BLOCK + 2, 1))
+    assert max(map(len, pieces)) <= max(BLOCK, len(crops._tail))
+    np.testing.assert_array_equal(
+        np.concatenate(pieces), np.pad(expected, ((BLOCK + 2, 1), (0, 0), (0, 0)), mode="edge")
+    )
     for index in (0, count // 2, count - 1, -1, -count):
         np.testing.assert_array_equal(crops[index], expected[index])
     np.testing.assert_array_equal(crops[1:-1], expected[1:-1])
@@ -60,6 +67,32 @@ def test_faces_share_a_file():
     np.testing.assert_array_equal(first.array(), one)
     np.testing.assert_array_equal(second.array(), two)
     assert spool.used >= 36 * 4 * BLOCK
+
+
+def test_a_video_in_pieces(tmp_path, monkeypatch):
+    """The cropper's stream is its crop, also where the face comes late and goes early."""
+
+    class Late:
+        def detect(self, frame):
+            seen = 60 < frame.mean() < 190
+            points = np.array([[30, 40], [60, 40], [45, 55], [33, 70], [57, 70]], dtype=np.float32)
+            return [Face(np.array([20, 20, 70, 90], dtype=np.float32), 0.9, points)] * bool(seen)
+
+    path = tmp_path / "late.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for i in range(250):
+            picture = np.full((120, 160, 3), i, dtype=np.uint8)
+            picture[40:80] //= 2
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode())
+    monkeypatch.setattr(Spool.__init__, "__defaults__", (256 * 10,))
+    options = RoiOptions(size=16, max_gap=0.4)
+    expected = MouthCropper(options, Late()).crop(path).frames
+    pieces = list(MouthCropper(options, Late()).stream(path))
+    np.testing.assert_array_equal(np.concatenate(pieces), expected)
+    assert len(expected) == 250 and len(pieces) > 3
 
 
 def test_a_short_video_needs_no_file(monkeypatch):

@@ -1,0 +1,251 @@
+"""A manifest of any length as a sequence of cuts, each read from disk when it is asked for.
+
+A Lhotse cut in memory is some 4 kB of Python objects, which every loading process has for itself
+soon after it is forked; reading half a million of them takes a minute. `CutTable` keeps a few
+numbers of each cut in arrays, and where its line of the manifest is. Lhotse's own lazy manifests
+are read from front to back, and random access is what batches of similar length need.
+
+What was found out is kept beside the manifest, in `.<name>.table`, with the lines themselves if
+the manifest is compressed. It is made again when the manifest has changed.
+"""
+
+import gzip
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import zlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.serialization import deserialize_item
+
+from speechattn.errors import ConfigError, SpeechattnError
+
+logger = logging.getLogger(__name__)
+
+_MAGIC = b"speechattn cut table 1\n"  # ends the file; a new number where the format changes
+_COLUMNS = {
+    "starts": np.int64,  # of the lines, bytes
+    "sizes": np.int64,
+    "durations": np.float64,
+    "hears": np.int8,
+    "hashes": np.uint64,
+    "id_ends": np.int64,  # one more than cuts: the first is 0
+}
+
+
+def id_hash(cut_id: str) -> int:
+    """64 bits of a cut's id: what draws by the hundred thousand start from."""
+    return int.from_bytes(hashlib.blake2b(cut_id.encode(), digest_size=8).digest(), "little")
+
+
+def has_audio(cut: Cut) -> bool:
+    """Whether a cut's sound was recorded, rather than filled with silence for a mute video."""
+    return cut.has_recording and (cut.custom or {}).get("has_audio", True)
+
+
+class CutTable(Sequence[Cut]):
+    """The cuts of a manifest, in its order. Cheap to pickle and safe in forked processes.
+
+    A cut that was read is the caller's own: the table gives a new one each time.
+
+    Args:
+        path: the manifest, as Lhotse writes it.
+
+    Raises:
+        ConfigError: there is no such manifest, or it cannot be read.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ConfigError(f"{path}: no such manifest")
+        table = self.path.with_name(f".{self.path.name}.table")
+        stamp = _stamp(self.path)
+        header = _read_header(table)
+        if header is None or header["stamp"] != stamp:
+            try:
+                header = _write_table(self.path, table, stamp)
+            except OSError as error:
+                # A corpus that only others may write to: made for this process alone.
+                logger.warning("%s: cannot be written (%s); made at every start", table, error)
+                self._folder = tempfile.TemporaryDirectory(prefix="speechattn-")
+                table = Path(self._folder.name) / table.name
+                header = _write_table(self.path, table, stamp)
+        with open(table, "rb") as file:
+            columns = {
+                name: _read_column(file, header, name, kind) for name, kind in _COLUMNS.items()
+            }
+            self._ids = _read_column(file, header, "ids", np.uint8).tobytes()
+        self._lines = table if header["copied"] else self.path
+        self._starts, self._sizes = columns["starts"], columns["sizes"]
+        self._id_ends = columns["id_ends"]
+        self._durations, self._hears = columns["durations"], columns["hears"].astype(bool)
+        self._hashes = columns["hashes"]
+        self._rows = np.arange(len(self._starts))
+        self._file: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return self.subset(np.arange(len(self))[index])
+        row = int(self._rows[index])
+        if self._file is None:
+            self._file = os.open(self._lines, os.O_RDONLY)
+        # pread keeps no position, so forked workers can share the file.
+        line = os.pread(self._file, int(self._sizes[row]), int(self._starts[row]))
+        try:
+            cut = deserialize_item(json.loads(line))
+        except ValueError:
+            cut = None
+        if cut is None or cut.id != self._id(row):
+            raise SpeechattnError(f"{self.path} has changed since it was opened: start again")
+        return cut
+
+    def __iter__(self) -> Iterator[Cut]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def durations(self) -> np.ndarray:
+        """(N,) seconds."""
+        return self._durations[self._rows]
+
+    @property
+    def hears(self) -> np.ndarray:
+        """(N,) bool: `has_audio` of each."""
+        return self._hears[self._rows]
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """(N,) uint64: `id_hash` of each."""
+        return self._hashes[self._rows]
+
+    def ids(self) -> Iterator[str]:
+        """The ids, without reading a cut."""
+        return map(self._id, self._rows.tolist())
+
+    def subset(self, chosen: np.ndarray | Sequence[int]) -> "CutTable":
+        """Some of the cuts, by number or by a bool for each."""
+        other = CutTable.__new__(CutTable)
+        other.__dict__ = {**self.__dict__, "_file": None}
+        other._rows = self._rows[np.asarray(chosen)]
+        return other
+
+    def _id(self, row: int) -> str:
+        return self._ids[self._id_ends[row] : self._id_ends[row + 1]].decode()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_file": None}
+        state.pop("_folder", None)  # removed by the process that made it
+        return state
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            os.close(self._file)
+
+
+# ------------------------------------------------------------------------------------ on disk
+
+
+def _stamp(path: Path) -> list[int]:
+    """What changes when a file does."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_header(table: Path) -> dict[str, Any] | None:
+    """The end of a table says where its columns are; None if there is none that can be used."""
+    try:
+        with open(table, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - len(_MAGIC) - 8))
+            length = int.from_bytes(file.read(8), "little")
+            if file.read() != _MAGIC or length > size:
+                return None
+            file.seek(size - len(_MAGIC) - 8 - length)
+            return json.loads(file.read(length))
+    except (OSError, ValueError):
+        return None
+
+
+def _read_column(file: BinaryIO, header: dict[str, Any], name: str, kind: type) -> np.ndarray:
+    start, count = header["columns"][name]
+    file.seek(start)
+    return np.fromfile(file, kind, count)
+
+
+def _write_table(path: Path, table: Path, stamp: list[int]) -> dict[str, Any]:
+    """Reads a manifest once from front to back; `table` is there when it is complete."""
+    logger.info("%s: looking through the manifest, once", path)
+    copied = path.suffix != ".jsonl"
+    partial = table.with_name(f"{table.name}.partial{os.getpid()}")
+    # Arrays: lists of half a million numbers would take more than all that is kept.
+    values = {name: array(np.dtype(kind).char) for name, kind in _COLUMNS.items()}
+    ids, position = bytearray(), 0
+    try:
+        with open(partial, "wb") as out:
+            values["id_ends"].append(0)
+            for number, line in enumerate(_lines(path), 1):
+                start, position = position, position + len(line)
+                if not line.strip():
+                    continue
+                if copied:
+                    start = out.tell()
+                    out.write(line)
+                try:
+                    name, duration, hears = _facts(json.loads(line))
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise ConfigError(
+                        f"{path}: line {number} is not a Lhotse cut ({error}); prepare it again"
+                    ) from error
+                ids += name.encode()
+                found = (start, len(line), duration, hears, id_hash(name), len(ids))
+                for column, value in zip(values.values(), found, strict=True):
+                    column.append(value)
+            header = {"stamp": stamp, "copied": copied, "columns": {}}
+            for column, content in [*values.items(), ("ids", ids)]:
+                header["columns"][column] = (out.tell(), len(content))
+                out.write(memoryview(content).cast("B"))
+            end_of_file = json.dumps(header).encode()
+            out.write(end_of_file + len(end_of_file).to_bytes(8, "little") + _MAGIC)
+        partial.replace(table)
+    finally:
+        partial.unlink(missing_ok=True)
+    return header
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The cuts of a manifest as lines of JSON."""
+    opened: Callable[..., Any] | None = None
+    if path.suffix == ".jsonl":
+        opened = open
+    elif path.name.endswith(".jsonl.gz"):
+        opened = gzip.open
+    try:
+        if opened is None:
+            for cut in CutSet.from_file(path):
+                yield json.dumps(cut.to_dict(), ensure_ascii=False).encode() + b"\n"
+            return
+        with opened(path, "rb") as file:
+            yield from file
+    except (EOFError, OSError, zlib.error) as error:
+        raise ConfigError(f"{path}: damaged or cut short ({error}); prepare it again") from error
+
+
+def _facts(record: dict[str, Any]) -> tuple[str, float, bool]:
+    """Id, seconds and whether there is sound."""
+    if record["type"] == "MonoCut":
+        hears = record.get("recording") is not None
+        custom = record.get("custom") or {}
+        return record["id"], float(record["duration"]), hears and custom.get("has_audio", True)
+    cut = deserialize_item(record)
+    return cut.id, cut.duration, has_audio(cut)
