@@ -284,8 +284,8 @@ def rescore_rows(rounds: int) -> list[dict]:
         # Each differs from the best in two tokens, so that prefixes are shared about as much as in
         # the 10-best lists of a trained model (2.2 times from the left, 1.6 times from the right).
         tokens = torch.randint(1, EOS, (u,)).repeat(beam, 1)
-        for row in tokens[1:]:
-            row[torch.randperm(u)[:2]] = torch.randint(1, EOS, (2,))
+        for other in tokens[1:]:
+            other[torch.randperm(u)[:2]] = torch.randint(1, EOS, (2,))
         nbest.append([Hypothesis(h, -1.0, {"ctc": -1.0}) for h in tokens.tolist()])
 
     def passes(rows: list[Evidence], nbest: list[list[Hypothesis]]) -> list[float]:
