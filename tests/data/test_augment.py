@@ -214,6 +214,14 @@ def test_rotation(degrees, height, width):
         np.testing.assert_array_equal(y, x)
 
 
+def test_rotation_of_a_frame_does_not_depend_on_the_others():
+    x = clip(9, 30, 34)
+    for count in range(1, 10):
+        together = rotate(x[:count], 11.0)
+        alone = np.concatenate([rotate(x[i : i + 1], 11.0) for i in range(count)])
+        np.testing.assert_array_equal(together, alone)
+
+
 def test_angles():
     """Uniform, either way, as often as asked for, and the same in all frames."""
     ramp = np.arange(64, dtype=np.uint8)[None, :, None] * 3 + np.zeros((2, 64, 64), np.uint8)

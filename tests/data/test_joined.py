@@ -192,8 +192,9 @@ def test_ranks_share_the_recordings(tiny_corpus):
     whole = ids(data(tiny_corpus, **options), 1)
     ranks = [ids(data(tiny_corpus, **options), 1, rank, 2) for rank in range(2)]
     assert len(ranks[0]) == len(ranks[1]) == -(-len(whole) // 2)
-    together = {tuple(batch) for rank in ranks for batch in rank}
-    assert together == {tuple(batch) for batch in whole}
+    # In the last step a batch may be divided, so that all ranks have one.
+    together = [name for rank in ranks for batch in rank for name in batch]
+    assert sorted(together) == sorted(name for batch in whole for name in batch)
 
 
 @pytest.mark.parametrize(

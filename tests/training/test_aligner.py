@@ -45,7 +45,7 @@ def corpus(tmp_path_factory):
 def test_tones(corpus, tmp_path, caplog):
     folder, starts = corpus
     tokenizer = CharTokenizer.train(["a b c d"])
-    options = AlignerOptions(epochs=12, width=32, lr=4e-3, batch_seconds=10.0, num_workers=0)
+    options = AlignerOptions(epochs=30, width=64, lr=2e-3, batch_seconds=10.0, num_workers=0)
     train, test = folder / "cuts_train.jsonl.gz", folder / "cuts_test.jsonl.gz"
     with caplog.at_level(logging.WARNING):
         written = align(train, [test], tokenizer, tmp_path / "aligned", options)

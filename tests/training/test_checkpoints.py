@@ -93,8 +93,12 @@ def test_the_last_epoch_is_what_a_run_goes_on_from(
 
 @pytest.mark.parametrize(
     ("stop_at", "accumulate", "workers", "ema"),
-    [(2, 1, 0, 0.0), (3, 2, 2, 0.0), (6, 2, 0, 0.0), (8, 2, 0, 0.9)],
-    ids=["first epoch", "workers", "first step", "average"],
+    [
+        pytest.param(2, 1, 0, 0.0, id="first epoch"),
+        pytest.param(3, 2, 2, 0.0, id="workers", marks=pytest.mark.slow),
+        pytest.param(6, 2, 0, 0.0, id="first step", marks=pytest.mark.slow),
+        pytest.param(8, 2, 0, 0.9, id="average"),
+    ],
 )
 def test_restart_within_an_epoch(
     small_batches, train_tiny, tmp_path, watch, stop_at, accumulate, workers, ema
@@ -131,6 +135,7 @@ def test_restart_within_an_epoch(
         assert not passed & {name for e, name in reads if e == epoch}
 
 
+@pytest.mark.slow
 def test_settings_may_change_within_an_epoch(small_batches, train_tiny, tmp_path, watch, caplog):
     """The epoch goes on at the same share of it, and says so; the next ones are whole."""
     config = small_batches("audio", max_epochs=3)
@@ -199,18 +204,18 @@ def test_the_average_follows_the_weights(
 ):
     """By hand over all steps; validated, kept and averaged are the averages."""
     decay, taken, validated = 0.8, [], []
-    original, validate = SpeechTask.on_train_batch_start, SpeechTask.on_validation_epoch_end
+    original, validate = SpeechTask.on_train_batch_start, SpeechTask.validation_step
 
     def start(self, batch, index):
         taken.append({k: v.clone() for k, v in self.model.state_dict().items()})
         return original(self, batch, index)
 
-    def end(self):
+    def check(self, batch, index):
         validated.append({k: v.clone() for k, v in self.model.state_dict().items()})
-        return validate(self)
+        return validate(self, batch, index)
 
     monkeypatch.setattr(SpeechTask, "on_train_batch_start", start)
-    monkeypatch.setattr(SpeechTask, "on_validation_epoch_end", end)
+    monkeypatch.setattr(SpeechTask, "validation_step", check)
     config = small_batches("audio", ema=decay, keep=1)
     folder = train_tiny(config, tmp_path)
     checkpoint = last(folder)
@@ -236,6 +241,7 @@ def test_the_average_follows_the_weights(
     assert Tokenizer.load(tmp_path / "model").tokens == Tokenizer.load(tokens).tokens
 
 
+@pytest.mark.slow
 def test_going_on_without_the_average(small_batches, train_tiny, tmp_path, caplog):
     """From the weights themselves; and with one again, from what there is."""
     caplog.set_level(logging.WARNING)

@@ -182,18 +182,6 @@ def test_finished_training_is_not_repeated(tiny_config, train_tiny, tmp_path):
     assert [r["epoch"] for r in rows(folder)] == ["0", "1", "2"]
 
 
-def test_the_last_epoch_is_there_to_go_on_from(tiny_config, train_tiny, tmp_path):
-    """Also if it is none of the best: nothing gets better without a learning rate."""
-    config = tiny_config("audio", max_epochs=3, keep=1, lr=1e-12, weight_decay=0.0)
-    folder = train_tiny(config, tmp_path)
-    assert [path.name[:9] for path in folder.glob("epoch=*")] == ["epoch=000"]
-    assert last(folder)["epoch"] == 2
-    assert last(folder)["global_step"] == int(rows(folder)[2]["step"])
-    train_tiny({**config, "training": {**config["training"], "max_epochs": 4}}, tmp_path)
-    assert [r["epoch"] for r in rows(folder)] == ["0", "1", "2", "3"]
-    assert [path.name[:9] for path in folder.glob("epoch=*")] == ["epoch=000"]
-
-
 def test_another_model_cannot_go_on(tiny_config, train_tiny, tmp_path, caplog):
     train_tiny(tiny_config("video", max_epochs=1), tmp_path)
     other = tiny_config("video", max_epochs=2)

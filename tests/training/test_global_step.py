@@ -117,7 +117,9 @@ def broken(monkeypatch):
     return arm
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient", "statistics"])
+@pytest.mark.parametrize(
+    "what", [pytest.param("loss", marks=pytest.mark.slow), "gradient", "statistics"]
+)
 def test_a_batch_that_is_no_number_is_left_out_and_named(
     tiny_config, train_tiny, tmp_path, caplog, broken, what
 ):

@@ -7,6 +7,7 @@ import yaml
 from speechattn.data.tokenizer import CharTokenizer, Tokenizer
 from speechattn.errors import ConfigError
 from speechattn.model_dir import build_model, save_model_dir
+from speechattn.training import train
 from speechattn.training.initialise import initialise
 
 
@@ -55,23 +56,73 @@ def test_streams_of_an_audio_visual_model(saved, audio_visual, tokenizer):
     assert count == len(after) - len(fusion)
 
 
-def test_other_tokens_renew_heads_and_decoder(saved, tiny_model, tokenizer):
-    other = CharTokenizer.train(["quite another text"])
+CLASSIFIER = {
+    "ctc.weight", "ctc.bias", "decoder.embed.weight", "decoder.output.weight",
+    "decoder.output.bias",
+}  # fmt: skip
+
+
+def test_other_tokens_keep_their_rows(saved, tiny_model, tokenizer, caplog):
+    """A token that both have keeps what was learnt of it, at its new place; others begin anew."""
+    other = CharTokenizer.train(["abba quite another text"])
+    assert {"a", "b"} < set(other.tokens) and "c" not in other.tokens and "c" in tokenizer.tokens
     folder, given = saved("audio", 1, other)
     model = build_model(tiny_model("audio"), tokenizer.vocab_size)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     initialise(model, [folder], tokenizer)
+    moved = 0
     for key, value in model.state_dict().items():
-        kept = given if key.startswith("streams.") else before
-        assert torch.equal(value, kept[key]), key
+        if key not in CLASSIFIER:
+            assert torch.equal(value, given[key]), key
+            continue
+        for i, token in enumerate(tokenizer.tokens):
+            if token in other.tokens:
+                place = other.tokens.index(token)
+                assert torch.equal(value[i], given[key][place]), (key, token)
+                moved += place != i
+            else:
+                assert torch.equal(value[i], before[key][i]), (key, token)
+    assert moved  # else the test would not see a mistake
+    assert f"taken over for 5 of {tokenizer.vocab_size}" in caplog.text
+
+
+def test_a_renewed_classifier(saved, tiny_model, tokenizer):
+    """For the same tokens too; the decoder's layers are kept."""
+
+    def both_ways(config):
+        config["decoder"]["class_path"] = "speechattn.decoders.BidirectionalDecoder"
+
+    folder, given = saved("audio", 1, change=both_ways)
+    config = tiny_model("audio")
+    both_ways(config)
+    model = build_model(config, tokenizer.vocab_size)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    initialise(model, [folder], tokenizer, renew_classifier=True)
+    renewed = {k for k, v in model.state_dict().items() if torch.equal(v, before[k])}
+    renewed -= {k for k in given if torch.equal(given[k], before[k])}
+    names = {k.removeprefix("decoder.") for k in CLASSIFIER if k.startswith("decoder.")}
+    expected = {"ctc.weight", "ctc.bias"}
+    expected |= {f"decoder.{side}.{name}" for side in ("left", "right") for name in names}
+    assert renewed == expected
+    for name in given:
+        if name not in expected:
+            assert torch.equal(model.state_dict()[name], given[name])
+
+
+def test_renewing_needs_a_model(tiny_config, tmp_path, tiny_corpus):
+    folder = tiny_corpus.folder
+    with pytest.raises(ConfigError, match="--renew-classifier.*--init"):
+        train(
+            tiny_config("audio"), folder / "cuts_train.jsonl.gz", folder / "cuts_dev.jsonl.gz",
+            folder / "tokens", tmp_path, renew_classifier=True,
+        )  # fmt: skip
 
 
 def test_nothing_to_give(saved, tiny_model, tokenizer):
-    folder, _ = saved("video", 1)
-    other = CharTokenizer.train(["quite another text"])
-    model = build_model(tiny_model("audio"), other.vocab_size)
+    folder, _ = saved("video", 1, change=lambda config: config.update(decoder=None))
+    model = build_model(tiny_model("audio"), tokenizer.vocab_size)
     with pytest.raises(ConfigError, match="nothing in it"):
-        initialise(model, [folder], other)
+        initialise(model, [folder], tokenizer, renew_classifier=True)
 
 
 def test_another_shape_is_named(saved, tiny_model, tokenizer):
@@ -91,7 +142,7 @@ def test_without_models_nothing_changes(tiny_model, tokenizer):
     torch.testing.assert_close(model.state_dict(), before, atol=0, rtol=0)
 
 
-def test_other_tokens_renew_self_conditioning(saved, tiny_model, tokenizer):
+def test_other_tokens_and_self_conditioning(saved, tiny_model, tokenizer):
     """It has a column for each token, as a head has a row."""
     other = CharTokenizer.train(["quite another text"])
 
@@ -109,10 +160,14 @@ def test_other_tokens_renew_self_conditioning(saved, tiny_model, tokenizer):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     initialise(model, [folder], tokenizer)
     after = model.state_dict()
-    for kind in ("weight", "bias"):
-        name = f"streams.audio.encoder.conditioning.{kind}"
-        assert torch.equal(after[name], before[name])
-        name = f"streams.audio.encoder.blocks.1.norm.{kind}"
+    name = "streams.audio.encoder.conditioning.weight"
+    for i, token in enumerate(tokenizer.tokens):
+        if token in other.tokens:
+            assert torch.equal(after[name][:, i], given[name][:, other.tokens.index(token)])
+        else:
+            assert torch.equal(after[name][:, i], before[name][:, i])
+    for name in ("conditioning.bias", "blocks.1.norm.weight"):
+        name = f"streams.audio.encoder.{name}"
         assert torch.equal(after[name], given[name])
 
 

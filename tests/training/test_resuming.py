@@ -41,6 +41,17 @@ def test_an_empty_table_gets_its_columns(tmp_path):
     assert path.read_text().strip().split(",") == EpochTable.columns
 
 
+def test_an_epoch_that_is_done_again_has_one_row(tiny_config, train_tiny, tmp_path):
+    """Killed between the table's row and the checkpoint."""
+    folder = train_tiny(tiny_config("audio", max_epochs=1), tmp_path)
+    with (folder / "metrics.csv").open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows(folder)[0]))
+        writer.writerow({**rows(folder)[0], "epoch": "1", "train_loss": "7e7"})
+    train_tiny(tiny_config("audio", max_epochs=3), tmp_path)
+    assert [row["epoch"] for row in rows(folder)] == ["0", "1", "2"]
+    assert all(float(row["train_loss"]) < 1e4 for row in rows(folder))
+
+
 def test_models_to_start_from_are_for_the_start(tiny_config, train_tiny, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     config = tiny_config("audio", max_epochs=1)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from speechattn.data.augment.base import Array, ClipTransform, integer, like, uniform
 
+_CHANNELS = 4  # as many as OpenCV turns at once
+
 
 class RandomCrop(ClipTransform):
     """A square of the picture, at a random place that is the same for the whole clip.
@@ -100,19 +102,22 @@ def rotate(clip: Array, degrees: float) -> Array:
     planes = _planes(clip)
     height, width = planes.shape[1:]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-    turned = np.empty_like(planes)
-    # Measured: faster than remap with maps of the clip's, than frames as channels and than frames
-    # one above another.
-    for plane, target in zip(planes, turned, strict=True):
-        cv2.warpAffine(
-            plane,
+    count = len(planes)
+    turned = np.empty((count + -count % _CHANNELS, height, width), dtype=np.uint8)
+    # Measured on 75 frames of 96x96: four as the channels of one picture 0.7 ms, one by one 1.7,
+    # remap with maps of the clip's 1.9, frames one above another with such maps 3. The last ones
+    # are not turned alone: OpenCV rounds one channel differently.
+    for start in range(0, count, _CHANNELS):
+        some = [planes[min(i, count - 1)] for i in range(start, start + _CHANNELS)]
+        picture = cv2.warpAffine(
+            cv2.merge(some),
             matrix,
             (width, height),
-            dst=target,
             flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REPLICATE,
         )
-    return like(clip, turned.reshape(clip.shape))
+        cv2.split(picture, list(turned[start : start + _CHANNELS]))  # into these
+    return like(clip, turned[:count].reshape(clip.shape))
 
 
 class ColorJitter(ClipTransform):

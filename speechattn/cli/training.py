@@ -1,0 +1,225 @@
+"""The commands that make models."""
+
+import argparse
+import logging
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from speechattn.cli.common import (
+    add_allow,
+    add_noise,
+    add_overrides,
+    add_set,
+    named,
+    read_config,
+    read_noise,
+)
+from speechattn.cli.data import SYNTHETIC_MARK
+from speechattn.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def add_training_commands(command) -> None:
+    """train, average, train-lm, ngram, combine, import-checkpoint."""
+    sub = command("train", train, "train a model, or go on training it")
+    sub.add_argument("--config", type=Path, required=True)
+    sub.add_argument("--train-cuts", type=Path, required=True)
+    sub.add_argument("--valid-cuts", type=Path, required=True)
+    sub.add_argument("--tokens", type=Path, required=True, help="folder of the tokenizer")
+    sub.add_argument("--crops", type=Path, help="folder of mouth crops")
+    sub.add_argument("--noise", type=Path, help="what the config's AddNoise mixes in")
+    sub.add_argument("--exp", type=Path, required=True, help="the experiment's folder")
+    sub.add_argument(
+        "--init",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="model directory to start from; may be repeated, the first that has a part gives it",
+    )
+    sub.add_argument(
+        "--renew-classifier",
+        action="store_true",
+        help="--init: CTC heads, decoder embedding and output begin anew; else they are taken over "
+        "for the tokens that both have",
+    )
+    add_overrides(sub)
+
+    sub = command("average", average, "average the best epochs into a model directory")
+    sub.add_argument("--config", type=Path, required=True)
+    sub.add_argument("--tokens", type=Path, required=True, help="folder of the tokenizer")
+    sub.add_argument("--exp", type=Path, required=True, help="the experiment's folder")
+    sub.add_argument("--best", type=int, default=5, help="how many epochs")
+    sub.add_argument(
+        "--data-dir", type=Path, help="the corpus; if it is synthetic the model says so"
+    )
+    add_overrides(sub)
+
+    add_lm_commands(command)
+
+    sub = command("combine", combine, "make one model of several that are searched together")
+    sub.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="NAME=DIR",
+        help="a model directory and its name in the ensemble; repeated",
+    )
+    sub.add_argument("--output", type=Path, required=True, help="model directory to make")
+    sub.add_argument(
+        "--weight",
+        action="append",
+        default=[],
+        metavar="NAME=SHARE",
+        help="of a model in the score; repeated, equal by default",
+    )
+    sub.add_argument("--cuts", type=Path, help="choose the weights on these cuts instead")
+    sub.add_argument("--crops", type=Path, help="folder of mouth crops")
+    sub.add_argument("--options", type=Path, help="YAML of decode options; else the first model's")
+    add_noise(sub, "with --cuts: sound to mix in, for as many utterances again")
+    add_allow(sub, "the models")
+
+    sub = command(
+        "import-checkpoint",
+        import_checkpoint,
+        "make a model directory of another toolkit's checkpoint",
+    )
+    sub.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        choices=("espnet", "auto_avsr", "cnvsrc2023", "cnvsrc2024"),
+    )
+    sub.add_argument("src", type=Path, help="checkpoint, or an ESPnet folder with one .pth")
+    sub.add_argument("dest", type=Path, help="model directory to make")
+    sub.add_argument("--config", type=Path, help="its configuration; espnet: config.yaml beside it")
+    sub.add_argument("--tokens", type=Path, help="its list of units, one a line")
+    sub.add_argument("--bpe-model", type=Path, help="the SentencePiece model of its units")
+    sub.add_argument("--decode", type=Path, help="a decode YAML of ESPnet's")
+
+
+def add_lm_commands(command) -> None:
+    """train-lm, ngram."""
+    sub = command("train-lm", train_lm, "train a Transformer language model on text")
+    sub.add_argument("--config", type=Path, required=True)
+    add_texts(sub)
+    sub.add_argument("--exp", type=Path, required=True, help="EXP/lm is the model that it makes")
+    sub.add_argument("--best", type=int, default=5, help="how many epochs are averaged")
+    add_set(sub)
+
+    sub = command("ngram", ngram, "count an n-gram language model of units into ARPA")
+    add_texts(sub)
+    sub.add_argument("--order", type=int, default=4, help="units of the longest n-gram")
+    sub.add_argument(
+        "--min-count",
+        type=int,
+        default=1,
+        help="n-grams of three units and more that are seen less often are left out",
+    )
+    sub.add_argument("--output", type=Path, required=True, help="ARPA file, gzipped if named .gz")
+
+
+def add_texts(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--text",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="a sentence a line, or Lhotse cuts, whose transcripts are read",
+    )
+    sub.add_argument(
+        "--valid-text", type=Path, nargs="+", default=[], help="to print the perplexity of"
+    )
+    sub.add_argument("--tokens", type=Path, required=True, help="folder of the tokenizer")
+
+
+def train(args: Namespace) -> None:
+    """speechattn train"""
+    from speechattn.training import set_noise, train
+
+    config = read_config(args)
+    set_noise(config, args.noise)
+    train(
+        config,
+        args.train_cuts,
+        args.valid_cuts,
+        args.tokens,
+        args.exp,
+        args.crops,
+        args.allow,
+        args.init,
+        args.renew_classifier,
+    )
+
+
+def train_lm(args: Namespace) -> None:
+    """speechattn train-lm"""
+    from speechattn.training.lm import train_lm
+
+    train_lm(read_config(args), args.text, args.tokens, args.exp, args.valid_text, args.best)
+
+
+def ngram(args: Namespace) -> None:
+    """speechattn ngram"""
+    from speechattn.decoding.ngram_training import train_ngram
+
+    train_ngram(args.text, args.tokens, args.output, args.order, args.min_count, args.valid_text)
+
+
+def import_checkpoint(args: Namespace) -> None:
+    """speechattn import-checkpoint"""
+    from speechattn.importing import import_checkpoint
+
+    folder = import_checkpoint(
+        args.source, args.src, args.dest, args.config, args.tokens, args.bpe_model, args.decode
+    )
+    logger.info("written to %s", folder)
+
+
+def average(args: Namespace) -> None:
+    """speechattn average"""
+    from speechattn.training import average
+
+    meta: dict[str, Any] = {}
+    if args.data_dir is not None:
+        meta["corpus"] = args.data_dir.resolve().name
+        meta["synthetic"] = (args.data_dir / SYNTHETIC_MARK).is_file()
+    average(read_config(args), args.exp, args.tokens, args.best, meta, args.allow)
+
+
+def combine(args: Namespace) -> None:
+    """speechattn combine"""
+    from speechattn.data.datamodule import read_cuts
+    from speechattn.data.store import CropStore
+    from speechattn.decoding import DecodeOptions
+    from speechattn.inference.combine import choose_weights, read_models, save_ensemble
+    from speechattn.inference.decode_cuts import CutBatches
+    from speechattn.inference.ensemble import Ensemble
+
+    if args.weight and args.cuts is not None:
+        raise ConfigError("--weight gives the shares and --cuts chooses them: leave one out")
+    if args.noise is not None and args.cuts is None:
+        raise ConfigError("--noise is mixed into the utterances of --cuts: give these too")
+    folders = named(args.model, "--model")
+    options = DecodeOptions.load(args.options) if args.options else None
+    transcriber = read_models(folders, options, args.allow)
+    meta: dict[str, Any] = {}
+    if args.cuts is not None:
+        store = CropStore(args.crops) if args.crops is not None else None
+        cuts = read_cuts(args.cuts, transcriber.model.modalities, store)
+        conditions = {"clean": CutBatches(transcriber, cuts, store)}
+        if args.noise is not None:
+            noisy = CutBatches(transcriber, cuts, store, read_noise(args))
+            conditions[f"at {args.snr:g} dB"] = noisy
+        _, meta["token_errors"] = choose_weights(transcriber, conditions)
+    elif args.weight:
+        try:
+            weights = {k: float(v) for k, v in named(args.weight, "--weight").items()}
+        except ValueError as error:
+            raise ConfigError(f"--weight: {error}") from error
+        transcriber.model.weights = Ensemble(transcriber.model.models, weights).weights
+    save_ensemble(transcriber, folders, args.output, meta)
+    weights = (f"{name} {weight:.3g}" for name, weight in transcriber.model.weights.items())
+    logger.info("%s: weights %s", args.output, ", ".join(weights))
