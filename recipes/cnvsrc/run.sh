@@ -217,7 +217,10 @@ data_of() {
     settings+=(--set "data.scale=$side" --set "model.crop_size=$((side * 11 / 24 * 2))" \
       --set "roi.scales=[$side]")
   fi
-  [ "$ngpu" = 0 ] || settings+=(--set "training.devices=$ngpu" --set training.accelerator=gpu)
+  if [ "$ngpu" != 0 ]; then
+    settings+=(--set "training.devices=$ngpu" --set training.accelerator=gpu \
+      --set training.precision=bf16 --set "data.num_workers=$((nj / ngpu > 0 ? nj / ngpu : 1))")
+  fi
   settings+=("${sets[@]}")
 }
 

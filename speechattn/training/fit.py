@@ -57,6 +57,7 @@ CHECKPOINT = re.compile(r"epoch=(\d+)-error=([\d.]+)\.ckpt$")
 
 def set_noise(config: dict[str, Any], noise: str | Path | None) -> None:
     """Names the file for every AddNoise of `data.audio_transforms`, or drops them without one."""
+    quieten()
     data = config.get("data") or {}
     kept = []
     for transform in data.get("audio_transforms") or []:

@@ -52,6 +52,7 @@ class GlobalStep(L.LightningModule):
         self.in_row = 0  # skipped batches since the last that counted
         self._step: Tensor | None = None  # sums of this process since the last step
         self._left_out: list[str] = []
+        self._failed: list[str] = []
         self._reported: set[str] = set()
         self._statistics: list[tuple[Tensor, Tensor]] = []
 
@@ -124,8 +125,7 @@ class GlobalStep(L.LightningModule):
 
     def unreadable(self, failed: Sequence[str]) -> None:
         """Takes note of utterances that could not be read; each is reported once a run."""
-        self._left_out += [text for text in failed if text not in self._reported]
-        self._reported.update(failed)
+        self._failed += [text for text in failed if text not in self._reported]
 
     def _counted(self, **counts: float) -> Tensor:
         values = [counts.get(name, 0.0) for name in COUNTS] + [0.0] * len(self.figures)
@@ -187,8 +187,11 @@ class GlobalStep(L.LightningModule):
 
     def _report(self) -> list[str]:
         """Says in the first process what any of them left out; called in all of them."""
-        left_out = self._everywhere(self._left_out)
-        self._left_out = []
+        failed = dict.fromkeys(self._everywhere(self._failed))
+        left_out = [text for text in failed if text not in self._reported]
+        self._reported.update(left_out)
+        left_out += self._everywhere(self._left_out)
+        self._left_out, self._failed = [], []
         if self.trainer.is_global_zero:
             for text in left_out:
                 logger.warning("left out, %s", text)

@@ -81,13 +81,14 @@ class SpeechTask(GlobalStep):
             self.tokens += len(ref)
 
     def on_validation_epoch_end(self) -> None:
-        counts = torch.tensor([self.errors, self.tokens, len(self._left_out)], dtype=torch.float64)
+        counts = [self.errors, self.tokens, len(self._failed)]
+        counts = torch.tensor(counts, dtype=torch.float64, device=self.device)
         self.errors = self.tokens = 0
-        if self.trainer.world_size > 1:
-            counts = self.all_gather(counts).sum(0)
-        if counts[2]:
+        errors, tokens, failed = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        if failed:
             self._report()
-        self.log("valid_error", 100.0 * counts[0] / counts[1].clamp(min=1), prog_bar=True)
+        error = torch.tensor(100.0 * errors / max(tokens, 1.0), device=self.device)
+        self.log("valid_error", error, prog_bar=True, sync_dist=True)  # the same in all processes
 
     def described(self, batch: Batch) -> str:
         """A batch for messages; nothing of it stays in memory."""

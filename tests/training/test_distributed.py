@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from speechattn.data.sampler import PaddedFrameBatches
+from speechattn.losses import JointLoss
 from speechattn.training.task import SpeechTask
 
 pytestmark = pytest.mark.slow
@@ -151,3 +152,27 @@ def test_killed_processes_go_on(config, train_processes, tmp_path):
     figures = [[{k: v for k, v in r.items() if k != "seconds"} for r in rows(exp)]
                for exp in (killed, straight)]  # fmt: skip
     assert figures[0] == figures[1]
+
+
+def test_one_process_leaves_a_batch_out(tiny_config, train_processes, tmp_path):
+    """The others go on with it; the first says whose it was. Sound, lips and an idle decoder."""
+    config = tiny_config("av", max_epochs=2)
+    config["model"]["decoder"]["class_path"] = "speechattn.decoders.BidirectionalDecoder"
+
+    def before(rank: int) -> None:
+        original = JointLoss.forward
+
+        def forward(self, model, batch, encoded=None):
+            parts = original(self, model, batch, encoded)
+            if model.training and "s0_u4" in batch.ids:
+                parts.total = parts.total * float("nan")
+            return parts
+
+        JointLoss.forward = forward
+
+    assert train_processes(config, tmp_path, before=before) == [0, 0]
+    assert [row["skipped"] for row in rows(tmp_path)] == ["1", "1"]
+    logs = [(tmp_path / f"log{rank}").read_text() for rank in (0, 1)]
+    assert sum("left out, its loss is nan" in line for line in logs[0].splitlines()) == 2
+    assert "s0_u4" in logs[0] and "left out" not in logs[1]
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
