@@ -4,7 +4,7 @@ Bytes a clip and milliseconds to read a whole clip, on one core, of the same mou
 each way; all readers run in turn on each clip. A row compares with one peer: reading with those
 that are slower, size with those that are faster to read. Lossy peers are named so.
 
-    python benchmarks/crop_store.py --data-dir ../shared/data/grid [--quick] [--json FILE]
+    python benchmarks/crop_store.py --data-dir GRID [--quick] [--json FILE]
 """
 
 import argparse

@@ -10,7 +10,7 @@ it uses, picture by picture in turn.
 Clips are GRID's if they are there, else generated (as with --generated). Those of 1280x720 are the
 same, enlarged and laid on a picture of that size: they compress better than a camera's.
 
-    python benchmarks/roi.py [--data-dir ../shared/data/grid] [--quick] [--all] [--json FILE]
+    python benchmarks/roi.py [--data-dir GRID] [--quick] [--all] [--json FILE]
 """
 
 import argparse
