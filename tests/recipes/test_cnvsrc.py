@@ -109,6 +109,7 @@ def grid_in_cnvsrc_layout(grid: Path, corpus: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_grid_in_this_layout_gives_the_grid_recipes_crops(data_dir, tmp_path):
     grid_in_cnvsrc_layout(data_dir / "grid", tmp_path / "corpus")
     run(
@@ -194,6 +195,7 @@ def results(folder: Path) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_in_every_stage_it_ends_the_same(corpus, tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     subprocess.run(recipe(corpus, straight), env=environment(), check=True, capture_output=True)

@@ -1,13 +1,12 @@
 """A training run of seconds."""
 
 import copy
-import logging
-import multiprocessing
+import json
 import os
 import socket
+import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,49 +63,55 @@ def train_tiny(tiny_corpus):
 
 
 @pytest.fixture(scope="session")
-def train_processes(train_tiny):
+def train_processes(tiny_corpus):
     """A function that trains in several processes of gloo, as torchrun starts them.
 
-    Args of it: as of `train_tiny`, `count` of processes, and `before`, which each process calls
-    with its rank before it begins. A process that is killed takes the others with it. It gives the
-    exit codes.
+    Args of it: the configuration; the experiment folder, where a process writes `log0` and
+    `batches0`, the next one `log1` and `batches1`; `kill_at` and `spoil`, see `rank.py`. A process
+    that is killed takes the others with it. It gives the exit codes.
     """
-    context = multiprocessing.get_context("fork")  # a fresh Python takes long to import torch
 
-    def work(rank: int, count: int, port: int, config, exp: Path, before) -> None:
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count),
-            LOCAL_WORLD_SIZE=str(count), GROUP_RANK="0", MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test",
-        )  # fmt: skip
-        sys.stderr = (exp / f"log{rank}").open("a", buffering=1)
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
-        if before is not None:
-            before(rank)
-        try:
-            train_tiny(config, exp)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-
-    def run(config, exp: Path, count: int = 2, before=None, seconds: float = 120.0) -> list[int]:
+    def run(
+        config: dict[str, Any],
+        exp: Path,
+        kill_at: int | None = None,
+        spoil: str | None = None,
+        count: int = 2,
+        seconds: float = 240.0,
+    ) -> list[int]:
         exp.mkdir(parents=True, exist_ok=True)
+        job = {"config": config, "exp": str(exp), "data": str(tiny_corpus.folder),
+               "kill_at": kill_at, "spoil": spoil}  # fmt: skip
+        (exp / "job.json").write_text(json.dumps(job))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        ranks = [
-            context.Process(target=work, args=(rank, count, port, config, exp, before))
-            for rank in range(count)
-        ]
-        for process in ranks:
-            process.start()
+        shared = dict(
+            os.environ, WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count), GROUP_RANK="0",
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test",
+            OMP_NUM_THREADS="1",
+        )  # fmt: skip
+        ranks = []
+        for rank in range(count):
+            with (exp / f"log{rank}").open("a") as log:
+                ranks.append(
+                    subprocess.Popen(
+                        [sys.executable, Path(__file__).with_name("rank.py"), exp / "job.json"],
+                        env=dict(shared, RANK=str(rank), LOCAL_RANK=str(rank)),
+                        stdout=log,
+                        stderr=log,
+                    )
+                )
         deadline = time.monotonic() + seconds
-        while any(p.is_alive() for p in ranks):
-            if time.monotonic() > deadline or any(p.exitcode for p in ranks):
+        while any(p.poll() is None for p in ranks):
+            if time.monotonic() > deadline or any(p.returncode for p in ranks):
                 for process in ranks:
                     process.kill()
+                    process.wait()
             time.sleep(0.05)
-        return [process.exitcode for process in ranks]
+        for rank, process in enumerate(ranks):  # shown where a test fails
+            if process.returncode:
+                print(f"rank {rank}:", (exp / f"log{rank}").read_text()[-2000:])
+        return [process.returncode for process in ranks]
 
     return run

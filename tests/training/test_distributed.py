@@ -1,7 +1,6 @@
 """Several real processes: they learn what one does, and go on after a kill as if there was none."""
 
 import csv
-import os
 import signal
 from pathlib import Path
 
@@ -9,8 +8,6 @@ import pytest
 import torch
 
 from speechattn.data.sampler import PaddedFrameBatches
-from speechattn.losses import JointLoss
-from speechattn.training.task import SpeechTask
 
 pytestmark = pytest.mark.slow
 
@@ -69,22 +66,6 @@ def merge(monkeypatch):
     )
 
 
-def log_batches(exp: Path):
-    """Writes down what each rank learns from."""
-
-    def before(rank: int) -> None:
-        original = SpeechTask.training_step
-
-        def step(self, batch, index):
-            with (exp / f"batches{rank}").open("a") as file:
-                print(self.trainer.current_epoch, index, *sorted(batch.ids), file=file)
-            return original(self, batch, index)
-
-        SpeechTask.training_step = step
-
-    return before
-
-
 def assert_close(one: Path, other: Path, tolerance: float) -> None:
     first, second = rows(one), rows(other)
     assert len(first) == len(second)
@@ -100,7 +81,7 @@ def test_two_processes_learn_what_one_does(
 ):
     """Twenty steps of the same utterances; the ranks' batches are of different sizes."""
     two, one = tmp_path / "two", tmp_path / "one"
-    assert train_processes(config, two, before=log_batches(two)) == [0, 0]
+    assert train_processes(config, two) == [0, 0]
     train_tiny(config, one)
     assert int(rows(one)[-1]["step"]) >= 20
     assert_close(two, one, 1e-3)
@@ -122,27 +103,16 @@ def test_killed_processes_go_on(config, train_processes, tmp_path):
     config["training"].update(max_epochs=3, save_steps=1)
     config["model"]["ctc_dropout"] = 0.2  # its draws have to come back too
     killed, straight = tmp_path / "killed", tmp_path / "straight"
-    assert train_processes(config, straight, before=log_batches(straight)) == [0, 0]
+    assert train_processes(config, straight) == [0, 0]
     steps = int(rows(straight)[0]["step"])
     at = 2 * steps - 1  # the last step of the second epoch
 
-    def kill(rank: int) -> None:
-        log_batches(killed)(rank)
-        original = SpeechTask.training_step
-
-        def step(self, batch, index):
-            if rank == 1 and self.trainer.global_step == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(self, batch, index)
-
-        SpeechTask.training_step = step
-
-    codes = train_processes(config, killed, before=kill)
+    codes = train_processes(config, killed, kill_at=at)
     assert codes[1] == -signal.SIGKILL and codes[0] != 0
     reached = torch.load(killed / "train" / "last.ckpt", weights_only=False)
     assert (reached["epoch"], reached["global_step"]) == (1, at)
     assert not (killed / "train" / "done.json").exists()
-    assert train_processes(config, killed, before=log_batches(killed)) == [0, 0]
+    assert train_processes(config, killed) == [0, 0]
     for rank in (0, 1):
         read = (killed / f"batches{rank}").read_text().splitlines()
         if rank == 0:  # it may have begun the step that the other did not
@@ -159,18 +129,7 @@ def test_one_process_leaves_a_batch_out(tiny_config, train_processes, tmp_path):
     config = tiny_config("av", max_epochs=2)
     config["model"]["decoder"]["class_path"] = "speechattn.decoders.BidirectionalDecoder"
 
-    def before(rank: int) -> None:
-        original = JointLoss.forward
-
-        def forward(self, model, batch, encoded=None):
-            parts = original(self, model, batch, encoded)
-            if model.training and "s0_u4" in batch.ids:
-                parts.total = parts.total * float("nan")
-            return parts
-
-        JointLoss.forward = forward
-
-    assert train_processes(config, tmp_path, before=before) == [0, 0]
+    assert train_processes(config, tmp_path, spoil="s0_u4") == [0, 0]
     assert [row["skipped"] for row in rows(tmp_path)] == ["1", "1"]
     logs = [(tmp_path / f"log{rank}").read_text() for rank in (0, 1)]
     assert sum("left out, its loss is nan" in line for line in logs[0].splitlines()) == 2
