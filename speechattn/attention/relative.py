@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from speechattn.attention.base import SelfAttention
 from speechattn.attention.cache import AttentionCache
 from speechattn.attention.positions import relative_positions
 from speechattn.dropout import Dropout
@@ -16,7 +17,7 @@ from speechattn.kernels.relative_attention import relative_attention, relative_a
 from speechattn.masks import Chunks
 
 
-class RelativeSelfAttention(nn.Module):
+class RelativeSelfAttention(SelfAttention):
     """Multi-head self-attention over content and relative position.
 
     score[i, j] = ((q_i + u) . k_j + (q_i + v) . W p_(i-j)) / sqrt(Dh), with a learnt content bias u
@@ -29,6 +30,7 @@ class RelativeSelfAttention(nn.Module):
     """
 
     patterns = ("noncausal self", "causal self")
+    uses_positions = True
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()

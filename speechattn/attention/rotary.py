@@ -6,6 +6,7 @@ Legend: B utterances, T frames, H heads, D width, Dh = D / H width of a head.
 import torch
 from torch import Tensor, nn
 
+from speechattn.attention.base import SelfAttention
 from speechattn.attention.cache import AttentionCache
 from speechattn.dropout import Dropout
 from speechattn.kernels.attention import attention
@@ -34,7 +35,7 @@ def rotate(x: Tensor, start: int = 0) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
-class RotarySelfAttention(nn.Module):
+class RotarySelfAttention(SelfAttention):
     """Multi-head self-attention, queries and keys turned by their positions.
 
     Args:

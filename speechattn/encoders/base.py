@@ -1,13 +1,18 @@
 """What every encoder is, and the stack of blocks that most of them are."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from speechattn.attention import RelativePositions, RelativeSelfAttention, RotarySelfAttention
+from speechattn.attention import (
+    AttentionFactory,
+    RelativePositions,
+    RelativeSelfAttention,
+    SelfAttention,
+)
 from speechattn.dropout import Dropout
 from speechattn.encoders.streaming import (
     BlockState,
@@ -25,7 +30,6 @@ LAYER_NORM_EPS = 1e-12
 # Dynamic chunk training draws chunks of at most this many frames, as U2 does (2012.05481).
 MAX_DYNAMIC_CHUNK = 25
 
-Positions = Literal["relative", "rotary"]
 Head = Callable[[Tensor], Tensor]
 
 
@@ -162,6 +166,9 @@ class Block(nn.Module):
 class StackedEncoder(Encoder):
     """Input layer, positions, equal blocks, final norm.
 
+    Where none of the blocks' attention uses the sinusoids of distances, there are none, and the
+    input is not scaled by sqrt(D).
+
     Args:
         input_size: F.
         output_size: D, even.
@@ -171,8 +178,6 @@ class StackedEncoder(Encoder):
         layer_drop: chance of a block to be skipped by a training step (1909.11556, without
             scaling, as ESPnet's `layer_drop_rate`).
         position_dropout: of the scaled input and of the sinusoids; as `dropout` where None.
-        positions: `relative` (Transformer-XL's, ESPnet's `rel_pos`) or `rotary` (2104.09864).
-            With rotary ones the input is not scaled by sqrt(D).
         intermediate: layers, from 1, whose hidden frames `encode` returns too (intermediate CTC,
             2102.03216).
         self_conditioning: V, where each of these layers adds a projection of the CTC head's
@@ -197,7 +202,6 @@ class StackedEncoder(Encoder):
         dropout: float,
         layer_drop: float,
         position_dropout: float | None = None,
-        positions: Positions = "relative",
         intermediate: Sequence[int] = (),
         self_conditioning: int = 0,
         chunk_size: int = 0,
@@ -227,11 +231,11 @@ class StackedEncoder(Encoder):
         self.subsampling = self.input.factor
         if position_dropout is None:
             position_dropout = dropout
-        if positions == "relative":
+        self.blocks = nn.ModuleList(blocks)
+        if any(isinstance(m, SelfAttention) and m.uses_positions for m in self.blocks.modules()):
             self.positions = RelativePositions(output_size, position_dropout)
         else:
             self.positions = _Unscaled(position_dropout)
-        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(output_size, eps=LAYER_NORM_EPS)
         self.conditioning = None
         if self_conditioning:
@@ -345,15 +349,17 @@ def clean_input(x: Tensor, lengths: Tensor) -> Tensor:
     return without_padding(x, lengths)
 
 
-def build_attention(
-    positions: Positions, width: int, heads: int, dropout: float
-) -> RelativeSelfAttention | RotarySelfAttention:
-    """Self-attention of this kind of positions."""
-    if positions == "relative":
-        return RelativeSelfAttention(width, heads, dropout)
-    if positions == "rotary":
-        return RotarySelfAttention(width, heads, dropout)
-    raise ValueError(f"unknown positions {positions!r}: choose relative or rotary")
+def attention_per_layer(
+    attention: AttentionFactory | list[AttentionFactory] | None, num_blocks: int
+) -> list[AttentionFactory]:
+    """One mechanism a layer, from one for all or from a list of them."""
+    if attention is None:
+        attention = RelativeSelfAttention
+    if not isinstance(attention, list):
+        return [attention] * num_blocks
+    if len(attention) != num_blocks:
+        raise ValueError(f"attention: {len(attention)} mechanisms for {num_blocks} layers")
+    return attention
 
 
 def per_layer(value: float | Sequence[float], num_blocks: int, name: str) -> list[float]:

@@ -6,14 +6,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from speechattn.attention import AttentionFactory, RelativeSelfAttention
 from speechattn.dropout import Dropout
 from speechattn.encoders.activation import GateActivation
 from speechattn.encoders.base import (
     LAYER_NORM_EPS,
     Block,
-    Positions,
     StackedEncoder,
-    build_attention,
+    attention_per_layer,
     per_layer,
 )
 from speechattn.encoders.cgmlp import ConvolutionalGatingMLP
@@ -103,7 +103,7 @@ class BranchformerBlock(Block):
         attention_drop: chance of the learned average to leave attention out of a training step.
         gate_linear: a Linear after the gate's convolution.
         gate_activation: of the gate.
-        positions: kind of attention.
+        attention: makes the mechanism.
         causal: convolutions read nothing to the right of a frame.
         stochastic_depth: see `Block`.
     """
@@ -121,7 +121,7 @@ class BranchformerBlock(Block):
         attention_drop: float = 0.0,
         gate_linear: bool = False,
         gate_activation: GateActivation = "identity",
-        positions: Positions = "relative",
+        attention: AttentionFactory = RelativeSelfAttention,
         causal: bool = False,
         stochastic_depth: float = 0.0,
     ):
@@ -140,7 +140,7 @@ class BranchformerBlock(Block):
         self.attention = self.cgmlp = self.average = None
         if not (fixed and cgmlp_weight == 1):
             self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-            self.attention = build_attention(positions, width, heads, attention_dropout)
+            self.attention = attention(width, heads, attention_dropout)
         if not (fixed and cgmlp_weight == 0):
             self.cgmlp_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
             self.cgmlp = ConvolutionalGatingMLP(
@@ -209,7 +209,8 @@ class BranchformerEncoder(StackedEncoder):
         gate_activation: of the gates.
         stochastic_depth: chance of each block to be skipped by a training step, with scaling; one
             for all blocks, or a list.
-        positions: `relative`, as ESPnet's `latest`, or `rotary`.
+        attention: the mechanism, any of `speechattn.attention`, for all blocks or a list of one a
+            block; `RelativeSelfAttention`, as ESPnet's `latest`, where None.
         intermediate: layers, from 1, whose normalised frames `encode` returns too.
         self_conditioning: V, where these layers condition the next on the CTC head; 0 for none.
         causal: convolutions read nothing to the right of a frame.
@@ -237,7 +238,7 @@ class BranchformerEncoder(StackedEncoder):
         gate_linear: bool = False,
         gate_activation: GateActivation = "identity",
         stochastic_depth: float | list[float] = 0.0,
-        positions: Positions = "relative",
+        attention: AttentionFactory | list[AttentionFactory] | None = None,
         intermediate: Sequence[int] = (),
         self_conditioning: int = 0,
         causal: bool = False,
@@ -248,6 +249,7 @@ class BranchformerEncoder(StackedEncoder):
         weights = per_layer(cgmlp_weight, num_blocks, "cgmlp_weight")
         drops = per_layer(attention_drop, num_blocks, "attention_drop")
         depths = per_layer(stochastic_depth, num_blocks, "stochastic_depth")
+        mechanisms = attention_per_layer(attention, num_blocks)
         blocks = [
             BranchformerBlock(
                 output_size,
@@ -261,11 +263,13 @@ class BranchformerEncoder(StackedEncoder):
                 drop,
                 gate_linear,
                 gate_activation,
-                positions,
+                mechanism,
                 causal,
                 depth,
             )
-            for weight, drop, depth in zip(weights, drops, depths, strict=True)
+            for weight, drop, depth, mechanism in zip(
+                weights, drops, depths, mechanisms, strict=True
+            )
         ]
         super().__init__(
             input_size,
@@ -275,7 +279,6 @@ class BranchformerEncoder(StackedEncoder):
             dropout,
             layer_drop,
             position_dropout,
-            positions,
             intermediate,
             self_conditioning,
             chunk_size,

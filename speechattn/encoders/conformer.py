@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from speechattn.attention import AttentionFactory, RelativeSelfAttention
 from speechattn.dropout import Dropout
 from speechattn.encoders.activation import Activation
 from speechattn.encoders.base import (
     LAYER_NORM_EPS,
     Block,
-    Positions,
     StackedEncoder,
-    build_attention,
+    attention_per_layer,
     per_layer,
 )
 from speechattn.encoders.convolution import ConvolutionModule
@@ -33,7 +33,7 @@ class ConformerBlock(Block):
         dropout: of every module's output and inside the feed-forward.
         attention_dropout: of the attention weights.
         activation: of the feed-forward and convolution modules.
-        positions: kind of attention.
+        attention: makes the mechanism.
         causal: convolutions read nothing to the right of a frame.
         stochastic_depth: see `Block`.
     """
@@ -48,7 +48,7 @@ class ConformerBlock(Block):
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
         activation: Activation = "swish",
-        positions: Positions = "relative",
+        attention: AttentionFactory = RelativeSelfAttention,
         causal: bool = False,
         stochastic_depth: float = 0.0,
     ):
@@ -60,7 +60,7 @@ class ConformerBlock(Block):
         else:
             self.macaron = None
         self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.attention = build_attention(positions, width, heads, attention_dropout)
+        self.attention = attention(width, heads, attention_dropout)
         self.convolution_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.convolution = ConvolutionModule(width, kernel, activation, causal)
         self.feed_forward_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
@@ -103,7 +103,8 @@ class ConformerEncoder(StackedEncoder):
         activation: of the feed-forward and convolution modules.
         stochastic_depth: chance of each block to be skipped by a training step, with scaling; one
             for all blocks, or a list.
-        positions: `relative`, as ESPnet's `latest`, or `rotary`.
+        attention: the mechanism, any of `speechattn.attention`, for all blocks or a list of one a
+            block; `RelativeSelfAttention`, as ESPnet's `latest`, where None.
         intermediate: layers, from 1, whose normalised frames `encode` returns too.
         self_conditioning: V, where these layers condition the next on the CTC head; 0 for none.
         causal: convolutions read nothing to the right of a frame.
@@ -128,7 +129,7 @@ class ConformerEncoder(StackedEncoder):
         position_dropout: float | None = None,
         activation: Activation = "swish",
         stochastic_depth: float | list[float] = 0.0,
-        positions: Positions = "relative",
+        attention: AttentionFactory | list[AttentionFactory] | None = None,
         intermediate: Sequence[int] = (),
         self_conditioning: int = 0,
         causal: bool = False,
@@ -146,11 +147,15 @@ class ConformerEncoder(StackedEncoder):
                 dropout,
                 attention_dropout,
                 activation,
-                positions,
+                mechanism,
                 causal,
                 depth,
             )
-            for depth in per_layer(stochastic_depth, num_blocks, "stochastic_depth")
+            for depth, mechanism in zip(
+                per_layer(stochastic_depth, num_blocks, "stochastic_depth"),
+                attention_per_layer(attention, num_blocks),
+                strict=True,
+            )
         ]
         super().__init__(
             input_size,
@@ -160,7 +165,6 @@ class ConformerEncoder(StackedEncoder):
             dropout,
             layer_drop,
             position_dropout,
-            positions,
             intermediate,
             self_conditioning,
             chunk_size,

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from speechattn.attention import AttentionFactory, RelativeSelfAttention
 from speechattn.dropout import Dropout
 from speechattn.encoders.activation import Activation, GateActivation
 from speechattn.encoders.base import (
     LAYER_NORM_EPS,
     Block,
-    Positions,
     StackedEncoder,
-    build_attention,
+    attention_per_layer,
     per_layer,
 )
 from speechattn.encoders.cgmlp import ConvolutionalGatingMLP
@@ -38,7 +38,7 @@ class EBranchformerBlock(Block):
         activation: of the feed-forward modules.
         gate_linear: a Linear after the gate's convolution.
         gate_activation: of the gate.
-        positions: kind of attention.
+        attention: makes the mechanism.
         causal: convolutions read nothing to the right of a frame.
         stochastic_depth: see `Block`.
     """
@@ -57,7 +57,7 @@ class EBranchformerBlock(Block):
         activation: Activation = "swish",
         gate_linear: bool = False,
         gate_activation: GateActivation = "identity",
-        positions: Positions = "relative",
+        attention: AttentionFactory = RelativeSelfAttention,
         causal: bool = False,
         stochastic_depth: float = 0.0,
     ):
@@ -68,7 +68,7 @@ class EBranchformerBlock(Block):
             self.macaron_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
             self.macaron = FeedForward(width, units, dropout, activation)
         self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.attention = build_attention(positions, width, heads, attention_dropout)
+        self.attention = attention(width, heads, attention_dropout)
         self.cgmlp_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.cgmlp = ConvolutionalGatingMLP(
             width, cgmlp_units, cgmlp_kernel, dropout, gate_linear, gate_activation, causal
@@ -123,7 +123,8 @@ class EBranchformerEncoder(StackedEncoder):
         gate_activation: of the gates.
         stochastic_depth: chance of each block to be skipped by a training step, with scaling; one
             for all blocks, or a list.
-        positions: `relative`, as ESPnet's `latest`, or `rotary`.
+        attention: the mechanism, any of `speechattn.attention`, for all blocks or a list of one a
+            block; `RelativeSelfAttention`, as ESPnet's `latest`, where None.
         intermediate: layers, from 1, whose frames `encode` returns too.
         self_conditioning: V, where these layers condition the next on the CTC head; 0 for none.
         causal: convolutions read nothing to the right of a frame.
@@ -154,7 +155,7 @@ class EBranchformerEncoder(StackedEncoder):
         gate_linear: bool = False,
         gate_activation: GateActivation = "identity",
         stochastic_depth: float | list[float] = 0.0,
-        positions: Positions = "relative",
+        attention: AttentionFactory | list[AttentionFactory] | None = None,
         intermediate: Sequence[int] = (),
         self_conditioning: int = 0,
         causal: bool = False,
@@ -176,11 +177,15 @@ class EBranchformerEncoder(StackedEncoder):
                 activation,
                 gate_linear,
                 gate_activation,
-                positions,
+                mechanism,
                 causal,
                 depth,
             )
-            for depth in per_layer(stochastic_depth, num_blocks, "stochastic_depth")
+            for depth, mechanism in zip(
+                per_layer(stochastic_depth, num_blocks, "stochastic_depth"),
+                attention_per_layer(attention, num_blocks),
+                strict=True,
+            )
         ]
         super().__init__(
             input_size,
@@ -190,7 +195,6 @@ class EBranchformerEncoder(StackedEncoder):
             dropout,
             layer_drop,
             position_dropout,
-            positions,
             intermediate,
             self_conditioning,
             chunk_size,

@@ -28,6 +28,7 @@ def attention(
     chunks: Chunks | None = None,
     dropout: float = 0.0,
     query_lengths: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """Attention of a ragged batch.
 
@@ -39,6 +40,8 @@ def attention(
         chunks: what a query sees, for Tq = Tk; None for all keys of its item.
         dropout: of the attention weights, in [0, 1]; 0 outside of training.
         query_lengths: (B,) int64, real queries; all Tq where left out.
+        slopes: (H,); a score falls by so much for each frame between query and key (ALiBi,
+            2108.12409, here to both sides). The last query stands at the last of the Tk keys.
 
     Returns:
         (B, Tq, H, Dh), zero for queries that are not real and for items without keys; in
@@ -55,7 +58,7 @@ def attention(
     q, k, v = operands(q, k, v)
     compute = {"reference": reference, "torch": tiled}[choose(q.device)]
     with torch.autocast(q.device.type, enabled=False):
-        y = compute(q, k, v, lengths, chunks, dropout)
+        y = compute(q, k, v, lengths, chunks, dropout, slopes)
     real = (lengths > 0)[:, None]  # (B, 1)
     if query_lengths is not None:
         real = real & padding_mask(query_lengths, q.shape[1])
@@ -69,11 +72,14 @@ def reference(
     lengths: Tensor,
     chunks: Chunks | None = None,
     dropout: float = 0.0,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """The definition; see `attention`. Makes (B, H, Tq, Tk) tensors."""
     shared = q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(shared, dim=2) for x in (k, v))
     scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(q.shape[3])
+    if slopes is not None:
+        scores = scores + _falling(slopes, q.shape[1], k.shape[1], scores)
     seen = padding_mask(lengths, k.shape[1])[:, None, None]  # (B, 1, 1, Tk)
     if chunks is not None:
         seen = seen & chunk_mask(k.shape[1], chunks, q.device)
@@ -89,8 +95,9 @@ def tiled(
     lengths: Tensor,
     chunks: Chunks | None = None,
     dropout: float = 0.0,
+    slopes: Tensor | None = None,
 ) -> Tensor:
-    """Group by group, and tile by tile where chunks or dropout ask for it; see `attention`."""
+    """Group by group, tile by tile where chunks, dropout or slopes ask for it; see `attention`."""
     heads, frames = q.shape[2], k.shape[1]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, Dh)
     if heads != k.shape[1]:
@@ -99,20 +106,28 @@ def tiled(
     parts, done = [], 0
     for group in groups(lengths, frames, heads):
         parts.append(_nothing(q[done : group.start]))  # items of no keys
-        parts.append(_group(q, k, v, group, chunks, dropout))
+        parts.append(_group(q, k, v, group, chunks, dropout, slopes))
         done = group.stop
     parts.append(_nothing(q[done:]))
     return torch.cat(parts).transpose(1, 2)
 
 
 def _group(
-    q: Tensor, k: Tensor, v: Tensor, group: Group, chunks: Chunks | None, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: Group,
+    chunks: Chunks | None,
+    dropout: float,
+    slopes: Tensor | None,
 ) -> Tensor:
     """The output (G, H, Tq, Dh) of a group, from the operands of the batch."""
+    # The last query stands at the last key of the batch.
+    ahead = k.shape[2] - q.shape[2]
     q = q[group.start : group.stop]
     k, v = (x[group.start : group.stop, :, : group.frames] for x in (k, v))
     seen = None if group.padding is None else ~group.padding  # (G, 1, 1, frames)
-    if chunks is None and dropout == 0:
+    if chunks is None and dropout == 0 and slopes is None:
         return scaled_dot_product_attention(q, k, v, attn_mask=seen)
     items, heads, queries, _ = q.shape
     outputs = []
@@ -122,6 +137,9 @@ def _group(
         mask = None if seen is None else seen[..., tile.first : tile.last]
         if tile.hidden is not None:
             mask = ~tile.hidden if mask is None else mask & ~tile.hidden
+        if slopes is not None:
+            place = (tile.start + ahead, tile.stop + ahead, tile.first, tile.last)
+            mask = _hidden(_fall(slopes, *place, q), mask)
         part = (q[:, :, tile.start : tile.stop], k[:, :, tile.first : tile.last],
                 v[:, :, tile.first : tile.last], mask, dropout)  # fmt: skip
         if dropout > 0 and torch.is_grad_enabled():
@@ -131,6 +149,25 @@ def _group(
             outputs.append(scaled_dot_product_attention(*part))
     outputs.append(_nothing(q[:, :, stop:]))
     return torch.cat(outputs, dim=2)
+
+
+def _falling(slopes: Tensor, queries: int, keys: int, like: Tensor) -> Tensor:
+    """What all scores fall by: (H, Tq, Tk)."""
+    return _fall(slopes, keys - queries, keys, 0, keys, like)
+
+
+def _fall(slopes: Tensor, start: int, stop: int, first: int, last: int, like: Tensor) -> Tensor:
+    """Minus slope times distance: (H, c, m), queries `start` to `stop`, keys `first` to `last`."""
+    i = torch.arange(start, stop, device=like.device)[:, None]
+    distance = (i - torch.arange(first, last, device=like.device)).abs()  # (c, m)
+    return -slopes.to(like)[:, None, None] * distance.to(like)
+
+
+def _hidden(bias: Tensor, seen: Tensor | None) -> Tensor:
+    """The lowest number, which is finite, where a key is not seen."""
+    if seen is None:
+        return bias
+    return torch.where(seen, bias, torch.finfo(bias.dtype).min)
 
 
 def _nothing(q: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 
+from speechattn.attention import RotarySelfAttention
 from speechattn.encoders import BranchformerEncoder, ConformerEncoder, EBranchformerEncoder
 from speechattn.masks import padding_mask
 
@@ -14,10 +15,10 @@ SUBSAMPLINGS = ["none", "linear", "conv2d2", "conv2d4", "conv2d6", "conv2d8"]
 ENCODERS = [ConformerEncoder, EBranchformerEncoder, BranchformerEncoder]
 # Options that change how frames see each other, or what is computed of them.
 VARIANTS = [
-    (ConformerEncoder, {"positions": "rotary"}),
-    (EBranchformerEncoder, {"positions": "rotary"}),
+    (ConformerEncoder, {"attention": RotarySelfAttention}),
+    (EBranchformerEncoder, {"attention": RotarySelfAttention}),
     (ConformerEncoder, {"chunk_size": 4, "left_context": 3}),
-    (ConformerEncoder, {"positions": "rotary", "chunk_size": 5, "causal": True}),
+    (ConformerEncoder, {"attention": RotarySelfAttention, "chunk_size": 5, "causal": True}),
     (EBranchformerEncoder, {"chunk_size": 1, "gate_linear": True, "gate_activation": "tanh"}),
     (BranchformerEncoder, {"merge_method": "learned_ave"}),
     (BranchformerEncoder, {"merge_method": "learned_ave", "chunk_size": 4, "left_context": 6}),
@@ -167,11 +168,11 @@ def test_short_and_empty_items(cls, subsampling):
     assert all(torch.isfinite(p.grad).all() for p in encoder.parameters())
 
 
-@pytest.mark.parametrize("positions", ["relative", "rotary"])
+@pytest.mark.parametrize("attention", [None, RotarySelfAttention])
 @pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
 @pytest.mark.parametrize("cls", ENCODERS)
-def test_no_frames_at_all(cls, subsampling, positions):
-    encoder, features = build(cls, subsampling, positions=positions)
+def test_no_frames_at_all(cls, subsampling, attention):
+    encoder, features = build(cls, subsampling, attention=attention)
     for mode in (True, False):
         y, lengths = encoder.train(mode)(torch.randn(2, 0, features), torch.tensor([0, 0]))
         assert y.shape == (2, 1, 24) and not y.any() and lengths.tolist() == [0, 0]

@@ -5,6 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from speechattn.attention import (
+    RelativePositions,
+    RelativeSelfAttention,
+    RotarySelfAttention,
+    SoftmaxSelfAttention,
+)
 from speechattn.encoders import (
     BranchformerEncoder,
     ConformerEncoder,
@@ -79,7 +85,7 @@ def test_self_conditioning(cls):
         ({"self_conditioning": 5}, "intermediate"),
         ({"stochastic_depth": [0.1]}, "stochastic_depth: 1 numbers for 3 layers"),
         ({"stochastic_depth": 1.5}, "from 0 to 1"),
-        ({"positions": "absolute"}, "relative or rotary"),
+        ({"attention": [RotarySelfAttention]}, "attention: 1 mechanisms for 3 layers"),
         ({"chunk_size": -1}, "at least 1"),
         ({"left_context": -2, "dynamic_chunk": True}, "left is -1"),
         ({"layer_drop": 10}, "layer_drop is from 0 to 1"),
@@ -157,8 +163,20 @@ def test_dropout_of_positions_is_its_own():
     assert build(ConformerEncoder, dropout=0.3).positions.dropout.p == 0.3
     encoder = build(ConformerEncoder, dropout=0.3, position_dropout=0.0)
     assert encoder.positions.dropout.p == 0.0
-    rotary = build(ConformerEncoder, positions="rotary", position_dropout=0.2)
+    rotary = build(ConformerEncoder, attention=RotarySelfAttention, position_dropout=0.2)
     assert rotary.positions.dropout.p == 0.2
+
+
+def test_each_layer_has_its_mechanism():
+    mixed = build(
+        ConformerEncoder,
+        attention=[RotarySelfAttention, RelativeSelfAttention, RotarySelfAttention],
+    )
+    kinds = [type(block.attention) for block in mixed.blocks]
+    assert kinds == [RotarySelfAttention, RelativeSelfAttention, RotarySelfAttention]
+    assert isinstance(mixed.positions, RelativePositions)  # one of them wants distances
+    y, _ = mixed.eval()(features(), LENGTHS)
+    assert y.isfinite().all() and y.abs().max() > 0.1
 
 
 def test_yaml_stays_flat():
@@ -170,13 +188,34 @@ def test_yaml_stays_flat():
         "BranchformerEncoder": {"cgmlp_weight": [0.1, 0.2, 0.3], "merge_method": "fixed_ave"},
     }.items():
         options = {"input_size": 8, "output_size": 8, "attention_heads": 2, "num_blocks": 3,
-                   "positions": "relative", "chunk_size": 4, "dynamic_chunk": True,
+                   "attention": "RelativeSelfAttention", "chunk_size": 4, "dynamic_chunk": True,
                    "position_dropout": None, **options}  # fmt: skip
         path = f"speechattn.encoders.{name}"
         config = parser.parse_object({"encoder": {"class_path": path, "init_args": options}})
         encoder = parser.instantiate_classes(config).encoder
         assert type(encoder).__name__ == name
         assert encoder.chunks == Chunks(4)
+        assert isinstance(encoder.blocks[0].attention, RelativeSelfAttention)
+
+
+def test_yaml_names_mechanisms_and_their_options():
+    """Of all layers or of each; the encoder fills in width, heads and dropout."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--encoder", type=Encoder)
+    grouped = {"class_path": "speechattn.attention.SoftmaxSelfAttention",
+               "init_args": {"kv_heads": 1, "positions": "alibi"}}  # fmt: skip
+    for attention in (grouped, ["RelativeSelfAttention", grouped, grouped]):
+        options = {"input_size": 8, "output_size": 8, "attention_heads": 2, "num_blocks": 3,
+                   "attention_dropout": 0.25, "attention": attention}  # fmt: skip
+        config = parser.parse_object(
+            {"encoder": {"class_path": "ConformerEncoder", "init_args": options}}
+        )
+        mechanism = parser.instantiate_classes(config).encoder.blocks[2].attention
+        assert isinstance(mechanism, SoftmaxSelfAttention)
+        assert (mechanism.kv_heads, mechanism.dropout.p) == (1, 0.25)
+    options["attention"] = "speechattn.encoders.ConformerEncoder"
+    with pytest.raises(jsonargparse.ArgumentError, match="subclass of .*SelfAttention"):
+        parser.parse_object({"encoder": {"class_path": "ConformerEncoder", "init_args": options}})
 
 
 # What models trained before these options bear; a new name here would orphan them.

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from speechattn.attention import RotarySelfAttention
 from speechattn.encoders import BranchformerEncoder, ConformerEncoder, EBranchformerEncoder
 from speechattn.masks import Chunks
 
@@ -17,7 +18,7 @@ SHAPES = {
     BranchformerEncoder: {"cgmlp_units": 20, "cgmlp_kernel": 7},
 }
 ENCODERS = pytest.mark.parametrize("cls", SHAPES)
-POSITIONS = pytest.mark.parametrize("positions", ["relative", "rotary"])
+ATTENTION = pytest.mark.parametrize("attention", [None, RotarySelfAttention])
 CHUNKS = pytest.mark.parametrize(
     "chunks",
     [Chunks(4), Chunks(4, 6), Chunks(3, 0), Chunks(1), Chunks(1, 2), Chunks(50, 5)],
@@ -65,10 +66,10 @@ def check(encoder, chunks, frames=33, pieces=(9, 1, 13), head=None):
 
 
 @CHUNKS
-@POSITIONS
+@ATTENTION
 @ENCODERS
-def test_stream_equals_whole(cls, positions, chunks):
-    check(build(cls, positions=positions), chunks)
+def test_stream_equals_whole(cls, attention, chunks):
+    check(build(cls, attention=attention), chunks)
 
 
 @pytest.mark.parametrize(

@@ -144,3 +144,25 @@ def test_shapes_that_do_not_go_together():
         attention(q, k[:, :, :3], v[:, :, :3], lengths)
     with pytest.raises(ValueError, match="as many queries"):
         attention(q[:, :2], k, v, lengths, Chunks(2))
+
+
+@pytest.mark.parametrize("chunks", [None, Chunks(1), Chunks(7, 30)], ids=str)
+def test_slopes_over_many_tiles(chunks):
+    """Scores fall with the distance; against a loop over queries."""
+    torch.manual_seed(0)
+    lengths = torch.tensor([200, 77])
+    q, k, v = (torch.randn(2, 200, 2, 4, dtype=torch.float64) for _ in range(3))
+    slopes = torch.tensor([0.5, 0.01])
+    y = attention(q, k, v, lengths, chunks, query_lengths=lengths, slopes=slopes)
+    for b, n in enumerate(lengths.tolist()):
+        for i in range(0, n, 19):
+            first, last = 0, n
+            if chunks is not None:
+                begin = i // chunks.size * chunks.size
+                first = 0 if chunks.left < 0 else max(begin - chunks.left, 0)
+                last = min(begin + chunks.size, n)
+            distance = (torch.arange(first, last) - i).abs()
+            for h in range(2):
+                scores = k[b, first:last, h] @ q[b, i, h] / 2 - slopes[h].double() * distance
+                expected = scores.softmax(0) @ v[b, first:last, h]
+                torch.testing.assert_close(y[b, i, h], expected)
