@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +176,13 @@ def train(
     return folder
 
 
-def check_resumed(folder: Path, config: dict[str, Any]) -> None:
+def check_resumed(folder: Path, config: dict[str, Any], fixed: Sequence[str] = ("model",)) -> None:
     """Whether a configuration may go on with what an earlier one began in `folder`.
+
+    Args:
+        folder: of checkpoints.
+        config: the new one.
+        fixed: sections that have to be the same.
 
     Raises:
         ConfigError: the model is another one. Other changes are only reported.
@@ -186,11 +191,12 @@ def check_resumed(folder: Path, config: dict[str, Any]) -> None:
         return
     before = read_yaml(folder / "config.yaml")
     config = yaml.safe_load(yaml.safe_dump(config))  # as it would be read back
-    changed = [name for name in SECTIONS if before.get(name) != config.get(name)]
-    if "model" in changed:
-        raise ConfigError(
-            f"model: {folder} was begun with another model; choose another --exp, or remove it"
-        )
+    changed = [name for name in {**before, **config} if before.get(name) != config.get(name)]
+    for name in fixed:
+        if name in changed:
+            raise ConfigError(
+                f"{name}: {folder} was begun with another model; choose another --exp, or remove it"
+            )
     if changed:
         logger.warning("going on with other settings than before in: %s", ", ".join(changed))
 
@@ -200,6 +206,7 @@ def make_trainer(
     folder: Path,
     find_unused: bool = True,
     save_steps: int = 0,
+    table: EpochTable | None = None,
 ) -> L.Trainer:
     """The Lightning trainer that the options describe.
 
@@ -209,6 +216,7 @@ def make_trainer(
         find_unused: see `TrainingOptions`.
         save_steps: from one checkpoint within an epoch to the next; 0 for data that cannot go on
             there.
+        table: of the epochs' figures; a recogniser's where left out.
     """
     devices, nodes, environment = processes(options)
     callbacks: list[Callback] = [
@@ -223,7 +231,7 @@ def make_trainer(
         ),
         LastCheckpoint(folder / LAST, save_steps),
         LearningRateMonitor("step"),
-        EpochTable(folder / "metrics.csv"),
+        table or EpochTable(folder / "metrics.csv"),
     ]
     if options.ema:
         callbacks.append(MovingAverage(options.ema))

@@ -1,10 +1,8 @@
 """Training of a Transformer language model from text, resumed where it stopped."""
 
-import csv
 import json
 import logging
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import lightning as L
 import torch
 import yaml
 
-from speechattn.config import build, check_sections, read_yaml
+from speechattn.config import build, check_sections
 from speechattn.data.texts import TokenLines, hold_out, read_texts
 from speechattn.data.tokenizer import Tokenizer
 from speechattn.decoding.lm_dir import build_lm, load_lm, save_lm
@@ -22,14 +20,16 @@ from speechattn.evaluation.perplexity import lm_perplexity
 from speechattn.evaluation.tables import write_whole
 from speechattn.training.fit import (
     LAST,
-    EpochTable,
     average_weights,
     best_checkpoints,
+    check_resumed,
     make_trainer,
 )
 from speechattn.training.lm_data import LmData, LmDataOptions
 from speechattn.training.lm_task import LmTask
 from speechattn.training.options import TrainingOptions
+from speechattn.training.processes import is_first, quieten
+from speechattn.training.table import EpochTable
 
 logger = logging.getLogger(__name__)
 SECTIONS = ("lm", "data", "training")
@@ -39,24 +39,12 @@ class LmTable(EpochTable):
     """The figures of a language model; `valid_error` is the perplexity a token."""
 
     columns = (
-        "epoch step train_loss valid_loss valid_error valid_character_perplexity lr seconds"
+        "epoch step train_loss valid_loss valid_error valid_character_perplexity lr skipped seconds"
     ).split()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        found = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        row: dict[str, Any] = {k: f"{found[k]:.6g}" for k in self.columns if k in found}
-        row["epoch"], row["step"] = trainer.current_epoch, trainer.global_step
-        row["lr"] = f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}"
-        row["seconds"] = f"{time.monotonic() - self.started:.1f}"
-        self.head()
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
-        logger.info(
-            "epoch %d: train loss %s, valid perplexity %s a token, %s a character, %s s",
-            *(row.get(k, "-") for k in ("epoch", "train_loss", *self.columns[4:6], "seconds")),
-        )
+    said = (
+        "epoch {epoch}: train loss {train_loss}, valid perplexity {valid_error} a token, "
+        "{valid_character_perplexity} a character, {seconds} s"
+    )
 
 
 def train_lm(
@@ -80,6 +68,7 @@ def train_lm(
     Returns:
         `exp/lm`, the directory that decoding reads.
     """
+    quieten()
     check_sections(config, SECTIONS)
     options: TrainingOptions = build(TrainingOptions, config.get("training") or {}, "training")
     data_options: LmDataOptions = build(LmDataOptions, config.get("data") or {}, "data")
@@ -105,11 +94,12 @@ def train_lm(
     )
     data = LmData(data_options, train, valid, tokenizer, options.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    check_resumed(folder, config)
-    write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    trainer = make_trainer(options, folder)
-    table = LmTable(folder / "metrics.csv")
-    trainer.callbacks = [table if isinstance(c, EpochTable) else c for c in trainer.callbacks]
+    check_resumed(folder, config, ("lm",))
+    trainer = make_trainer(
+        options, folder, save_steps=options.save_steps, table=LmTable(folder / "metrics.csv")
+    )
+    if is_first():
+        write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     last = folder / LAST
     if last.exists():
         logger.info("going on from %s", last)
@@ -143,22 +133,3 @@ def average_lm(
     build_lm(config.get("lm") or {}, tokenizer.vocab_size).load_state_dict(weights)
     meta = {"averaged": [path.name for path in paths], **meta}
     save_lm(Path(exp) / "lm", config.get("lm") or {}, weights, tokenizer, meta)
-
-
-def check_resumed(folder: Path, config: dict[str, Any], fixed: str = "lm") -> None:
-    """Whether a configuration may go on with what an earlier one began in `folder`.
-
-    Raises:
-        ConfigError: the model is another one. Other changes are only reported.
-    """
-    if not (folder / LAST).exists() or not (folder / "config.yaml").exists():
-        return
-    before = read_yaml(folder / "config.yaml")
-    config = yaml.safe_load(yaml.safe_dump(config))  # as it would be read back
-    changed = [name for name in {**before, **config} if before.get(name) != config.get(name)]
-    if fixed in changed:
-        raise ConfigError(
-            f"{fixed}: {folder} was begun with another model; choose another --exp, or remove it"
-        )
-    if changed:
-        logger.warning("going on with other settings than before in: %s", ", ".join(changed))

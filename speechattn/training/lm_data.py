@@ -7,6 +7,7 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
+from speechattn.data.loader import EpochLoader
 from speechattn.data.sampler import PaddedFrameBatches
 from speechattn.data.texts import TokenLines, collate_lines
 from speechattn.data.tokenizer import Tokenizer
@@ -93,8 +94,9 @@ class LmData(L.LightningDataModule):
         )
         # The order is a function of the number: a resumed run goes on as if never stopped.
         sampler.set_epoch(trainer.current_epoch if trainer and shuffle else 0)
-        return DataLoader(
+        return EpochLoader(
             kept,
+            trainer if shuffle else None,
             batch_sampler=sampler,
             collate_fn=lambda chosen: collate_lines([lines[i] for i in chosen], self.sos),
         )

@@ -23,6 +23,11 @@ class EpochTable(Callback):
         "valid_reverse_loss valid_intermediate_loss valid_stream_loss valid_error lr skipped "
         "unreadable seconds"
     ).split()
+    # What the log says of an epoch.
+    said = (
+        "epoch {epoch}: train loss {train_loss}, valid loss {valid_loss}, "
+        "valid error {valid_error} %, {seconds} s"
+    )
 
     def __init__(self, path: Path):
         self.path = path
@@ -52,11 +57,7 @@ class EpochTable(Callback):
         self.head()
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
-        logger.info(
-            "epoch %d: train loss %s, valid loss %s, valid error %s %%, %s s",
-            *(row.get(k, "-") for k in ("epoch", "train_loss", "valid_loss", "valid_error")),
-            row["seconds"],
-        )
+        logger.info("%s", self.said.format_map({name: "-" for name in self.columns} | row))
 
     def head(self) -> None:
         """Makes the file; gives one that another version began the columns of this one too."""

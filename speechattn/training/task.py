@@ -8,10 +8,8 @@ from speechattn.decoding.ctc import ctc_greedy
 from speechattn.losses import JointLoss
 from speechattn.losses.joint import LossParts
 from speechattn.model import SpeechModel
-from speechattn.training.global_step import GlobalStep, decayed, freeze, is_frozen
+from speechattn.training.global_step import GlobalStep
 from speechattn.training.options import TrainingOptions
-
-__all__ = ["SpeechTask", "decayed", "freeze", "is_frozen"]
 
 
 class SpeechTask(GlobalStep):

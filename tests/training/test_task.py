@@ -12,7 +12,8 @@ from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss
 from speechattn.model_dir import build_model
 from speechattn.training import TrainingOptions
-from speechattn.training.task import SpeechTask, decayed
+from speechattn.training.global_step import decayed
+from speechattn.training.task import SpeechTask
 
 
 @pytest.fixture
