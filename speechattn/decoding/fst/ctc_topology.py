@@ -1,0 +1,71 @@
+"""CTC over a transducer of units: what H o LG is, made directly.
+
+A composition with H would first need H, which has V^2 arcs. Each state of the transducer becomes a
+state in which the last frame was blank, and one for each unit by which it is entered, whose last
+frame was that unit.
+
+Legend: S states, A arcs, V units; unit 0 is blank.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+from speechattn.decoding.fst.arcs import Arcs
+
+# `standard`: a unit after itself needs a blank between. `modified`: it does not, and there are
+# fewer arcs (k2's name for it; it cannot tell a long unit from one said twice).
+Topology = Literal["standard", "modified"]
+
+
+def with_ctc(arcs: Arcs, topology: Topology = "standard") -> Arcs:
+    """A transducer that reads frames of CTC instead of units.
+
+    Args:
+        arcs: each reads a unit, from 1 to V - 1.
+        topology: see above.
+
+    Returns:
+        A transducer whose labels are units and blank, 0; an arc of `arcs` writes and scores where
+        its unit begins.
+    """
+    if topology not in ("standard", "modified"):
+        raise ValueError(f"topology is standard or modified, not {topology!r}")
+    states = arcs.states
+    unit = int(arcs.label.max(initial=0)) + 1
+    entries, entry = np.unique(
+        arcs.target.astype(np.int64) * unit + arcs.label, return_inverse=True
+    )
+    entered, entering = entries // unit, entries % unit  # state and unit of each entry
+    inside = states + np.arange(len(entries))  # the states whose last frame was a unit
+    after = states + entry  # (A,), where an arc leads that reads the first frame of its unit
+    every = np.arange(states)
+
+    def silent(source: np.ndarray, target: np.ndarray, label: np.ndarray) -> list[np.ndarray]:
+        none = np.zeros(len(source))
+        return [source, target, label, none, none]
+
+    columns = [
+        silent(every, every, np.zeros(states)),
+        [arcs.source, after, arcs.label, arcs.output, arcs.score],
+        silent(inside, inside, entering),
+    ]
+    if topology == "standard":
+        columns.append(silent(inside, entered, np.zeros(len(entries))))
+        # Every entry of a state also has the state's own arcs, but for its unit.
+        first = arcs.first()
+        count = first[entered + 1] - first[entered]
+        owner = np.repeat(np.arange(len(entries)), count)
+        index = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        index += np.repeat(first[entered], count)
+        other = arcs.label[index] != entering[owner]
+        owner, index = owner[other], index[other]
+        columns.append(
+            [inside[owner], after[index], arcs.label[index], arcs.output[index], arcs.score[index]]
+        )
+        final = np.concatenate([arcs.final, arcs.final[entered]])
+    else:
+        columns.append([arcs.source, arcs.target, arcs.label, arcs.output, arcs.score])
+        columns.append(silent(inside, entered, entering))
+        final = np.concatenate([arcs.final, np.full(len(entries), -np.inf)])
+    return Arcs.of(*(np.concatenate(c) for c in zip(*columns, strict=True)), final)

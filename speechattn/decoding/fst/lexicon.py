@@ -1,0 +1,129 @@
+"""Which words a graph knows, and the units that each is made of.
+
+Legend: W words, V units of the model, blank and <sos/eos> among them.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechattn.data.tokenizer import SPACE, Tokenizer
+from speechattn.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Words and their units; a word may have several entries.
+
+    Attributes:
+        words: (W,) the words; word number i + 1 of a graph is words[i], 0 is none.
+        entries: of each entry, the number of its word from 1, and its units.
+        separator: the unit between words, for units that are characters of a language that
+            writes spaces; None where words follow each other directly.
+    """
+
+    words: tuple[str, ...]
+    entries: tuple[tuple[int, tuple[int, ...]], ...]
+    separator: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.entries:
+            raise ConfigError("lexicon: no word can be written in the model's units")
+        if twice := [word for word, n in Counter(self.words).items() if n > 1]:
+            raise ConfigError(f"lexicon: {twice[0]!r} is there more than once")
+
+    @classmethod
+    def spelled(cls, words: Iterable[str], tokenizer: Tokenizer) -> "Lexicon":
+        """Words as the tokenizer writes them; those that it cannot write are left out, and counted.
+
+        Args:
+            words: any number of times each.
+            tokenizer: of the model.
+        """
+        kept, entries, lost = [], [], []
+        for word in dict.fromkeys(words):
+            units = tokenizer.encode(word)
+            if not units or tokenizer.unk_id in units:
+                lost.append(word)
+                continue
+            kept.append(word)
+            entries.append((len(kept), tuple(units)))
+        if lost:
+            logger.warning(
+                "lexicon: %d of %d words have characters that the model has no unit for and are "
+                "left out, such as %s",
+                len(lost),
+                len(lost) + len(kept),
+                " ".join(lost[:5]),
+            )
+        return cls(tuple(kept), tuple(entries), _separator(tokenizer))
+
+    @classmethod
+    def read(cls, path: str | Path, tokenizer: Tokenizer) -> "Lexicon":
+        """A file of lines `word unit unit ...`, as Kaldi's and icefall's `lexicon.txt`.
+
+        Raises:
+            ConfigError: it cannot be read, or names a unit that the model does not have.
+        """
+        number = {token: i for i, token in enumerate(tokenizer.tokens)}
+        words: dict[str, int] = {}
+        entries = []
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read ({error})") from error
+        for row, line in enumerate(lines, 1):
+            word, *units = line.split() or [""]
+            if not word:
+                continue
+            if not units:
+                raise ConfigError(f"{path}, line {row}: {word!r} has no units")
+            unknown = [unit for unit in units if unit not in number]
+            if unknown:
+                raise ConfigError(
+                    f"{path}, line {row}: the model has no unit {unknown[0]!r} (its tokens.txt "
+                    "lists those that it has)"
+                )
+            entry = (words.setdefault(word, len(words) + 1), tuple(number[u] for u in units))
+            entries.append(entry)
+        return cls(tuple(words), tuple(dict.fromkeys(entries)), _separator(tokenizer))
+
+    def save(self, path: str | Path, tokenizer: Tokenizer) -> None:
+        """As `read` reads it."""
+        lines = [
+            " ".join([self.words[word - 1], *(tokenizer.tokens[unit] for unit in units)])
+            for word, units in self.entries
+        ]
+        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def disambiguated(self) -> list[tuple[int, tuple[int, ...], int]]:
+        """Entries with the number of the symbol that ends each, from 1; 0 for none.
+
+        An entry needs one where others are spelled alike or begin with it: only then can a graph
+        be made deterministic (Mohri et al. 2002, section 3.1).
+        """
+        spellings = Counter(units for _, units in self.entries)
+        begun = {units[:n] for units in spellings for n in range(1, len(units))}
+        given: Counter[tuple[int, ...]] = Counter()
+        found = []
+        for word, units in self.entries:
+            symbol = 0
+            if spellings[units] > 1 or units in begun:
+                given[units] += 1
+                symbol = given[units]
+            found.append((word, units, symbol))
+        return found
+
+
+def _separator(tokenizer: Tokenizer) -> int | None:
+    return tokenizer.tokens.index(SPACE) if SPACE in tokenizer.tokens else None
+
+
+def most_frequent(texts: Iterable[str], count: int) -> Sequence[str]:
+    """The words of texts, the most frequent first, at most so many."""
+    counts = Counter(word for text in texts for word in text.split())
+    return [word for word, _ in counts.most_common(count)]
