@@ -13,6 +13,9 @@ import torch
 
 # Tests run on tiny tensors, where a second thread costs more than it gives.
 torch.set_num_threads(1)
+# Triton reads this when it is first imported, and half of what tests use imports it.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ Legend beyond the package's: Tq queries, Tk keys, Hkv heads of keys and values.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,9 +57,15 @@ def attention(
         raise ValueError(f"attention: chunks want as many queries as keys, not {q.shape[1]} "
                          f"and {k.shape[1]}")  # fmt: skip
     q, k, v = operands(q, k, v)
-    compute = {"reference": reference, "torch": tiled}[choose(q.device)]
+    backend = choose(q.device, "attention", q)
+    if backend == "triton":
+        from speechattn.kernels.triton.exact import attention as kernel
+
+        compute = partial(kernel, query_lengths=query_lengths)
+    else:
+        compute = {"reference": reference, "torch": tiled}[backend]
     with torch.autocast(q.device.type, enabled=False):
-        y = compute(q, k, v, lengths, chunks, dropout, slopes)
+        y = compute(q, k, v, lengths, chunks, dropout, slopes=slopes)
     real = (lengths > 0)[:, None]  # (B, 1)
     if query_lengths is not None:
         real = real & padding_mask(query_lengths, q.shape[1])

@@ -1,31 +1,81 @@
 """Which way of computing an operation runs where."""
 
+import functools
+import importlib.util
 import os
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Backend = Literal["reference", "torch", "triton"]
 
 VARIABLE = "SPEECHATTN_KERNELS"
-_IMPLEMENTED: tuple[Backend, ...] = ("reference", "torch")
+_KNOWN: tuple[Backend, ...] = ("reference", "torch", "triton")
+# Operations with a Triton kernel, and the widest heads that it takes: wider ones would not fit
+# into the registers and the shared memory of a GPU.
+_WIDEST = {"attention": 256, "linear_attention": 128, "relative_attention": 128}
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def choose(device: torch.device | str) -> Backend:
+def choose(
+    device: torch.device | str, operation: str | None = None, heads: Tensor | None = None
+) -> Backend:
     """The way to compute on a device.
 
-    The environment variable SPEECHATTN_KERNELS forces one. No operation has a Triton kernel yet, so
-    `triton` is refused, and a GPU runs `torch`.
+    `triton` on NVIDIA GPUs from Ampere on where Triton is installed, for operations that have a
+    kernel; else `torch`. The environment variable SPEECHATTN_KERNELS forces one, of which `triton`
+    stands for `torch` where an operation has no kernel, or none for these heads. On a CPU,
+    `triton` wants TRITON_INTERPRET=1.
 
     Args:
         device: where the tensors are.
+        operation: the name of its file; left out, it has no kernel.
+        heads: (..., Dh) any of the heads it is for: kernels take float32 and halves, and no heads
+            of any width.
 
     Raises:
-        ValueError: the variable names something that does not exist.
+        ValueError: the variable names something that does not exist, or cannot run here.
     """
     forced = os.environ.get(VARIABLE)
-    if not forced:
+    if forced and forced not in _KNOWN:
+        raise ValueError(f"{VARIABLE}={forced}: choose one of {', '.join(_KNOWN)}")
+    if forced in ("reference", "torch"):
+        return forced
+    device = torch.device(device)
+    if forced:
+        _require_triton(device)
+    elif not _fit_gpu(device):
         return "torch"
-    if forced not in _IMPLEMENTED:
-        raise ValueError(f"{VARIABLE}={forced}: choose one of {', '.join(_IMPLEMENTED)}")
-    return forced
+    return "triton" if _has_kernel(operation, heads) else "torch"
+
+
+def _has_kernel(operation: str | None, heads: Tensor | None) -> bool:
+    """Whether these heads of an operation have one."""
+    if operation not in _WIDEST:
+        return False
+    return heads is None or (heads.dtype in _DTYPES and heads.shape[-1] <= _WIDEST[operation])
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _fit_gpu(device: torch.device) -> bool:
+    """Whether Triton kernels run here unasked: their products want Ampere's tensor cores."""
+    if device.type != "cuda" or torch.version.hip or not torch.cuda.is_available():
+        return False
+    return _installed() and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _require_triton(device: torch.device) -> None:
+    """Says what `triton` would need."""
+    if not _installed():
+        raise ValueError(f"{VARIABLE}=triton: Triton is not installed (pip install triton)")
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"{VARIABLE}=triton: on a CPU its kernels run in Triton's interpreter only; set "
+            "TRITON_INTERPRET=1 before the program starts"
+        )

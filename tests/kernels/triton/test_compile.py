@@ -1,0 +1,75 @@
+"""That the kernels compile for GPUs, which needs none: Triton brings the assembler."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+# Run without TRITON_INTERPRET, under which kernels are nothing that could be compiled.
+PROGRAM = """
+import sys
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from speechattn.kernels.triton import exact, linear, relative
+
+LONGS = ("lengths", "query_lengths")
+FLOATS = ("lse", "delta", "sink", "slopes", "sums", "dp", "decay")
+TENSORS = ("q", "k", "v", "p", "u", "w", "out", "dout", "dq", "dk", "dv", "a", "b", "c")
+NUMBERS = ("scale", "drop")
+FLAGS = {"HAS_SINK": True, "HAS_SLOPES": True, "SHARED": 2, "DEPTH": 64, "BLOCK_D": 64,
+         "HAS_LEFT": True, "HAS_RIGHT": True, "DROPPED": True, "PRECISION": "tf32x3",
+         "REVERSE": True, "STRICT": True, "WIDTH": 64}
+KERNELS = (exact._forward, exact._backward_queries, exact._backward_keys, relative._forward,
+           relative._backward_queries, relative._backward_keys, relative._backward_distances,
+           linear._kernel)
+for kernel in KERNELS:
+    options = kernel.configs[-2]
+    fixed = {**FLAGS, **options.kwargs}
+    for dtype, capability in (("bf16", 80), ("bf16", 90), ("fp32", 80)):
+        types, values, aligned = {}, {}, {}
+        for number, name in enumerate(kernel.fn.arg_names):
+            if name in fixed:
+                types[name], values[(number,)] = "constexpr", fixed[name]
+            elif name in NUMBERS:
+                types[name] = "fp32"
+            elif name in LONGS + FLOATS + TENSORS:
+                types[name] = "*" + ("i64" if name in LONGS else
+                                     "fp32" if name in FLOATS else dtype)
+                aligned[(number,)] = [["tt.divisibility", 16]]
+            else:
+                types[name] = "i32"
+        made = triton.compile(
+            ASTSource(kernel.fn, types, values, aligned),
+            target=GPUTarget("cuda", capability, 32),
+            options={"num_warps": options.num_warps, "num_stages": options.num_stages},
+        )
+        products = made.asm["ptx"].count("mma.sync") + made.asm["ptx"].count("wgmma.mma_async")
+        assert len(made.asm["cubin"]) > 0
+        print(kernel.fn.__name__, dtype, capability, made.metadata.shared, products)
+"""
+
+
+@pytest.mark.slow
+def test_for_ampere_and_hopper(tmp_path):
+    """Products are the tensor cores', and shared memory fits the smaller GPUs of each kind."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"],
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [re.fullmatch(r"(\S+) (\S+) (\d+) (\d+) (\d+)", r) for r in done.stdout.splitlines()]
+    assert len(rows) == 24
+    for row in rows:
+        assert int(row[4]) <= 99 * 1024, row[0]
+        assert int(row[5]) >= 2, row[0]
