@@ -1,5 +1,12 @@
 """What training minimises."""
 
+from speechattn.losses.delay_penalised_ctc import DelayPenalisedCTC, delay_penalised_ctc_loss
 from speechattn.losses.joint import JointLoss, LossParts, label_smoothing_loss
 
-__all__ = ["JointLoss", "LossParts", "label_smoothing_loss"]
+__all__ = [
+    "DelayPenalisedCTC",
+    "JointLoss",
+    "LossParts",
+    "delay_penalised_ctc_loss",
+    "label_smoothing_loss",
+]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from speechattn.decoders import BidirectionalDecoder, Decoder, reverse_tokens
 from speechattn.errors import ConfigError
+from speechattn.losses.delay_penalised_ctc import DelayPenalisedCTC
 from speechattn.losses.timed_ctc import timed_ctc_loss
 from speechattn.masks import padding_mask
 
@@ -109,6 +110,7 @@ class JointLoss(nn.Module):
             encoder with `intermediate` layers.
         time_slack: seconds before and after a word in which CTC may emit its tokens, where the
             cuts say when words were said; None for anywhere. See `timed_ctc`.
+        ctc: what computes all the CTC losses, such as a DelayPenalisedCTC; None for torch's.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class JointLoss(nn.Module):
         reverse_weight: float = 0.0,
         intermediate_weight: float = 0.0,
         time_slack: float | None = None,
+        ctc: DelayPenalisedCTC | None = None,
     ):
         super().__init__()
         for name, value in (("ctc_weight", ctc_weight), ("reverse_weight", reverse_weight)):
@@ -143,7 +146,13 @@ class JointLoss(nn.Module):
         self.intermediate_weight = intermediate_weight
         if time_slack is not None and not time_slack >= 0.0:
             raise ConfigError(f"loss.time_slack has to be 0 or more, got {time_slack!r}")
+        if time_slack is not None and ctc is not None:
+            raise ConfigError(
+                "loss.time_slack keeps tokens near their times and loss.ctc decides otherwise: "
+                "leave one of them out"
+            )
         self.time_slack = time_slack
+        self.ctc_of = ctc or ctc_loss
         self._warned = False
 
     def check(self, model: nn.Module) -> None:
@@ -239,7 +248,7 @@ class JointLoss(nn.Module):
                 "said: `speechattn align` adds it",
                 self.time_slack,
             )
-        return ctc_loss(log_probs, lengths, batch.tokens, batch.token_lengths)
+        return self.ctc_of(log_probs, lengths, batch.tokens, batch.token_lengths)
 
     def intermediate_ctc(self, model: nn.Module, encoded, batch) -> Tensor:
         """Mean of the CTC losses of all intermediate layers of all streams."""

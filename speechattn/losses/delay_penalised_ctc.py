@@ -1,0 +1,89 @@
+"""CTC that is paid for saying tokens early.
+
+CTC cares for the order of tokens and not for their times, and a model that sees the past alone
+learns to wait. Delay-penalised CTC (Yao et al., 2305.11539) takes CTC as a composition of
+finite-state transducers and gives the arc on which a token is first emitted a score that falls with
+its frame; blanks, and further frames of the same token, keep theirs. The offset of the frame is
+k2's `ctc_loss(..., delay_penalty=)`, half of the item's frames rounded down, so that the penalties
+of tokens spread over all of an item add up to nothing much:
+
+    first_scores[t] = -delay_penalty * (t - frames // 2)
+"""
+
+import torch
+from torch import Tensor, nn
+
+from speechattn.errors import ConfigError
+from speechattn.kernels.ctc import ctc
+
+
+def delay_penalised_ctc_loss(
+    log_probs: Tensor,
+    lengths: Tensor,
+    tokens: Tensor,
+    token_lengths: Tensor,
+    delay_penalty: float = 0.0,
+    modified: bool = False,
+    zero_infinity: bool = False,
+) -> Tensor:
+    """Minus the log of the sum over all alignments, earlier ones weighing more.
+
+    Without a penalty and unmodified it is `torch.nn.functional.ctc_loss(reduction="none")`.
+
+    Args:
+        log_probs: (B, T, V), blank at 0.
+        lengths: (B,) frames.
+        tokens: (B, U).
+        token_lengths: (B,).
+        delay_penalty: for each frame that a token is later, 0 or more; papers use 0.001 to 0.1.
+        modified: equal tokens need no blank between them, as in k2's `ctc_topo(modified=True)`.
+        zero_infinity: 0 rather than infinity for an item too short for its text. Its gradient is 0
+            either way.
+
+    Returns:
+        (B,). With a penalty it is the log of no probability, and may be below 0.
+    """
+    first_scores = None
+    if delay_penalty:
+        frames = torch.arange(log_probs.shape[1], device=lengths.device)
+        first_scores = -delay_penalty * (frames - lengths[:, None] // 2).double()
+    loss = ctc(log_probs, lengths, tokens, token_lengths, first_scores, modified=modified)
+    return loss.masked_fill(loss.isposinf(), 0.0) if zero_infinity else loss
+
+
+class DelayPenalisedCTC(nn.Module):
+    """The CTC of a `JointLoss` that is to emit early.
+
+    Args:
+        delay_penalty: see `delay_penalised_ctc_loss`; more makes earlier tokens, and more errors.
+        modified: equal tokens need no blank between them; decode likewise.
+    """
+
+    def __init__(self, delay_penalty: float = 0.01, modified: bool = False):
+        super().__init__()
+        if not 0.0 <= delay_penalty < float("inf"):
+            raise ConfigError(f"delay_penalty has to be 0 or more, got {delay_penalty!r}")
+        self.delay_penalty = delay_penalty
+        self.modified = modified
+
+    def forward(
+        self, log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor
+    ) -> Tensor:
+        """A scalar, averaged over the batch; items too short for their text count 0.
+
+        Args:
+            log_probs: (B, T, V), blank at 0.
+            lengths: (B,).
+            tokens: (B, U).
+            token_lengths: (B,).
+        """
+        loss = delay_penalised_ctc_loss(
+            log_probs,
+            lengths,
+            tokens,
+            token_lengths,
+            self.delay_penalty,
+            self.modified,
+            zero_infinity=True,
+        )
+        return loss.sum() / len(loss)
