@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from speechattn.decoders.tree import KeyValue, TokenTree
+from speechattn.attention.cross import Heard, Keys
+from speechattn.decoders.tree import TokenTree
 
 
 @dataclass(frozen=True)
@@ -15,14 +16,18 @@ class DecoderState:
     hypothesis n listens to row n // (N / B) of the memory, which is held once an utterance.
 
     Attributes:
-        memory: per layer, cross-attention keys and values, each (B, H, T, Dh).
+        memory: per layer, what cross-attention needs of the memory (keys and values, say), each
+            (B, ...).
         memory_mask: (B, 1, 1, T) bool, True where a frame is real; None if all are.
         tree: the tokens fed so far.
+        heard: per layer, what each hypothesis remembers of where it listened, each (N, ...), for
+            cross-attention that goes by that.
     """
 
-    memory: tuple[KeyValue, ...]
+    memory: tuple[Keys, ...]
     memory_mask: Tensor | None
     tree: TokenTree
+    heard: tuple[Heard, ...] = ()
 
     @property
     def hypotheses(self) -> int:
@@ -53,11 +58,15 @@ class DecoderState:
             A state of M hypotheses, the m-th continuing hypothesis index[m].
         """
         tree, rows = self.tree.select(index)
+        heard = _rows(self.heard, index)
         if rows is None:
-            return replace(self, tree=tree)
-        memory = tuple((k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.memory)
+            return replace(self, tree=tree, heard=heard)
         mask = None if self.memory_mask is None else self.memory_mask.index_select(0, rows)
-        return DecoderState(memory, mask, tree)
+        return DecoderState(_rows(self.memory, rows), mask, tree, heard)
+
+
+def _rows(layers: tuple[tuple[Tensor, ...], ...], index: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+    return tuple(tuple(x.index_select(0, index) for x in layer) for layer in layers)
 
 
 class Decoder(nn.Module):

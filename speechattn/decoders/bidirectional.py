@@ -8,6 +8,8 @@ found is then scored in the other direction too (`speechattn.decoding.rescoring`
 import torch
 from torch import Tensor
 
+from speechattn.attention.cross import CrossAttentionFactory
+from speechattn.attention.decoder_base import TokenAttentionFactory
 from speechattn.decoders.base import Decoder, DecoderState
 from speechattn.decoders.transformer import TransformerDecoder
 
@@ -46,6 +48,8 @@ class BidirectionalDecoder(Decoder):
             two.
         dropout: of embeddings, of sub-layers' outputs and inside the feed-forward, in [0, 1).
         attention_dropout: of attention weights, in [0, 1).
+        self_attention: makes the mechanism over tokens of both, as in `TransformerDecoder`.
+        cross_attention: makes the mechanism over the memory of both, likewise.
     """
 
     def __init__(
@@ -60,6 +64,8 @@ class BidirectionalDecoder(Decoder):
         share_embedding: bool = False,
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
+        self_attention: TokenAttentionFactory | None = None,
+        cross_attention: CrossAttentionFactory | None = None,
     ):
         super().__init__()
         if reverse_blocks < 1:
@@ -80,6 +86,8 @@ class BidirectionalDecoder(Decoder):
                 blocks,
                 dropout,
                 attention_dropout,
+                self_attention,
+                cross_attention,
             )
             for blocks in (num_blocks, reverse_blocks)
         )

@@ -1,7 +1,7 @@
 """A Transformer language model over the model's units, for shallow fusion and rescoring.
 
 Legend: B sequences (utterances in a search), K hypotheses of an utterance, N = B * K, U tokens,
-V units, L layers, H heads, D width, Dh = D / H, M nodes.
+V units, L layers, H heads, D width.
 
 The arithmetic of ESPnet's `espnet2.lm.transformer_lm.TransformerLM`: pre-norm blocks of causal
 self-attention behind a linear layer of the embedding, and by default no positions, which a causal
@@ -13,9 +13,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from speechattn.attention.decoder_base import Cache, Growth, TokenAttentionFactory
+from speechattn.attention.sinusoids import grown, sinusoids
+from speechattn.attention.token_softmax import SoftmaxTokenAttention
 from speechattn.decoders.scoring import next_tokens, sequence_log_probs
-from speechattn.decoders.transformer import NORM_EPS, SelfAttention, grown, sinusoids
-from speechattn.decoders.tree import KeyValue, TokenTree
+from speechattn.decoders.transformer import NORM_EPS
+from speechattn.decoders.tree import TokenTree
 from speechattn.masks import padding_mask
 
 
@@ -29,9 +32,10 @@ class LmLayer(nn.Module):
         linear_units: int,
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
+        self_attention: TokenAttentionFactory = SoftmaxTokenAttention,
     ):
         super().__init__()
-        self.self_attention = SelfAttention(width, attention_heads, attention_dropout)
+        self.self_attention = self_attention(width, attention_heads, attention_dropout)
         self.feed_forward = nn.Sequential(
             nn.Linear(width, linear_units),
             nn.ReLU(),
@@ -50,9 +54,9 @@ class LmLayer(nn.Module):
         """The feed-forward sub-layer, (..., D) -> (..., D)."""
         return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
 
-    def step(self, x: Tensor, past: KeyValue, path: Tensor) -> tuple[Tensor, KeyValue]:
+    def step(self, x: Tensor, past: Cache, growth: Growth) -> tuple[Tensor, Cache]:
         """One token of each hypothesis, (B, K, D) -> (B, K, D) and the cache with it."""
-        y, past = self.self_attention.step(self.norm_self(x), past, path)
+        y, past = self.self_attention.step(self.norm_self(x), past, growth)
         return self.feed(x + y), past
 
 
@@ -69,6 +73,8 @@ class TransformerLm(nn.Module):
         attention_dropout: of attention weights, in [0, 1).
         embed_size: width of the embedding, which a linear layer widens to D.
         positions: `none`, or `sinusoidal` ones, added after the linear layer.
+        self_attention: makes the mechanism over tokens, any `TokenAttention`; by default
+            `SoftmaxTokenAttention`.
     """
 
     def __init__(
@@ -82,6 +88,7 @@ class TransformerLm(nn.Module):
         attention_dropout: float = 0.0,
         embed_size: int = 128,
         positions: Literal["none", "sinusoidal"] = "none",
+        self_attention: TokenAttentionFactory | None = None,
     ):
         super().__init__()
         if attention_heads < 1 or width % attention_heads or width % 2:
@@ -96,7 +103,6 @@ class TransformerLm(nn.Module):
             raise ValueError(f"positions is {positions!r}; it has to be none or sinusoidal")
         self.vocab_size = vocab_size
         self.width = width
-        self.heads = attention_heads
         self.positions = positions
         self.embed = nn.Embedding(vocab_size, embed_size)
         self.input = nn.Sequential(
@@ -104,7 +110,14 @@ class TransformerLm(nn.Module):
         )
         self.position_dropout = nn.Dropout(dropout if positions == "sinusoidal" else 0.0)
         self.layers = nn.ModuleList(
-            LmLayer(width, attention_heads, linear_units, dropout, attention_dropout)
+            LmLayer(
+                width,
+                attention_heads,
+                linear_units,
+                dropout,
+                attention_dropout,
+                self_attention or SoftmaxTokenAttention,
+            )
             for _ in range(num_blocks)
         )
         self.after_norm = nn.LayerNorm(width, eps=NORM_EPS)
@@ -134,8 +147,9 @@ class TransformerLm(nn.Module):
 
     def init_state(self, batch: int) -> TokenTree:
         """The state before <sos>, one hypothesis for each of B utterances."""
-        like, size = self.output.weight, self.width // self.heads
-        return TokenTree.root(len(self.layers), batch, self.heads, like, size)
+        like = self.embed.weight
+        cache = tuple(layer.self_attention.empty(batch, like) for layer in self.layers)
+        return TokenTree.root(cache, self.layers[0].self_attention.stride)
 
     def step(self, token: Tensor, tree: TokenTree) -> tuple[Tensor, TokenTree]:
         """Feeds one token to every hypothesis.
@@ -148,12 +162,12 @@ class TransformerLm(nn.Module):
             Log-probabilities of the next token (N, V), and the tree with `token` in it.
         """
         x = self._embed(token.view(tree.utterances, -1), position=tree.depth)  # (B, K, D)
-        path, cache = tree.grown_path(), []
+        growth, cache = tree.growth(), []
         for layer, past in zip(self.layers, tree.cache, strict=True):
-            x, past = layer.step(x, past, path[:, None])
+            x, past = layer.step(x, past, growth)
             cache.append(past)
         log_probs = self.output(self.after_norm(x.flatten(0, 1))).log_softmax(-1)  # (N, V)
-        return log_probs, tree.grown(tuple(cache), path)
+        return log_probs, tree.grown(tuple(cache), growth)
 
     def _embed(self, tokens: Tensor, position: int | None = None) -> Tensor:
         """Of tokens (B, U) one after the other, or all of them at one position."""

@@ -4,17 +4,18 @@ The hypotheses of a beam come from a few ancestors and differ in their last toke
 values of a token are therefore kept once, at its node, however many hypotheses go through it;
 nothing is copied where hypotheses are reordered, and a node that none goes through is dropped.
 Attention runs over all nodes of an utterance at once, each hypothesis seeing those on its path.
+Where a mechanism merges tokens, a node stands for several of them, and the token that joins makes
+a new node, which leaves the old one to the hypotheses that went another way.
 
-Legend: B utterances, K hypotheses of an utterance, N = B * K, M nodes of an utterance, H heads,
-Dh their width.
+Legend: B utterances, K hypotheses of an utterance, N = B * K, M nodes of an utterance.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-KeyValue = tuple[Tensor, Tensor]
+from speechattn.attention.decoder_base import Cache, Growth
 
 # Dropping nodes copies the others: it is done once so many of them are dead.
 DEAD = 0.25
@@ -25,44 +26,49 @@ class TokenTree:
     """Never changed in place: what is made of it is new.
 
     Attributes:
-        cache: per layer, keys and values of the nodes, each (B, M, H, Dh).
-        path: (B, K, M) bool, the nodes of each hypothesis.
+        cache: per layer, what the nodes hold (keys and values, say), each (B, M, ...).
+        path: (B, K, M) bool, the nodes of each hypothesis: ceil(U / stride) of them, in the order
+            in which they came.
         depth: U, tokens of each hypothesis.
+        stride: tokens in a row that share a node, the same in all layers.
     """
 
-    cache: tuple[KeyValue, ...]
+    cache: tuple[Cache, ...]
     path: Tensor
     depth: int = 0
+    stride: int = 1
 
     @classmethod
-    def root(cls, layers: int, batch: int, heads: int, like: Tensor, size: int) -> "TokenTree":
+    def root(cls, cache: tuple[Cache, ...], stride: int = 1) -> "TokenTree":
         """No tokens yet: one hypothesis an utterance.
 
         Args:
-            layers: how many.
-            batch: B.
-            heads: H.
-            like: tells device and dtype.
-            size: Dh.
+            cache: per layer, of no nodes, each (B, 0, ...).
+            stride: tokens in a row that share a node.
         """
-        none = like.new_empty(batch, 0, heads, size)
-        path = torch.zeros(batch, 1, 0, dtype=torch.bool, device=like.device)
-        return cls(tuple((none, none) for _ in range(layers)), path)
+        first = cache[0][0]
+        path = torch.zeros(len(first), 1, 0, dtype=torch.bool, device=first.device)
+        return cls(cache, path, stride=stride)
 
     @property
     def hypotheses(self) -> int:
         """N."""
         return self.path.size(0) * self.path.size(1)
 
-    def grown_path(self) -> Tensor:
-        """The paths with one more node for each hypothesis, its own: (B, K, M + K)."""
-        b, k, _ = self.path.shape
+    def growth(self) -> Growth:
+        """One more token of each hypothesis: a node of its own behind those that there are."""
+        b, k, m = self.path.shape
         own = torch.eye(k, dtype=torch.bool, device=self.path.device).expand(b, k, k)
-        return torch.cat([self.path, own], 2)
+        if self.depth % self.stride == 0:
+            return Growth(torch.cat([self.path, own], 2), self.depth)
+        # The newest node of each is not full yet: it goes on as the new one.
+        parent = (self.path * torch.arange(m, device=self.path.device)).argmax(2)  # (B, K)
+        path = self.path.scatter(2, parent[..., None], False)
+        return Growth(torch.cat([path, own], 2), self.depth, parent)
 
-    def grown(self, cache: tuple[KeyValue, ...], path: Tensor) -> "TokenTree":
-        """With the caches of one more token, and `grown_path`."""
-        return TokenTree(cache, path, self.depth + 1)
+    def grown(self, cache: tuple[Cache, ...], growth: Growth) -> "TokenTree":
+        """With the caches of one more token, and where it went."""
+        return replace(self, cache=cache, path=growth.path, depth=self.depth + 1)
 
     @property
     def utterances(self) -> int:
@@ -102,12 +108,12 @@ class TokenTree:
             path = path.gather(2, order[:, None].expand(-1, count, -1))
             row = torch.arange(len(order), device=order.device) if rows is None else rows
             flat = (order + row[:, None] * nodes).flatten()
-            cache = tuple((_nodes(k, flat, needed), _nodes(v, flat, needed)) for k, v in cache)
+            cache = tuple(tuple(_nodes(x, flat, needed) for x in layer) for layer in cache)
         elif rows is not None:
-            cache = tuple((k.index_select(0, rows), v.index_select(0, rows)) for k, v in cache)
-        return TokenTree(cache, path, self.depth)
+            cache = tuple(tuple(x.index_select(0, rows) for x in layer) for layer in cache)
+        return replace(self, cache=cache, path=path)
 
 
 def _nodes(x: Tensor, flat: Tensor, count: int) -> Tensor:
-    """The nodes `flat` of (B, M, H, Dh), counted over all utterances, as (B', count, H, Dh)."""
+    """The nodes `flat` of (B, M, ...), counted over all utterances, as (B', count, ...)."""
     return x.flatten(0, 1).index_select(0, flat).unflatten(0, (-1, count))

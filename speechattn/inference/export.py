@@ -24,6 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from speechattn.attention import SoftmaxCrossAttention, SoftmaxTokenAttention
+from speechattn.attention.decoder_base import Growth
 from speechattn.attention.positions import RelativePositions, relative_positions
 from speechattn.decoders import BidirectionalDecoder, Decoder, DecoderState, TransformerDecoder
 from speechattn.decoders.tree import TokenTree
@@ -139,7 +141,7 @@ class StepGraph(nn.Module):
             token: (B, K) int64, <sos> first.
             position: () int64, how many tokens came before.
             path: (B, K, M) bool, the nodes that a hypothesis went through.
-            key: (L, B, M, H, Dh), of the nodes.
+            key: (L, B, M, H, Dh), of the nodes; H and below heads of keys.
             value: (L, B, M, H, Dh).
             memory_key: (L, B, H, T, Dh).
             memory_value: (L, B, H, T, Dh).
@@ -155,12 +157,12 @@ class StepGraph(nn.Module):
         x = decoder.embed(token) * math.sqrt(decoder.width) + place  # (B, K, D)
         b, k = token.shape
         own = torch.eye(k, dtype=torch.bool, device=path.device).expand(b, k, k)
-        path = torch.cat([path, own], 2)[:, None]  # (B, 1, K, M + K)
+        growth = Growth(torch.cat([path, own], 2))  # (B, K, M + K)
         mask = memory_mask[:, None, None]
         keys, values = [], []
         for i, layer in enumerate(decoder.layers):
             past, memory = (key[i], value[i]), (memory_key[i], memory_value[i])
-            x, past = layer.step(x, past, path, memory, mask)
+            x, past, _ = layer.step(x, past, growth, memory, mask)
             keys.append(past[0])
             values.append(past[1])
         log_probs = decoder.output(decoder.after_norm(x)).log_softmax(-1)
@@ -207,6 +209,12 @@ def export_onnx(model: nn.Module, folder: str | Path) -> list[Path]:
     )
     if decoder is not None and not isinstance(decoder, TransformerDecoder):
         raise ConfigError(f"export: a {type(decoder).__name__} cannot be exported")
+    for layer in decoder.layers if decoder is not None else ():
+        for attention in (layer.self_attention, layer.cross_attention):
+            if not isinstance(attention, SoftmaxTokenAttention | SoftmaxCrossAttention):
+                raise ConfigError(
+                    f"export: a decoder with {type(attention).__name__} cannot be exported"
+                )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     inputs, arguments, axes = [], [], []
@@ -231,9 +239,9 @@ def export_onnx(model: nn.Module, folder: str | Path) -> list[Path]:
     memory = ["memory_key", "memory_value"]
     hidden = [torch.zeros(b, t, decoder.memory_size)]
     write(StartGraph(decoder), hidden, [{0: ANY, 1: ANY}], ["hidden"], memory, files[1])
-    heads = decoder.layers[0].self_attention.heads
-    depth = decoder.width // heads
-    past, kept = (layers, b, m, heads, depth), (layers, b, heads, t, depth)
+    tokens, cross = decoder.layers[0].self_attention, decoder.layers[0].cross_attention
+    past = (layers, b, m, tokens.kv_heads, tokens.head_width)
+    kept = (layers, b, cross.kv_heads, t, cross.head_width)
     # Each a tensor of its own, or the graph would read one input in two places.
     arguments = {
         "token": (torch.zeros(b, k, dtype=torch.int64), {0: ANY, 1: ANY}),
@@ -312,11 +320,15 @@ class OnnxDecoder(Decoder):
         super().__init__()
         self.vocab_size, self.memory_size = source.vocab_size, source.memory_size
         self.width = source.width
+        left = source.left if isinstance(source, BidirectionalDecoder) else source
+        tokens = left.layers[0].self_attention
+        self.node = (tokens.kv_heads, tokens.head_width)
         self.start, self.one = open_session(folder / START), open_session(folder / STEP)
 
     def init_state(self, memory: Tensor, memory_lengths: Tensor) -> DecoderState:
         keys, values = run_session(self.start, hidden=memory)  # (L, B, H, T, Dh)
-        tree = TokenTree.root(len(keys), len(memory), keys.size(2), keys, keys.size(4))
+        none = keys.new_empty(len(memory), 0, *self.node)
+        tree = TokenTree.root(tuple((none, none) for _ in keys))
         mask = padding_mask(memory_lengths, memory.size(1))[:, None, None]
         return DecoderState(tuple(zip(keys, values, strict=True)), mask, tree)
 
@@ -336,7 +348,7 @@ class OnnxDecoder(Decoder):
             memory_mask=state.memory_mask[:, 0, 0],
         )
         cache = tuple(zip(key, value, strict=True))
-        return log_probs.flatten(0, 1), replace(state, tree=tree.grown(cache, tree.grown_path()))
+        return log_probs.flatten(0, 1), replace(state, tree=tree.grown(cache, tree.growth()))
 
 
 class OnnxModel(nn.Module):

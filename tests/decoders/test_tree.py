@@ -8,6 +8,11 @@ from speechattn.decoders.tree import TokenTree
 B, H, SIZE = 3, 2, 4
 
 
+def root(layers: int, batch: int) -> TokenTree:
+    none = torch.zeros(batch, 0, H, SIZE)
+    return TokenTree.root(tuple((none, none) for _ in range(layers)))
+
+
 def grow(tree: TokenTree, values: torch.Tensor) -> TokenTree:
     """One more token of every hypothesis: (N, H, Dh) its key, and negative its value."""
     b, k, _ = tree.path.shape
@@ -16,7 +21,7 @@ def grow(tree: TokenTree, values: torch.Tensor) -> TokenTree:
         (torch.cat([key, layer + new], 1), torch.cat([value, -layer - new], 1))
         for layer, (key, value) in enumerate(tree.cache)
     )
-    return tree.grown(cache, tree.grown_path())
+    return tree.grown(cache, tree.growth())
 
 
 def path_of(tree: TokenTree, n: int, layer: int) -> torch.Tensor:
@@ -38,7 +43,7 @@ def test_paths_are_histories(seed, width):
         # Few ancestors survive, as in a beam.
         return (torch.rand(count, generator=generator) ** 3 * high).long()
 
-    tree = TokenTree.root(2, B, H, torch.zeros(()), SIZE)
+    tree = root(2, B)
     histories = [[] for _ in range(B)]  # the values of each hypothesis
     batch, counter, largest = B, 0, 0
     for step in range(30):
@@ -66,7 +71,7 @@ def test_paths_are_histories(seed, width):
 
 
 def test_nothing_is_copied_where_nothing_dies():
-    tree = grow(TokenTree.root(1, 2, H, torch.zeros(()), SIZE), torch.zeros(2, H, SIZE))
+    tree = grow(root(1, 2), torch.zeros(2, H, SIZE))
     wide, _ = tree.select(torch.tensor([0, 0, 0, 1, 1, 1]))
     assert wide.cache[0][0] is tree.cache[0][0]
     assert wide.path.shape == (2, 3, 1) and wide.path.all()
