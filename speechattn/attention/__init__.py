@@ -3,21 +3,49 @@
 Legend: B utterances, T frames, H heads, D width, Dh = D / H width of a head.
 """
 
+from speechattn.attention.agent import AgentSelfAttention
 from speechattn.attention.base import AttentionFactory, AttentionState, SelfAttention
 from speechattn.attention.cache import AttentionCache
+from speechattn.attention.cross import (
+    CrossAttention,
+    CrossAttentionFactory,
+    SoftmaxCrossAttention,
+)
+from speechattn.attention.decoder_base import TokenAttention, TokenAttentionFactory
+from speechattn.attention.dynamic_convolution import DynamicConvolutionCrossAttention
+from speechattn.attention.efficient import EfficientSelfAttention
+from speechattn.attention.gated_linear import GatedLinearSelfAttention
+from speechattn.attention.gmm import GmmCrossAttention
+from speechattn.attention.latent import LatentTokenAttention
+from speechattn.attention.lightning import LightningSelfAttention, LinearState
 from speechattn.attention.positions import RelativePositions, relative_positions
 from speechattn.attention.relative import RelativeSelfAttention
 from speechattn.attention.rotary import RotarySelfAttention
 from speechattn.attention.softmax import SoftmaxSelfAttention
+from speechattn.attention.token_softmax import SoftmaxTokenAttention
 
 __all__ = [
+    "AgentSelfAttention",
     "AttentionCache",
     "AttentionFactory",
     "AttentionState",
+    "CrossAttention",
+    "CrossAttentionFactory",
+    "DynamicConvolutionCrossAttention",
+    "EfficientSelfAttention",
+    "GatedLinearSelfAttention",
+    "GmmCrossAttention",
+    "LatentTokenAttention",
+    "LightningSelfAttention",
+    "LinearState",
     "RelativePositions",
     "RelativeSelfAttention",
     "RotarySelfAttention",
     "SelfAttention",
+    "SoftmaxCrossAttention",
     "SoftmaxSelfAttention",
+    "SoftmaxTokenAttention",
+    "TokenAttention",
+    "TokenAttentionFactory",
     "relative_positions",
 ]

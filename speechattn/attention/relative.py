@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from speechattn.attention.base import SelfAttention
 from speechattn.attention.cache import AttentionCache
+from speechattn.attention.distances import project_distances
 from speechattn.attention.positions import relative_positions
 from speechattn.dropout import Dropout
 from speechattn.kernels.relative_attention import relative_attention, relative_attention_step
@@ -71,7 +72,7 @@ class RelativeSelfAttention(SelfAttention):
             positions = relative_positions(x.shape[1], self.width, x.device).to(x.dtype)
         y = relative_attention(
             *self._split(x),
-            self._by_head(self.position(positions)),
+            self._by_head(project_distances(self.position, positions)),
             self.content_bias,
             self.position_bias,
             lengths,

@@ -63,7 +63,9 @@ ENCODERS: Mapping[str, tuple[str, Keys]] = {
             **_ANY_ENCODER,
             **_INTERMEDIATE,
             # The default of ESPnet's own class is the attention of before 2021.
-            "rel_pos_type": chosen("positions", "legacy", {"latest": "relative"}),
+            "rel_pos_type": chosen(
+                "attention", "legacy", {"latest": "speechattn.attention.RelativeSelfAttention"}
+            ),
             "linear_units": passed("linear_units", 2048),
             "num_blocks": passed("num_blocks", 6),
             "normalize_before": fixed(True),

@@ -49,7 +49,11 @@ def relative_attention(
         raise ValueError(f"relative_attention: {q.shape[1]} frames want p of 2T-1 rows, got "
                          f"{p.shape[0]}")  # fmt: skip
     q, k, v, p, content_bias, position_bias = operands(q, k, v, p, content_bias, position_bias)
-    compute = {"reference": reference, "torch": tiled}[choose(q.device)]
+    backend = choose(q.device, "relative_attention", q)
+    if backend == "triton":
+        from speechattn.kernels.triton.relative import relative_attention as compute
+    else:
+        compute = {"reference": reference, "torch": tiled}[backend]
     with torch.autocast(q.device.type, enabled=False):
         return compute(q, k, v, p, content_bias, position_bias, lengths, chunks, dropout)
 

@@ -61,4 +61,11 @@ CASES = [
     Case("SoftmaxSelfAttention", {"normalise": True}),
     Case("SoftmaxSelfAttention", {"gate": "head"}, plain={}, prepare=open_gate),
     Case("SoftmaxSelfAttention", {"gate": "channel"}, plain={}, prepare=open_gate),
+    Case("LightningSelfAttention"),
+    Case("LightningSelfAttention", {"gate": False, "decay": 0.0}),
+    Case("GatedLinearSelfAttention"),
+    Case("GatedLinearSelfAttention", {"key_width": 8, "temperature": 0.01}),
+    Case("AgentSelfAttention"),
+    Case("AgentSelfAttention", {"agents": 5, "kernel": 0}),
+    Case("EfficientSelfAttention"),
 ]

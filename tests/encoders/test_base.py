@@ -185,7 +185,7 @@ def test_inference_mode_copies_and_then_training(cls):
     with torch.inference_mode():
         expected, _ = encoder.eval()(x, lengths)
     for other in (encoder, deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
-        assert torch.equal(other(x, lengths)[0], expected)
+        torch.testing.assert_close(other(x, lengths)[0], expected)  # attention adds up otherwise
         other.train()(x, lengths)[0].sum().backward()
         assert all(p.grad is not None for p in other.parameters())
 
