@@ -361,7 +361,7 @@ class SpeechData(L.LightningDataModule):
     def sampler(self, dataset: SpeechDataset | JoinedDataset, shuffle: bool) -> PaddedFrameBatches:
         trainer = self.trainer
         return PaddedFrameBatches(
-            dataset.durations / getattr(dataset, "speeds", 1.0),
+            dataset.durations / dataset.speeds,
             self.options.batch_seconds,
             self.options.max_items,
             shuffle,

@@ -113,6 +113,11 @@ class JoinedDataset(Dataset):
         """(R,) seconds of each recording."""
         return np.add.reduceat(self.dataset.durations[self._order], self._bounds[:-1])
 
+    @property
+    def speeds(self) -> np.ndarray:
+        """(R,) the speed of each recording, which is that of its first utterance."""
+        return self.dataset.speeds[self._order[self._bounds[:-1]]]
+
     def utterances(self, index: int) -> Sequence[int]:
         """The utterances of a recording, in order."""
         return self._order[self._bounds[index] : self._bounds[index + 1]].tolist()

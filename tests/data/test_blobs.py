@@ -148,3 +148,24 @@ def test_no_store(tmp_path):
         BlobStore(tmp_path, LAYOUT)
     shutil.rmtree(tmp_path)
     assert merge_parts(tmp_path, LAYOUT) == 0
+
+
+def test_a_large_index_is_kept_and_read_instead(parts, monkeypatch):
+    """Taken only as long as nothing was written; damage and another place do no harm."""
+    numbers = [int(key[1:]) for key in BlobStore(parts, LAYOUT)]
+    cache = parts / "things.jsonl.arrays.npz"
+    assert not cache.exists()  # a small one is not worth it
+    monkeypatch.setattr(blobs, "LARGE", 1)
+    BlobStore(parts, LAYOUT)
+    assert cache.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(blobs._Table, "load", None)  # is not called
+        check(BlobStore(parts, LAYOUT), numbers)
+    with BlobWriter(parts, LAYOUT) as writer:
+        add(writer, 77)
+    check(BlobStore(parts, LAYOUT), [*numbers, 77])
+    cache.write_bytes(cache.read_bytes()[:100])
+    check(BlobStore(parts, LAYOUT), [*numbers, 77])
+    BlobStore(parts, LAYOUT)
+    moved = parts.rename(parts.with_name("moved"))
+    check(BlobStore(moved, LAYOUT), [*numbers, 77])

@@ -207,3 +207,15 @@ def test_ranks_share_the_recordings(tiny_corpus):
 def test_options_that_do_not_fit(tiny_corpus, options, key):
     with pytest.raises(ConfigError, match=key):
         data(tiny_corpus, **options)
+
+
+def test_a_recording_has_the_speed_of_its_first_utterance():
+    class Some:
+        durations, speeds = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.9, 1.0, 1.1, 1.2])
+        seed, epoch = 0, 0
+
+    joined = JoinedDataset(Some(), seconds=6.0)
+    speeds = joined.speeds
+    assert len(speeds) == len(joined) < 4
+    for index, speed in enumerate(speeds):
+        assert speed == Some.speeds[joined.utterances(index)[0]]
