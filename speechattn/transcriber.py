@@ -97,6 +97,7 @@ class Transcriber:
         hot_words: str | Path | None = None,
         quantise: Scheme | None = None,
         lm: str | Path | None = None,
+        graph: str | Path | None = None,
     ) -> "Transcriber":
         """Reads a model directory, or what `speechattn export` made of one.
 
@@ -113,6 +114,8 @@ class Transcriber:
                 round more; None for float32.
             lm: the directory of a Transformer language model of the model's units, as `train-lm`
                 makes it; decode option lm_weight or lm_rescore_weight.
+            graph: the folder of a decoding graph, as `speechattn graph` makes it; decode option
+                method ctc_graph.
 
         Raises:
             ConfigError: the directory is not whole, or names what it may not.
@@ -131,7 +134,7 @@ class Transcriber:
                     owner, name = (one, "look") if exported else (one.streams["video"], "frontend")
                     setattr(owner, name, optimise(getattr(owner, name), precision))
         tokenizer = Tokenizer.load(folder)
-        fusion = read_fusion(tokenizer, ngram, hot_words, lm)
+        fusion = read_fusion(tokenizer, ngram, hot_words, lm, graph)
         long_form = build(LongFormOptions, config.get("long_form", {}), "long_form")
         transcriber = cls(model, tokenizer, options, roi, device, fusion, long_form)
         if quantise is not None:

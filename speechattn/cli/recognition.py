@@ -88,6 +88,9 @@ def add_search(sub: argparse.ArgumentParser) -> None:
         type=Path,
         help="text file, a phrase a line, a score behind a tab; set hot_words_weight",
     )
+    sub.add_argument(
+        "--graph", type=Path, help="folder that `speechattn graph` made; set method=ctc_graph"
+    )
 
 
 def add_device(sub: argparse.ArgumentParser) -> None:
@@ -148,6 +151,7 @@ def load_transcriber(args: Namespace):
         args.hot_words,
         args.quantize,
         args.lm,
+        args.graph,
     )
 
 

@@ -120,6 +120,29 @@ def add_lm_commands(command) -> None:
     )
     sub.add_argument("--output", type=Path, required=True, help="ARPA file, gzipped if named .gz")
 
+    sub = command("graph", graph, "build a decoding graph of CTC, a lexicon and an n-gram of words")
+    sub.add_argument("--tokens", type=Path, required=True, help="folder of the tokenizer")
+    sub.add_argument(
+        "--text",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="a sentence a line, or Lhotse cuts: words and n-gram model are taken from them",
+    )
+    sub.add_argument("--segmented", action="store_true", help="ideographs: spaces divide words")
+    sub.add_argument("--max-words", type=int, default=200_000, help="the most frequent ones")
+    sub.add_argument("--lexicon", type=Path, help="lines `word unit unit ...`; else as spelled")
+    sub.add_argument("--arpa", type=Path, help="n-gram model of words; else counted from --text")
+    sub.add_argument("--order", type=int, default=3, help="words of the longest n-gram")
+    sub.add_argument(
+        "--min-count",
+        type=int,
+        default=1,
+        help="n-grams of three words and more that are seen less often are left out",
+    )
+    sub.add_argument("--topology", choices=("standard", "modified"), default="standard")
+    sub.add_argument("--output", type=Path, required=True, help="folder of the graph")
+
 
 def add_texts(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
@@ -166,6 +189,30 @@ def ngram(args: Namespace) -> None:
     from speechattn.decoding.ngram_training import train_ngram
 
     train_ngram(args.text, args.tokens, args.output, args.order, args.min_count, args.valid_text)
+
+
+def graph(args: Namespace) -> None:
+    """speechattn graph"""
+    from speechattn.data.texts import read_texts
+    from speechattn.data.tokenizer import Tokenizer
+    from speechattn.decoding.fst.graph import build_graph
+    from speechattn.decoding.fst.lexicon import Lexicon, most_frequent
+    from speechattn.decoding.fst.word_ngram import train_word_ngram, words_of
+
+    tokenizer = Tokenizer.load(args.tokens)
+    sentences = [words_of(text, args.segmented) for text in read_texts(args.text)]
+    if args.lexicon is not None:
+        lexicon = Lexicon.read(args.lexicon, tokenizer)
+    elif sentences:
+        lexicon = Lexicon.spelled(most_frequent(sentences, args.max_words), tokenizer)
+    else:
+        raise ConfigError("which words? name a --lexicon, or --text that they are taken from")
+    arpa = args.arpa
+    if arpa is None and sentences:
+        args.output.mkdir(parents=True, exist_ok=True)
+        arpa = args.output / "words.arpa"
+        train_word_ngram(sentences, lexicon.words, arpa, args.order, args.min_count)
+    build_graph(lexicon, tokenizer, args.output, arpa, args.topology)
 
 
 def import_checkpoint(args: Namespace) -> None:

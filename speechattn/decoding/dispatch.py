@@ -9,6 +9,7 @@ from speechattn.decoders import BidirectionalDecoder, Decoder
 from speechattn.decoding.ctc import ctc_greedy
 from speechattn.decoding.ctc_beam import ctc_beam_search
 from speechattn.decoding.evidence import Evidence
+from speechattn.decoding.fst.decode import graph_search
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.joint import joint_search
 from speechattn.decoding.options import DecodeOptions
@@ -16,7 +17,7 @@ from speechattn.decoding.rescoring import add_decoder, add_lm, least_risk, resco
 from speechattn.decoding.shallow_fusion import NOTHING, ShallowFusion
 from speechattn.errors import ConfigError
 
-CTC_ONLY = ("ctc_greedy", "ctc_beam")
+CTC_ONLY = ("ctc_greedy", "ctc_beam", "ctc_graph")
 
 
 def check_options(decoders: Sequence[Decoder | None], options: DecodeOptions) -> None:
@@ -117,6 +118,8 @@ def first_pass(
     (e,) = evidence
     if options.method == "ctc_greedy":
         return [[h] for h in ctc_greedy(e.log_probs, e.lengths)]
+    if options.method == "ctc_graph":
+        return graph_search(e.log_probs, e.lengths, fusion.graph, options)
     return ctc_beam_search(
         e.log_probs,
         e.lengths,

@@ -7,7 +7,7 @@ import yaml
 
 from speechattn.errors import ConfigError
 
-METHODS = ("joint", "attention", "ctc_greedy", "ctc_beam", "ctc_rescore")
+METHODS = ("joint", "attention", "ctc_greedy", "ctc_beam", "ctc_rescore", "ctc_graph")
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class DecodeOptions:
         method: `joint`, beam search over decoder and CTC prefix scores; `attention`, the same
             without CTC; `ctc_greedy`, the best label of each frame; `ctc_beam`, the most probable
             token sequences by CTC, with the language models and hot words below; `ctc_rescore`,
-            these ranked anew with the decoder, `ctc_weight` deciding who gets how much.
+            these ranked anew with the decoder, `ctc_weight` deciding who gets how much;
+            `ctc_graph`, the most probable sentence of a decoding graph, see `speechattn graph`.
         beam_size: hypotheses kept for an utterance, K.
         ctc_weight: of the CTC prefix score in `joint`, 0..1; the decoder gets the rest. At 1 the
             decoder is not used.
@@ -46,6 +47,9 @@ class DecodeOptions:
         frame_units: `ctc_beam` lets prefixes grow by so many units in a frame, the best; 0: all.
         blank_skip: frames whose blank is more probable than this are skipped by `ctc_beam`, and for
             the CTC scores of the other searches each run of them becomes one frame; 1: none.
+        graph_weight: of the scores of the graph's words, beside those of CTC, in `ctc_graph`.
+        graph_beam: `ctc_graph` drops what is this much worse than the best of a frame.
+        graph_states: `ctc_graph` keeps so many states of a frame at most.
         risk_scale: above 0 the best is the hypothesis of the fewest expected token errors among
             the `beam_size` best, each as probable as exp(risk_scale * score) says.
     """
@@ -66,6 +70,9 @@ class DecodeOptions:
     internal_lm_weight: float = 0.0
     frame_units: int = 20
     blank_skip: float = 1.0
+    graph_weight: float = 1.0
+    graph_beam: float = 12.0
+    graph_states: int = 2000
     risk_scale: float = 0.0
 
     def __post_init__(self):
@@ -93,6 +100,9 @@ class DecodeOptions:
             "risk_scale",
         ):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _check(self.graph_weight > 0, "graph_weight", self.graph_weight, "above 0")
+        _check(self.graph_beam > 0, "graph_beam", self.graph_beam, "above 0")
+        _check(self.graph_states > 0, "graph_states", self.graph_states, "above 0")
         _check(self.frame_units >= 0, "frame_units", self.frame_units, "0 or more")
         _check(0 < self.blank_skip <= 1, "blank_skip", self.blank_skip, "above 0, at most 1")
 

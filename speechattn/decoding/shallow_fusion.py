@@ -11,6 +11,8 @@ from speechattn.data.tokenizer import Tokenizer
 from speechattn.decoders.language_model import TransformerLm
 from speechattn.decoding.boosting import BoostScorer, ContextGraph
 from speechattn.decoding.evidence import Evidence
+from speechattn.decoding.fst.graph import ARCS, Graph
+from speechattn.decoding.fst.kaldi_search import KaldiSearch
 from speechattn.decoding.lm_dir import WEIGHTS, load_lm
 from speechattn.decoding.lm_scorers import InternalLmScorer, LmScorer, NgramScorer
 from speechattn.decoding.ngram import UNK, NgramLm
@@ -27,12 +29,14 @@ class ShallowFusion:
         lm: a Transformer language model in evaluation mode.
         ngram: an n-gram model.
         hot_words: phrases that are made more probable.
+        graph: what may be said at all, for the method `ctc_graph`.
         sources: SHA-256 of the files that these come from, by name.
     """
 
     lm: TransformerLm | None = None
     ngram: NgramLm | None = None
     hot_words: ContextGraph | None = None
+    graph: KaldiSearch | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
     def check(self, options: DecodeOptions, vocab_size: int) -> None:
@@ -46,6 +50,15 @@ class ShallowFusion:
                 "decode options lm_weight and lm_rescore_weight: the language model would count "
                 "twice; set one of them to 0"
             )
+        if (self.graph is None) == (options.method == "ctc_graph"):
+            raise ConfigError(
+                "a decoding graph (--graph DIR) and the decode option method ctc_graph go together"
+            )
+        if self.graph is not None and self.graph.graph.vocab_size != vocab_size:
+            raise ConfigError(
+                f"the model has {vocab_size} units, and a decoding graph of "
+                f"{self.graph.graph.vocab_size} cannot go with it"
+            )
         lm = "lm_rescore_weight" if options.lm_rescore_weight > 0 else "lm_weight"
         parts = (
             (lm, self.lm, "a Transformer language model (--lm DIR)"),
@@ -56,7 +69,7 @@ class ShallowFusion:
             weight = getattr(options, option)
             if weight > 0 and model is None:
                 raise ConfigError(f"decode option {option}: {weight:g} needs {what}")
-            if model is not None and (weight == 0 or options.method == "ctc_greedy"):
+            if model is not None and (weight == 0 or options.method in ("ctc_greedy", "ctc_graph")):
                 raise ConfigError(
                     f"{what} would change nothing: decode option {option} is {weight:g} and method "
                     f"{options.method}"
@@ -71,7 +84,7 @@ class ShallowFusion:
         """The same on a device."""
         parts = (self.lm, self.ngram, self.hot_words)
         parts = (None if part is None else part.to(device) for part in parts)
-        return ShallowFusion(*parts, self.sources)
+        return ShallowFusion(*parts, self.graph, self.sources)
 
     def scorers(
         self, options: DecodeOptions, evidence: Sequence[Evidence]
@@ -100,6 +113,7 @@ def read_fusion(
     ngram: str | Path | None = None,
     hot_words: str | Path | None = None,
     lm: str | Path | None = None,
+    graph: str | Path | None = None,
 ) -> ShallowFusion:
     """Language models and hot words from files.
 
@@ -108,11 +122,12 @@ def read_fusion(
         ngram: an ARPA file of the tokenizer's units.
         hot_words: a text file, a phrase a line; behind a tab its score a token, 1 by default.
         lm: the directory of a Transformer language model of the tokenizer's units.
+        graph: the folder of a decoding graph of the tokenizer's units.
 
     Raises:
         ConfigError: a file cannot be read, or says what the tokenizer has no units for.
     """
-    transformer = ngrams = graph = None
+    transformer = ngrams = phrases = search = None
     if lm is not None:
         transformer, of_lm = load_lm(lm)
         if of_lm.tokens != tokenizer.tokens:
@@ -122,14 +137,17 @@ def read_fusion(
     if ngram is not None:
         ngrams = NgramLm.from_arpa(ngram, tokenizer.tokens)
     if hot_words is not None:
-        graph = read_hot_words(tokenizer, hot_words)
+        phrases = read_hot_words(tokenizer, hot_words)
+    if graph is not None:
+        search = KaldiSearch(Graph.load(graph))
     files = {
         "lm": lm if lm is None else Path(lm) / WEIGHTS,
         "ngram": ngram,
         "hot_words": hot_words,
+        "graph": graph if graph is None else Path(graph) / ARCS,
     }
     sources = {name: _checksum(path) for name, path in files.items() if path is not None}
-    return ShallowFusion(transformer, ngrams, graph, sources)
+    return ShallowFusion(transformer, ngrams, phrases, search, sources)
 
 
 def _checksum(path: str | Path) -> str:

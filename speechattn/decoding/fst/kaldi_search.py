@@ -3,6 +3,7 @@
 Legend: T frames, V units.
 """
 
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,9 +51,16 @@ class KaldiSearch:
             raise ConfigError(
                 "this search needs kaldi-decoder: pip install 'speechattn[fst]'"
             ) from error
-        self._kaldi, self._kaldifst = kaldi_decoder, kaldifst
+        self._kaldi = kaldi_decoder
+        self.graph = graph
         self.options = options or KaldiOptions()
         self._fst = kaldifst.StdConstFst(openfst(graph))
+
+    def with_options(self, options: KaldiOptions) -> "KaldiSearch":
+        """The same graph, searched otherwise."""
+        other = copy(self)
+        other.options = options
+        return other
 
     def search(self, scores: np.ndarray) -> Path:
         """The best path of a recording's (T, V) log-probabilities.

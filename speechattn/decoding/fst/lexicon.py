@@ -123,7 +123,7 @@ def _separator(tokenizer: Tokenizer) -> int | None:
     return tokenizer.tokens.index(SPACE) if SPACE in tokenizer.tokens else None
 
 
-def most_frequent(texts: Iterable[str], count: int) -> Sequence[str]:
-    """The words of texts, the most frequent first, at most so many."""
-    counts = Counter(word for text in texts for word in text.split())
+def most_frequent(sentences: Iterable[Sequence[str]], count: int) -> list[str]:
+    """The words of sentences, the most frequent first, at most so many."""
+    counts = Counter(word for sentence in sentences for word in sentence)
     return [word for word, _ in counts.most_common(count)]

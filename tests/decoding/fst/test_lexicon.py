@@ -46,4 +46,4 @@ def test_characters_with_spaces_have_a_separator():
 
 
 def test_most_frequent():
-    assert list(most_frequent(["b a b", "c b a"], 2)) == ["b", "a"]
+    assert most_frequent([["b", "a", "b"], ["c", "b", "a"]], 2) == ["b", "a"]
