@@ -13,9 +13,9 @@ from torch import nn
 from speechattn import attention
 from speechattn.attention import (
     CrossAttention,
-    RotarySelfAttention,
     SelfAttention,
     SoftmaxCrossAttention,
+    SoftmaxSelfAttention,
     SoftmaxTokenAttention,
     TokenAttention,
 )
@@ -24,7 +24,7 @@ WIDTH, HEADS = 256, 4
 Place = Literal["encoder", "tokens", "memory"]
 # Where a mechanism goes, and what stands there without one.
 PLACES: dict[Place, tuple[type[nn.Module], type[nn.Module]]] = {
-    "encoder": (SelfAttention, RotarySelfAttention),
+    "encoder": (SelfAttention, SoftmaxSelfAttention),
     "tokens": (TokenAttention, SoftmaxTokenAttention),
     "memory": (CrossAttention, SoftmaxCrossAttention),
 }

@@ -20,7 +20,6 @@ from speechattn.attention.latent import LatentTokenAttention
 from speechattn.attention.lightning import LightningSelfAttention, LinearState
 from speechattn.attention.positions import RelativePositions, relative_positions
 from speechattn.attention.relative import RelativeSelfAttention
-from speechattn.attention.rotary import RotarySelfAttention
 from speechattn.attention.softmax import SoftmaxSelfAttention
 from speechattn.attention.token_softmax import SoftmaxTokenAttention
 
@@ -40,7 +39,6 @@ __all__ = [
     "LinearState",
     "RelativePositions",
     "RelativeSelfAttention",
-    "RotarySelfAttention",
     "SelfAttention",
     "SoftmaxCrossAttention",
     "SoftmaxSelfAttention",

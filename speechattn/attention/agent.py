@@ -27,6 +27,8 @@ class AgentSelfAttention(SelfAttention):
     agents as frames. The convolution is over time. The biases of agents by their place are left
     out: they belong to pictures of a fixed size, and an encoder's convolutions bring positions.
 
+    Time and memory O(T) for T frames.
+
     Args:
         width: D.
         heads: H; divides D.

@@ -93,6 +93,8 @@ class SoftmaxCrossAttention(CrossAttention):
     Fewer heads of keys and values are grouped-query (2305.13245) or, with one, multi-query
     attention (1911.02150): what a search keeps of the memory shrinks by H / Hkv.
 
+    Time O(T) for each token over T frames.
+
     Args:
         width: D.
         memory_size: width of the memory.

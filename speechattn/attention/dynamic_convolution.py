@@ -43,6 +43,8 @@ class DynamicConvolutionCrossAttention(LocationCrossAttention):
     mean 1 for a step of a text's reader, here has R + 1 with the same shape, for a token may be a
     pause away.
 
+    Time O(T) for each token over T frames.
+
     Args:
         width: D.
         memory_size: width of the memory.

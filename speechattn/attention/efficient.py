@@ -46,6 +46,8 @@ class EfficientSelfAttention(SelfAttention):
     There are no positions: an encoder's convolutions bring them. A step gives each frame what came
     before it, however many come at once.
 
+    Time and memory O(T) for T frames.
+
     Args:
         width: D.
         heads: H; divides D.

@@ -32,6 +32,8 @@ class GatedLinearSelfAttention(SelfAttention):
     LayerNorm; queries have no scale, since the norm would take it away. A step gives each frame
     what came before it, however many come at once.
 
+    Time and memory O(T) for T frames.
+
     Args:
         width: D.
         heads: H; divides D.

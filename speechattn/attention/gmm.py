@@ -30,6 +30,8 @@ class GmmCrossAttention(LocationCrossAttention):
     Where the paper and we part: `normalise`, and moves and spreads that begin at a token's size in
     frames instead of the paper's 1 and 10 (V2b), by the bias of the last layer.
 
+    Time O(T) for each token over T frames.
+
     Args:
         width: D.
         memory_size: width of the memory.

@@ -32,6 +32,8 @@ class LatentTokenAttention(TokenAttention):
     r / 4 outputs, as in the authors' code; queries are not compressed (their default). Stride 1
     merges nothing, so there are no weights, and it is plain latent attention.
 
+    Time O(U^2) for U tokens, a step O(U / s).
+
     Args:
         width: D.
         heads: H, divides D.

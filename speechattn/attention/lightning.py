@@ -56,6 +56,8 @@ class LightningSelfAttention(SelfAttention):
     MiniMax-01 (2501.08313, section 2.2), whose sigmoid on the gate is ours too. A step gives each
     frame what came before it, however many come at once.
 
+    Time and memory O(T) for T frames.
+
     Args:
         width: D.
         heads: H; divides D.

@@ -24,6 +24,8 @@ class RelativeSelfAttention(SelfAttention):
     score[i, j] = ((q_i + u) . k_j + (q_i + v) . W p_(i-j)) / sqrt(Dh), with a learnt content bias u
     and position bias v per head.
 
+    Time O(T^2) for T frames, memory O(T).
+
     Args:
         width: D.
         heads: H, divides D.

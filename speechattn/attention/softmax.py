@@ -34,6 +34,8 @@ class SoftmaxSelfAttention(SelfAttention):
     (2510.01817): the scores cost less. Hybrid positions (2501.18795) are layers with `rotary` and
     layers with `none`, one beside the other in the encoder's list.
 
+    Time O(T^2) for T frames, memory O(T).
+
     Args:
         width: D.
         heads: H; D / H is the width of a head, even where positions are rotary.

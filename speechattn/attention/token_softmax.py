@@ -30,6 +30,8 @@ class SoftmaxTokenAttention(TokenAttention):
     Fewer heads of keys and values are grouped-query (2305.13245) or, with one, multi-query
     attention (1911.02150): the cache of a search shrinks by H / Hkv.
 
+    Time O(U^2) for U tokens, a step O(U).
+
     Args:
         width: D.
         heads: H, divides D.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from speechattn import attention
-from speechattn.attention import RotarySelfAttention, SelfAttention
+from speechattn.attention import SelfAttention, SoftmaxSelfAttention
 
 WIDTH, HEADS, FRAMES = 16, 2, 23
 
@@ -38,7 +38,7 @@ class Case:
     kind: str
     options: dict[str, Any] = field(default_factory=dict)
     plain: dict[str, Any] | None = None
-    twin: type[SelfAttention] = RotarySelfAttention
+    twin: type[SelfAttention] = SoftmaxSelfAttention
     prepare: Callable[[SelfAttention], None] = lambda module: None
     has_reference: bool = True
 
@@ -52,8 +52,7 @@ class Case:
 
 CASES = [
     Case("RelativeSelfAttention"),
-    Case("RotarySelfAttention", plain={}),
-    Case("SoftmaxSelfAttention", plain={}),
+    Case("SoftmaxSelfAttention"),
     Case("SoftmaxSelfAttention", {"kv_heads": 1}, plain={"kv_heads": 2}),
     Case("SoftmaxSelfAttention", {"query_heads": 1}, plain={"query_heads": 2}),
     Case("SoftmaxSelfAttention", {"positions": "alibi"}),

@@ -221,7 +221,7 @@ def test_every_mechanism_has_a_case():
     assert kinds == {case.kind for case in CASES}
 
 
-class Leaky(attention.RotarySelfAttention):
+class Leaky(attention.SoftmaxSelfAttention):
     """Attends to padding and to what comes."""
 
     def forward(self, x, lengths, positions=None, chunks=None):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from speechattn.attention.rotary import RotarySelfAttention, rotate
+from speechattn.attention import SoftmaxSelfAttention
+from speechattn.attention.rotary import rotate
 from speechattn.masks import Chunks
 
 
@@ -31,7 +32,7 @@ def brute_force(module, x):
 
 def build(width=12, heads=3):
     torch.manual_seed(0)
-    return RotarySelfAttention(width, heads).double()
+    return SoftmaxSelfAttention(width, heads).double()
 
 
 @pytest.mark.parametrize("lengths", [[1], [6], [5, 3], [4, 0, 1]], ids=str)
@@ -87,7 +88,7 @@ def test_steps_equal_chunks(chunks):
 
 def test_dropout_in_training_only():
     torch.manual_seed(0)
-    module, x = RotarySelfAttention(8, 2, dropout=0.5), torch.randn(1, 6, 8)
+    module, x = SoftmaxSelfAttention(8, 2, dropout=0.5), torch.randn(1, 6, 8)
     lengths = torch.tensor([6])
     assert not torch.allclose(module(x, lengths), module(x, lengths))
     module.eval()
@@ -96,4 +97,4 @@ def test_dropout_in_training_only():
 
 def test_heads_of_even_width():
     with pytest.raises(ValueError, match="4 heads"):
-        RotarySelfAttention(12, 4)
+        SoftmaxSelfAttention(12, 4)

@@ -6,7 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from speechattn.attention import RotarySelfAttention
+from speechattn.attention import SoftmaxSelfAttention
 from speechattn.encoders import BranchformerEncoder, ConformerEncoder, EBranchformerEncoder
 from speechattn.masks import padding_mask
 
@@ -15,10 +15,10 @@ SUBSAMPLINGS = ["none", "linear", "conv2d2", "conv2d4", "conv2d6", "conv2d8"]
 ENCODERS = [ConformerEncoder, EBranchformerEncoder, BranchformerEncoder]
 # Options that change how frames see each other, or what is computed of them.
 VARIANTS = [
-    (ConformerEncoder, {"attention": RotarySelfAttention}),
-    (EBranchformerEncoder, {"attention": RotarySelfAttention}),
+    (ConformerEncoder, {"attention": SoftmaxSelfAttention}),
+    (EBranchformerEncoder, {"attention": SoftmaxSelfAttention}),
     (ConformerEncoder, {"chunk_size": 4, "left_context": 3}),
-    (ConformerEncoder, {"attention": RotarySelfAttention, "chunk_size": 5, "causal": True}),
+    (ConformerEncoder, {"attention": SoftmaxSelfAttention, "chunk_size": 5, "causal": True}),
     (EBranchformerEncoder, {"chunk_size": 1, "gate_linear": True, "gate_activation": "tanh"}),
     (BranchformerEncoder, {"merge_method": "learned_ave"}),
     (BranchformerEncoder, {"merge_method": "learned_ave", "chunk_size": 4, "left_context": 6}),
@@ -168,7 +168,7 @@ def test_short_and_empty_items(cls, subsampling):
     assert all(torch.isfinite(p.grad).all() for p in encoder.parameters())
 
 
-@pytest.mark.parametrize("attention", [None, RotarySelfAttention])
+@pytest.mark.parametrize("attention", [None, SoftmaxSelfAttention])
 @pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
 @pytest.mark.parametrize("cls", ENCODERS)
 def test_no_frames_at_all(cls, subsampling, attention):

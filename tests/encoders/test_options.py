@@ -8,7 +8,6 @@ from torch import nn
 from speechattn.attention import (
     RelativePositions,
     RelativeSelfAttention,
-    RotarySelfAttention,
     SoftmaxSelfAttention,
 )
 from speechattn.encoders import (
@@ -85,7 +84,7 @@ def test_self_conditioning(cls):
         ({"self_conditioning": 5}, "intermediate"),
         ({"stochastic_depth": [0.1]}, "stochastic_depth: 1 numbers for 3 layers"),
         ({"stochastic_depth": 1.5}, "from 0 to 1"),
-        ({"attention": [RotarySelfAttention]}, "attention: 1 mechanisms for 3 layers"),
+        ({"attention": [SoftmaxSelfAttention]}, "attention: 1 mechanisms for 3 layers"),
         ({"chunk_size": -1}, "at least 1"),
         ({"left_context": -2, "dynamic_chunk": True}, "left is -1"),
         ({"layer_drop": 10}, "layer_drop is from 0 to 1"),
@@ -163,17 +162,17 @@ def test_dropout_of_positions_is_its_own():
     assert build(ConformerEncoder, dropout=0.3).positions.dropout.p == 0.3
     encoder = build(ConformerEncoder, dropout=0.3, position_dropout=0.0)
     assert encoder.positions.dropout.p == 0.0
-    rotary = build(ConformerEncoder, attention=RotarySelfAttention, position_dropout=0.2)
+    rotary = build(ConformerEncoder, attention=SoftmaxSelfAttention, position_dropout=0.2)
     assert rotary.positions.dropout.p == 0.2
 
 
 def test_each_layer_has_its_mechanism():
     mixed = build(
         ConformerEncoder,
-        attention=[RotarySelfAttention, RelativeSelfAttention, RotarySelfAttention],
+        attention=[SoftmaxSelfAttention, RelativeSelfAttention, SoftmaxSelfAttention],
     )
     kinds = [type(block.attention) for block in mixed.blocks]
-    assert kinds == [RotarySelfAttention, RelativeSelfAttention, RotarySelfAttention]
+    assert kinds == [SoftmaxSelfAttention, RelativeSelfAttention, SoftmaxSelfAttention]
     assert isinstance(mixed.positions, RelativePositions)  # one of them wants distances
     y, _ = mixed.eval()(features(), LENGTHS)
     assert y.isfinite().all() and y.abs().max() > 0.1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from speechattn.attention import RotarySelfAttention
+from speechattn.attention import SoftmaxSelfAttention
 from speechattn.encoders import BranchformerEncoder, ConformerEncoder, EBranchformerEncoder
 from speechattn.masks import Chunks
 
@@ -18,7 +18,7 @@ SHAPES = {
     BranchformerEncoder: {"cgmlp_units": 20, "cgmlp_kernel": 7},
 }
 ENCODERS = pytest.mark.parametrize("cls", SHAPES)
-ATTENTION = pytest.mark.parametrize("attention", [None, RotarySelfAttention])
+ATTENTION = pytest.mark.parametrize("attention", [None, SoftmaxSelfAttention])
 CHUNKS = pytest.mark.parametrize(
     "chunks",
     [Chunks(4), Chunks(4, 6), Chunks(3, 0), Chunks(1), Chunks(1, 2), Chunks(50, 5)],
