@@ -1,10 +1,11 @@
 # Everything works from a fresh clone: each target sets up what it needs.
 PYTHON ?= python3
+PYTHON310 ?= python3.10
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo recipe-cnvsrc-mini test test-slow test-espnet lint format bench clean
+.PHONY: setup demo recipe-cnvsrc-mini test test-slow test-espnet test-k2 lint format bench clean
 
 setup: $(READY)
 
@@ -30,6 +31,10 @@ test-slow: $(READY)
 # What is compared with ESPnet, in an environment that has it.
 test-espnet: $(READY)
 	.ci/oracle.sh build/espnet $(VENV)
+
+# What is compared with k2, which wants a Python 3.10 of its own: make test-k2 PYTHON310=python3.10
+test-k2: $(READY)
+	PYTHON310=$(PYTHON310) .ci/k2.sh build/k2 $(VENV)
 
 lint: $(READY)
 	$(BIN)/ruff check .
