@@ -6,6 +6,7 @@ Legend: B utterances, T frames, H heads, D width, Dh = D / H width of a head.
 from speechattn.attention.agent import AgentSelfAttention
 from speechattn.attention.base import AttentionFactory, AttentionState, SelfAttention
 from speechattn.attention.cache import AttentionCache
+from speechattn.attention.core_context import CoreContextSelfAttention, CoreState
 from speechattn.attention.cross import (
     CrossAttention,
     CrossAttentionFactory,
@@ -13,11 +14,13 @@ from speechattn.attention.cross import (
 )
 from speechattn.attention.decoder_base import TokenAttention, TokenAttentionFactory
 from speechattn.attention.dynamic_convolution import DynamicConvolutionCrossAttention
+from speechattn.attention.echo import EchoSelfAttention
 from speechattn.attention.efficient import EfficientSelfAttention
 from speechattn.attention.gated_linear import GatedLinearSelfAttention
 from speechattn.attention.gmm import GmmCrossAttention
 from speechattn.attention.latent import LatentTokenAttention
 from speechattn.attention.lightning import LightningSelfAttention, LinearState
+from speechattn.attention.local import LocalSelfAttention
 from speechattn.attention.positions import RelativePositions, relative_positions
 from speechattn.attention.relative import RelativeSelfAttention
 from speechattn.attention.softmax import SoftmaxSelfAttention
@@ -28,15 +31,19 @@ __all__ = [
     "AttentionCache",
     "AttentionFactory",
     "AttentionState",
+    "CoreContextSelfAttention",
+    "CoreState",
     "CrossAttention",
     "CrossAttentionFactory",
     "DynamicConvolutionCrossAttention",
+    "EchoSelfAttention",
     "EfficientSelfAttention",
     "GatedLinearSelfAttention",
     "GmmCrossAttention",
     "LatentTokenAttention",
     "LightningSelfAttention",
     "LinearState",
+    "LocalSelfAttention",
     "RelativePositions",
     "RelativeSelfAttention",
     "SelfAttention",

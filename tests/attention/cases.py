@@ -67,4 +67,11 @@ CASES = [
     Case("AgentSelfAttention"),
     Case("AgentSelfAttention", {"agents": 5, "kernel": 0}),
     Case("EfficientSelfAttention"),
+    Case("LocalSelfAttention", {"window": 5}, plain={"window": 2 * FRAMES + 1}),
+    Case("LocalSelfAttention", {"window": (4, 2), "stride": 3, "sink": True}),
+    Case("LocalSelfAttention", {"window": (7, 3), "rotary": False}),
+    Case("LocalSelfAttention", {"window": 6, "stride": 6}),
+    Case("EchoSelfAttention", {"windows": (2, 7)}, plain={"windows": ()}),
+    Case("CoreContextSelfAttention", {"group": 3, "window": 3}, plain={"group": 1, "window": 4}),
+    Case("CoreContextSelfAttention", {"group": 4, "window": 0}, plain={"window": 24}),
 ]
