@@ -32,8 +32,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from speechattn.attention import RelativeSelfAttention, relative_positions
 from speechattn.inference import packing
 from speechattn.kernels.attention import attention
+from speechattn.kernels.linear_attention import linear_attention
+from speechattn.kernels.local_attention import local_attention
 from speechattn.kernels.packed import attention_packed, pack, relative_attention_packed, unpack
 from speechattn.kernels.relative_attention import relative_attention
+from speechattn.kernels.window import Window
 from speechattn.masks import padding_mask
 
 THREADS = 2
@@ -120,49 +123,36 @@ def heads_of(frames: int) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.randn(1, frames, HEADS, DEPTH) for _ in range(3))
 
 
-def long_run(kind: str, frames: int) -> Callable[[], Tensor] | None:
-    """A kernel on one item; None where it is not there."""
+def long_run(kind: str, frames: int) -> Callable[[], Tensor]:
+    """A kernel on one item."""
     q, k, v = heads_of(frames)
     lengths = torch.tensor([frames])
     if kind == "exact":
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return lambda: scaled_dot_product_attention(q, k, v)
-    try:
-        if kind == "local":
-            from speechattn.kernels.local_attention import local_attention
-
-            return lambda: local_attention(q, k, v, lengths, WINDOW)
-        from speechattn.kernels.linear_attention import linear_attention
-
-        return lambda: linear_attention(q, k, v, lengths)
-    except ImportError:
-        return None
+    if kind == "local":
+        return lambda: local_attention(q, k, v, lengths, Window.of(WINDOW))
+    return lambda: linear_attention(q, k, v, lengths)
 
 
-def time_long(kind: str, frames: int, rounds: int) -> dict | None:
+def time_long(kind: str, frames: int, rounds: int) -> dict:
     run = long_run(kind, frames)
-    if run is None:
-        return None
     with torch.inference_mode():
         # The peer takes seconds: it is timed less often.
         peer = in_turn({"peer": long_run("exact", frames)}, max(rounds // 3, 1), warm=False)
         return in_turn({"ours": run}, rounds) | peer
 
 
-def time_growth(kind: str, frames: list[int], rounds: int) -> list | None:
+def time_growth(kind: str, frames: list[int], rounds: int) -> list:
     """The seconds of each round, by number of frames."""
     runs = {n: long_run(kind, n) for n in frames}
-    if None in runs.values():
-        return None
     with torch.inference_mode():
         return list(in_turn(runs, rounds).values())
 
 
-def memory_growth(kind: str, frames: int) -> int | None:
+def memory_growth(kind: str, frames: int) -> int:
     """Bytes that a pass adds at its peak, its output among them."""
     small, run = long_run(kind, 300), long_run(kind, frames)
-    if run is None:
-        return None
     with torch.inference_mode():
         small()
         return peak_of(run)

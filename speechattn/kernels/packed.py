@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from speechattn.kernels.attention import attention
+from speechattn.kernels.local_attention import local_attention
 from speechattn.kernels.relative_attention import relative_attention
 from speechattn.kernels.tiles import groups
+from speechattn.kernels.window import Window
 from speechattn.masks import Chunks, padding_mask
 
 
@@ -144,6 +146,38 @@ def relative_attention_packed(
         return relative_attention(
             q, k, v, band, content_bias, position_bias, lengths, chunks, dropout
         )
+
+    return by_group(compute, (q, k, v), cu_seqlens, longest)
+
+
+def local_attention_packed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    longest: int,
+    window: Window,
+    dropout: float = 0.0,
+    sink: Tensor | None = None,
+) -> Tensor:
+    """Attention within windows of each item; see `local_attention`.
+
+    Args:
+        q: (N, H, Dh).
+        k: (N, Hkv, Dh).
+        v: (N, Hkv, Dh).
+        cu_seqlens: (B+1,) int64.
+        longest: T, at least the longest item's frames.
+        window: what a frame sees.
+        dropout: of the attention weights.
+        sink: (H,) or None.
+
+    Returns:
+        (N, H, Dh).
+    """
+
+    def compute(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor:
+        return local_attention(q, k, v, lengths, window, dropout, sink)
 
     return by_group(compute, (q, k, v), cu_seqlens, longest)
 

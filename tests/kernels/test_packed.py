@@ -6,14 +6,17 @@ import torch
 from speechattn.kernels import relative_attention as relative
 from speechattn.kernels import tiles
 from speechattn.kernels.attention import reference
+from speechattn.kernels.local_attention import local_attention
 from speechattn.kernels.packed import (
     Packed,
     attention_packed,
     by_group,
+    local_attention_packed,
     pack,
     relative_attention_packed,
     unpack,
 )
+from speechattn.kernels.window import Window
 from speechattn.masks import Chunks, padding_mask
 
 LENGTHS = [[1], [11], [12, 0, 5, 1], [0, 7], [6, 6], [3, 9, 9, 2, 10]]
@@ -75,6 +78,21 @@ def test_relative_equals_each_item_alone(lengths, chunks, cut):
             parts = [x[None, rows] for x in tensors]
             alone.append(relative.reference(*parts, band, u, w, torch.tensor([n]), chunks))
     assert_same(y, torch.cat(alone, 1)[0], [*tensors, p, u, w])
+
+
+@pytest.mark.parametrize("window", [Window(2, 1), Window(3, 0, dilation=2)], ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_local_equals_each_item_alone(lengths, window, cut):
+    tensors, bounds, items = inputs(lengths)
+    sink = torch.randn(HEADS, dtype=torch.double).requires_grad_()
+    y = local_attention_packed(*tensors, bounds, max(lengths) + 2, window, sink=sink)
+    alone = []
+    for rows in items:
+        n = rows.stop - rows.start
+        if n:
+            parts = [x[None, rows] for x in tensors]
+            alone.append(local_attention(*parts, torch.tensor([n]), window, sink=sink))
+    assert_same(y, torch.cat(alone, 1)[0], [*tensors, sink])
 
 
 @pytest.mark.parametrize("lengths", [*LENGTHS, [0, 0]], ids=str)
