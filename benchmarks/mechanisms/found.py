@@ -45,6 +45,12 @@ SETTINGS: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"gate": "head"}, "2505.06708"),
         ({"gate": "channel"}, "2505.06708"),
     ],
+    "LocalSelfAttention": [
+        ({"window": 128}, "2504.16922"),
+        ({"window": 128, "stride": 128}, "2504.16922"),
+        ({"window": 32, "dilation": 4}, "2209.15001"),
+        ({"window": 128, "sink": True}, "2309.17453"),
+    ],
     "SoftmaxTokenAttention": [({}, "1706.03762"), ({"kv_heads": 1}, "1911.02150")],
     "SoftmaxCrossAttention": [({}, "1706.03762"), ({"kv_heads": 1}, "1911.02150")],
 }

@@ -18,6 +18,7 @@ from speechattn.attention.cache import AttentionCache
 from speechattn.attention.local import check_heads
 from speechattn.attention.rotary import rotate
 from speechattn.dropout import Dropout
+from speechattn.kernels.backend import choose
 from speechattn.kernels.local_attention import attention_and_totals
 from speechattn.kernels.local_blocks import lowest
 from speechattn.kernels.precision import operands
@@ -49,7 +50,7 @@ class CoreState:
 
 
 class CoreContextSelfAttention(SelfAttention):
-    """Core Context Aware attention (2412.12465, section 3).
+    """Core Context Aware attention (2412.12465).
 
     The item is cut into groups of g frames. A group's core token is a mean of its keys, and one of
     its values, weighed by their significance to its last query:
@@ -112,7 +113,8 @@ class CoreContextSelfAttention(SelfAttention):
         q, k, v = operands(*self._project(x, 0))
         dropout = self.dropout.p if self.training else 0.0
         y, total = attention_and_totals(q, k, v, lengths, window, dropout)
-        if x.shape[1] > (self.near + 1) * self.group:  # else no group is far
+        # Of fewer frames no group is far.
+        if choose(x.device) == "reference" or x.shape[1] > (self.near + 1) * self.group:
             core_key, core_value = self._pool(q, k, v, lengths)
             count = (lengths + self.group - 1).div(self.group, rounding_mode="floor")
             y = self._look_far(q, core_key, core_value, y, total, count, causal, 0, dropout)
@@ -159,23 +161,21 @@ class CoreContextSelfAttention(SelfAttention):
 
     def _pool(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, E, H, Dh) of the core tokens; finite where a group has no frame."""
-        batch, frames = k.shape[:2]
-        groups = -(-frames // self.group)
-        place = torch.arange(groups * self.group, device=k.device).view(groups, self.group)
-        last = torch.minimum(place[:, -1], lengths[:, None] - 1).clamp(min=0)  # (B, E)
-        queries = q[torch.arange(batch, device=k.device)[:, None], last]  # (B, E, H, Dh)
-        missing = groups * self.group - frames
         k, v = (
-            functional.pad(x, (0, 0, 0, 0, 0, missing)).unflatten(1, (groups, self.group))
+            functional.pad(x, (0, 0, 0, 0, 0, self.group - 1)).unfold(1, self.group, self.group)
             for x in (k, v)
-        )
-        scores = torch.einsum("behd,beghd->behg", queries.to(wide(q.dtype)), k.to(wide(q.dtype)))
-        hidden = place >= lengths[:, None, None]  # (B, E, g)
-        scores = (scores / math.sqrt(k.shape[-1])).masked_fill(
-            hidden[:, :, None], lowest(scores.dtype)
-        )
+        )  # (B, E, H, Dh, g)
+        begin = torch.arange(k.shape[1], device=k.device) * self.group
+        last = torch.minimum(begin + self.group, lengths[:, None]).clamp(min=1) - 1  # (B, E)
+        item = torch.arange(len(q), device=q.device)[:, None]
+        queries = q[item, last]  # (B, E, H, Dh)
+        dtype = wide(q.dtype)
+        scores = torch.einsum("behd,behdg->behg", queries.to(dtype), k.to(dtype))
+        place = begin[:, None] + torch.arange(self.group, device=k.device)  # (E, g)
+        hidden = (place >= lengths[:, None, None])[:, :, None]  # (B, E, 1, g)
+        scores = (scores / math.sqrt(q.shape[3])).masked_fill(hidden, lowest(dtype))
         weights = scores.softmax(-1).to(k.dtype)
-        key, value = (torch.einsum("behg,beghd->behd", weights, x) for x in (k, v))
+        key, value = (torch.einsum("behg,behdg->behd", weights, x) for x in (k, v))
         return key, value
 
     def _look_far(
@@ -190,7 +190,7 @@ class CoreContextSelfAttention(SelfAttention):
         first: int,
         dropout: float,
     ) -> Tensor:
-        """Add the far groups to what was found near, tile by tile.
+        """Add the far groups to what was found near, a tile at a time; at once as reference.
 
         Args:
             q: (B, T, H, Dh), of frames from `first` on.
@@ -207,22 +207,29 @@ class CoreContextSelfAttention(SelfAttention):
             (B, T, H, Dh).
         """
         batch, frames, heads = q.shape[:3]
+        groups = core_key.shape[1]
         run = partial(_far, dropout=dropout)
-        if torch.is_grad_enabled():
-            run = partial(checkpoint, run, use_reentrant=False)
+        if choose(q.device) == "reference":
+            cut = [slice(0, frames)]
+        else:
+            cut = [
+                slice(tile.start, tile.stop)
+                for tile in tiles(frames, batch * heads, None, q.device, max(groups, 1))
+            ]
+            if torch.is_grad_enabled():
+                run = partial(checkpoint, run, use_reentrant=False)
         parts = []
-        for tile in tiles(frames, batch * heads, None, q.device, max(core_key.shape[1], 1)):
-            own = torch.arange(first + tile.start, first + tile.stop, device=q.device)
+        for rows in cut:
+            own = torch.arange(first + rows.start, first + rows.stop, device=q.device)
             own = own.div(self.group, rounding_mode="floor")[:, None]  # group of each query
-            keys = core_key.shape[1]
-            if causal:
-                keys = min(max((first + tile.stop - 1) // self.group - self.near, 0), keys)
+            keys = groups
+            if causal and len(cut) > 1:
+                keys = min(max((first + rows.stop - 1) // self.group - self.near, 0), groups)
             group = torch.arange(keys, device=q.device)
             hidden = group >= own - self.near  # (c, E)
             if not causal:
                 hidden = hidden & (group <= own + self.near)
             hidden = hidden | (group >= count[:, None, None])  # (B, c, E)
-            rows = slice(tile.start, tile.stop)
             part = q[:, rows], y[:, rows], total[:, rows], core_key[:, :keys], core_value[:, :keys]
             parts.append(run(*part, hidden[:, None]) if keys else y[:, rows])
         return torch.cat(parts, dim=1)

@@ -1,6 +1,6 @@
 """Which neighbours a frame sees.
 
-Generalized Neighborhood Attention (2504.16922, section 3.1) in one dimension, with the dilation of
+Generalized Neighborhood Attention (2504.16922) in one dimension, with the dilation of
 DiNAT (2209.15001). Unlike there a window is not shifted inwards at the borders of an item: what of
 it lies beyond is not seen, so that a frame sees the same neighbours however long the item is, and
 streams see what whole items do.

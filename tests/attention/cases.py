@@ -67,6 +67,7 @@ CASES = [
     Case("AgentSelfAttention"),
     Case("AgentSelfAttention", {"agents": 5, "kernel": 0}),
     Case("EfficientSelfAttention"),
+    Case("LocalSelfAttention", {"window": 4, "dilation": 3, "rotary": False}),
     Case("LocalSelfAttention", {"window": 5}, plain={"window": 2 * FRAMES + 1}),
     Case("LocalSelfAttention", {"window": (4, 2), "stride": 3, "sink": True}),
     Case("LocalSelfAttention", {"window": (7, 3), "rotary": False}),
