@@ -162,8 +162,11 @@ class SpeechDataset(Dataset):
             stop = sum(seconds[:-1]) + ends[1] * seconds[-1]
             trim(item, ends[0] * seconds[0], stop, self.tokenizer, self.sample_rate, fps)
         length = len(item)
-        # Of several the first decides: `JoinedDataset` has to know before they are loaded.
-        self._transform(item, id_hash(cuts[0].id))
+        try:
+            # Of several the first decides: `JoinedDataset` has to know before they are loaded.
+            self._transform(item, id_hash(cuts[0].id))
+        except ValueError as error:  # crops that are smaller than what the model sees
+            raise MediaError(item.id, str(error)) from error
         if item.times is not None:  # speed perturbation moves words
             item.times = item.times * np.float32(len(item) / length)
         return item

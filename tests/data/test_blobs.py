@@ -1,5 +1,6 @@
 """Parts of a store are one store, before and after they are merged, whatever interrupts that."""
 
+import errno
 import os
 import shutil
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from speechattn.data import blobs
+from speechattn.data.blob_index import Table
 from speechattn.data.blobs import BlobStore, BlobWriter, Layout, merge_parts, part_name
 from speechattn.errors import SpeechattnError
 
@@ -159,7 +161,7 @@ def test_a_large_index_is_kept_and_read_instead(parts, monkeypatch):
     BlobStore(parts, LAYOUT)
     assert cache.exists()
     with monkeypatch.context() as patch:
-        patch.setattr(blobs._Table, "load", None)  # is not called
+        patch.setattr(Table, "load", None)  # is not called
         check(BlobStore(parts, LAYOUT), numbers)
     with BlobWriter(parts, LAYOUT) as writer:
         add(writer, 77)
@@ -167,5 +169,33 @@ def test_a_large_index_is_kept_and_read_instead(parts, monkeypatch):
     cache.write_bytes(cache.read_bytes()[:100])
     check(BlobStore(parts, LAYOUT), [*numbers, 77])
     BlobStore(parts, LAYOUT)
-    moved = parts.rename(parts.with_name("moved"))
+    moved = parts.rename(parts.with_name(f"{parts.name}_moved"))
     check(BlobStore(moved, LAYOUT), [*numbers, 77])
+
+
+def test_a_kept_index_serves_whatever_the_folder_is_called(parts, monkeypatch):
+    """Kept under a relative name, read from elsewhere."""
+    numbers = [int(key[1:]) for key in BlobStore(parts, LAYOUT)]
+    monkeypatch.setattr(blobs, "LARGE", 1)
+    (parts / "things.jsonl.arrays.npz.1.part").touch()  # of a process that was killed
+    monkeypatch.chdir(parts.parent)
+    BlobStore(parts.name, LAYOUT)
+    assert not list(parts.glob("*.part"))
+    monkeypatch.setattr(Table, "load", None)  # is not called
+    monkeypatch.chdir("/")
+    check(BlobStore(parts, LAYOUT), numbers)
+    check(BlobStore(parts.rename(parts.with_name(f"{parts.name}_moved")), LAYOUT), numbers)
+
+
+def test_an_index_that_cannot_be_kept_is_read(parts, monkeypatch):
+    """A corpus on a disk that is read only."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    numbers = [int(key[1:]) for key in BlobStore(parts, LAYOUT)]
+    monkeypatch.setattr(blobs, "LARGE", 1)
+    monkeypatch.setattr(np, "savez", refuse)
+    monkeypatch.setattr(type(parts), "unlink", refuse)
+    check(BlobStore(parts, LAYOUT), numbers)
+    assert not (parts / "things.jsonl.arrays.npz").exists()

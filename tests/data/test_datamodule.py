@@ -18,9 +18,9 @@ from speechattn.data.datamodule import (
     load_audio,
     read_cuts,
 )
-from speechattn.data.store import CropStore
+from speechattn.data.store import CropStore, CropWriter
 from speechattn.data.tokenizer import Tokenizer
-from speechattn.errors import ConfigError
+from speechattn.errors import ConfigError, MediaError
 
 AV = ("audio", "video")
 
@@ -121,6 +121,26 @@ def test_several_supervisions(parts):
     cuts, *_ = parts
     joined = cuts[0].append(cuts[1])
     assert cut_text(joined) == f"{cut_text(cuts[0])} {cut_text(cuts[1])}"
+
+
+@pytest.mark.parametrize("scale", [None, 16])
+def test_crops_smaller_than_the_model_sees(tiny_corpus, tmp_path, scale):
+    """Skipped and listed like any file that cannot be used, by the name of its cut."""
+    whole = CropStore(tiny_corpus.folder / "crops")
+    names = list(tiny_corpus.texts)
+    with CropWriter(tmp_path) as writer:
+        for name in names:
+            frames = whole.read(name)
+            writer.add(name, frames[:, :12, :12] if name == names[3] else frames, 25.0)
+    data = make_data(tiny_corpus, ["video"], scale=scale)
+    data.train.crops = CropStore(tmp_path)
+    ids = [cut.id for cut in data.train.cuts]
+    with pytest.raises(MediaError, match=f"{names[3]}: .*12x12 have no 16x16 square"):
+        data.train[ids.index(names[3])]
+    batches = list(data.train_dataloader())
+    assert sorted(i for b in batches for i in b.ids) == sorted(set(ids) - {names[3]})
+    (failed,) = [text for b in batches for text in b.failed]
+    assert failed.startswith(f"{names[3]}: ")
 
 
 # ------------------------------------------------------------------------------ read_cuts
