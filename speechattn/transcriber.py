@@ -11,7 +11,7 @@ from speechattn.config import build
 from speechattn.data.augment import CenterCrop
 from speechattn.data.batch import Batch, Item, collate
 from speechattn.data.datamodule import fit_audio
-from speechattn.data.ready_crops import READY_CROP, read_crop_array, resize
+from speechattn.data.ready_crops import READY_CROP, fit, read_crop_array
 from speechattn.data.roi import MouthCropper, RoiOptions
 from speechattn.data.tokenizer import UNK, UNK_MARK, Tokenizer
 from speechattn.data.video import iter_video, probe, read_audio
@@ -204,16 +204,16 @@ class Transcriber:
         return Item(str(path), "", [], audio, video)
 
     def read_mouth(self, path: str | Path) -> np.ndarray:
-        """The mouth crops of a file, (T, size, size) uint8, as the ROI stage makes them."""
-        size = self.cropper.options.size
+        """The mouth crops of a file, (T, H, H) uint8, as the ROI stage makes them."""
+        options = self.cropper.options
         if Path(path).suffix == ".npy":
-            return read_crop_array(path, size)
+            return read_crop_array(path, options)
         info = probe(path)
         if not info.has_video:
             raise MediaError(path, "no video stream, and this model reads lips")
-        if info.width == info.height and info.width <= READY_CROP * size:
-            frames = [f.grey() for f in iter_video(path, self.cropper.options.fps)]
-            return resize(np.stack(frames), size)
+        if info.width == info.height and info.width <= READY_CROP * options.size:
+            frames = [f.grey() for f in iter_video(path, options.fps)]
+            return fit(np.stack(frames), options, path)
         return self.cropper.crop(path).frames
 
     @torch.inference_mode()

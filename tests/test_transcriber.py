@@ -1,6 +1,7 @@
 """Transcriber: every kind of file that it takes or refuses, and the same numbers as the recipe."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -22,6 +23,7 @@ from speechattn.data.video import read_audio
 from speechattn.decoding import DecodeOptions, Evidence, Hypothesis
 from speechattn.errors import ConfigError, MediaError, NoFaceError
 from speechattn.inference import packing
+from speechattn.inference.long_form import LongFormOptions
 from speechattn.model import SpeechModel
 from speechattn.transcript import Transcript
 
@@ -211,6 +213,33 @@ def test_ready_crops_of_other_sizes(tiny_model_dir, tmp_path):
         found = transcriber.read_mouth(write_video(tmp_path / f"{side}.mkv", crops))
         assert found.shape == scaled.shape == (5, 20, 20)
         assert np.array_equal(found, scaled) == ready
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_ready_crops_and_scales(tiny_model_dir, media, tmp_path, long):
+    """Of the model's scale they are taken as they are; that lack its surroundings, not at all."""
+    whole = load(tiny_model_dir("video"))
+    seconds = LongFormOptions(1.0, 0.3, max_seconds=1.0) if long else None
+    rng = np.random.default_rng(0)
+    files = []
+    for side in (16, 20, 24):
+        np.save(tmp_path / f"{side}.npy", rng.integers(0, 256, (30, side, side), dtype=np.uint8))
+        crops = np.load(tmp_path / f"{side}.npy")
+        files += [tmp_path / f"{side}.npy", write_video(tmp_path / f"{side}.mkv", crops)]
+    for scale, taken in ((24, (24,)), (16, (16, 20, 24))):
+        options = replace(whole.cropper.options, scales=(scale,))
+        transcriber = Transcriber(whole.model, whole.tokenizer, whole.decode_options, options,
+                                  long_form=seconds)  # fmt: skip
+        for path, found in zip(files, transcriber.transcribe(files), strict=True):
+            if int(path.stem) in taken:
+                assert found.error is None and found.duration == pytest.approx(1.2)
+                side = scale if int(path.stem) == scale else 20
+                assert transcriber.read_mouth(path).shape == (30, side, side)
+            else:
+                assert found.error.startswith(f"{path}: mouth crops of {path.stem} pixels")
+                assert "24 pixels of the face" in found.error
+        exact = np.load(tmp_path / f"{scale}.npy")
+        np.testing.assert_array_equal(transcriber.read_mouth(tmp_path / f"{scale}.mkv"), exact)
 
 
 def test_ready_crop_at_50_pictures_a_second(tiny_model_dir, media, tmp_path):

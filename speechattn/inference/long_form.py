@@ -19,7 +19,8 @@ import numpy as np
 from speechattn.data.augment import CenterCrop
 from speechattn.data.batch import Item, collate
 from speechattn.data.datamodule import fit_audio
-from speechattn.data.ready_crops import READY_CROP, read_crop_array, resize
+from speechattn.data.ready_crops import READY_CROP, fit, read_crop_array
+from speechattn.data.roi import RoiOptions
 from speechattn.data.streaming import Rolling, stream_audio
 from speechattn.data.tokenizer import UNK, UNK_MARK
 from speechattn.data.video import iter_video, probe
@@ -308,7 +309,7 @@ def _exact(value: float) -> Fraction:
 
 
 def stream_mouth(transcriber: "Transcriber", path: str | Path) -> Iterator[np.ndarray]:
-    """The crops of `Transcriber.read_mouth` in pieces (n, size, size) uint8.
+    """The crops of `Transcriber.read_mouth` in pieces (n, H, H) uint8.
 
     Files of crops are read as they are asked for. A face video is followed to its end first, which
     tells who the speaker is; until then its crops wait on disk.
@@ -316,32 +317,32 @@ def stream_mouth(transcriber: "Transcriber", path: str | Path) -> Iterator[np.nd
     Raises:
         MediaError: as there.
     """
-    size = transcriber.cropper.options.size
+    options = transcriber.cropper.options
     if Path(path).suffix == ".npy":
-        yield from _stream_crops(path, size)
+        yield from _stream_crops(path, options)
         return
     info = probe(path)
     if not info.has_video:
         transcriber.read_mouth(path)  # says what is wrong
-    if not info.width == info.height <= READY_CROP * size:
+    if not info.width == info.height <= READY_CROP * options.size:
         yield from transcriber.cropper.stream(path)
         return
-    frames = iter_video(path, transcriber.cropper.options.fps)
+    frames = iter_video(path, options.fps)
     while some := [frame.grey() for frame in islice(frames, CROP_BLOCK)]:
-        yield resize(np.stack(some), size)
+        yield fit(np.stack(some), options, path)
 
 
-def _stream_crops(path: str | Path, size: int) -> Iterator[np.ndarray]:
+def _stream_crops(path: str | Path, options: RoiOptions) -> Iterator[np.ndarray]:
     try:
         shape, kind = _open_crops(path).shape, _open_crops(path).dtype
     except (OSError, ValueError, EOFError):
         shape, kind = (), None
     if kind != np.uint8 or len(shape) != 3 or 0 in shape or shape[1] != shape[2]:
-        read_crop_array(path, size)  # says what is wrong
+        read_crop_array(path, options)  # says what is wrong
         raise MediaError(path, "cannot be read as a numpy array")
     for start in range(0, shape[0], CROP_BLOCK):
         # Mapped anew each time: pages that were read are given back.
-        yield resize(np.array(_open_crops(path)[start : start + CROP_BLOCK]), size)
+        yield fit(np.array(_open_crops(path)[start : start + CROP_BLOCK]), options, path)
 
 
 def _open_crops(path: str | Path) -> np.memmap:
