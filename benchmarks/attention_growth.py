@@ -2,9 +2,9 @@
 
 One forward pass over one item, float32, width 256, 4 heads, projections included, each mechanism
 of `speechattn.attention` that an encoder takes, from 500 to 64,000 frames: seconds, what the pass
-adds to the process at its peak, and the exponent between the longest input that was measured and
-half of it. A length is left out where the one before says that a pass would take more than a
-minute or more than 8 GB. Mechanisms that are linear by their own word are held to it.
+adds to the process at its peak, and the exponent from 4,000 frames on, by least squares. A length
+is left out where the one before says that a pass would take more than a minute or more than 8 GB.
+Mechanisms that are linear by their own word are held to it.
 
     python benchmarks/attention_growth.py [--quick] [--json FILE] [--only WORD] [--docs DIR]
     python benchmarks/attention_growth.py --page    docs/attention.md alone, from what is kept
@@ -39,6 +39,7 @@ QUICK = [500, 1000, 2000]
 MOST_SECONDS, MOST_BYTES = 60.0, 8e9
 MEASURE_SECONDS, MOST_ROUNDS = 2.0, 15
 LINEAR = 1.15  # exponent that passes for linear
+LONG = 4000  # frames from which on it is taken: below, what does not grow still counts
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
@@ -104,19 +105,20 @@ def in_own_process(mechanism: Mechanism, frames: int, threads: int) -> dict:
     return found
 
 
-def ends(lengths: Iterable[int]) -> list[int]:
-    """The longest and the longest of at most half of it: closer ones show noise."""
+def long_ones(lengths: Iterable[int]) -> list[int]:
+    """Those that show how a mechanism grows: from 4,000 frames on, or the upper half."""
     lengths = sorted(lengths)
-    return [n for n in lengths if 2 * n <= lengths[-1]][-1:] + lengths[-1:]
+    return [n for n in lengths if n >= min(LONG, lengths[-1] / 2)]
 
 
 def exponent(points: dict[int, float]) -> float | None:
-    """Of the growth between `ends`, None where there are not two."""
-    between = ends(points)
-    if len(between) < 2:
+    """Of the growth over `long_ones`, by least squares of logarithms; None where there is one."""
+    lengths = long_ones(points)
+    if len(lengths) < 2:
         return None
-    a, b = between
-    return math.log(max(points[b], 1e-9) / max(points[a], 1e-9)) / math.log(b / a)
+    x = [math.log(n) for n in lengths]
+    y = [math.log(max(points[n], 1e-9)) for n in lengths]
+    return statistics.linear_regression(x, y).slope
 
 
 def grow(mechanism: Mechanism, lengths: list[int], threads: int) -> dict:
@@ -156,10 +158,17 @@ def grow(mechanism: Mechanism, lengths: list[int], threads: int) -> dict:
         "seconds": seconds,
         "spread": spread,
         "bytes": memory,
-        "time_exponent": exponent(seconds),
-        "memory_exponent": exponent(memory),
         "error": error,
     }
+
+
+def with_exponents(found: dict) -> dict:
+    """What was measured of a mechanism, lengths as JSON keeps them, and how it grows."""
+    exponents = {
+        f"{what}_exponent": exponent({int(n): v for n, v in found[field].items()})
+        for what, field in (("time", "seconds"), ("memory", "bytes"))
+    }
+    return {**found, **exponents}
 
 
 def _linear_so_far(points: dict[int, float]) -> bool:
@@ -173,8 +182,8 @@ def rows_of(mechanism: Mechanism, measured: dict) -> list[dict]:
     bound = mechanism.complexity == "O(T)"
     for what in ("time", "memory"):
         found = measured[f"{what}_exponent"]
-        lengths = ends(measured["seconds"])
-        between = f" between T = {lengths[0]} and {lengths[1]}" if len(lengths) == 2 else ""
+        lengths = long_ones(measured["seconds"])
+        between = f" from T = {lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else ""
         name = f"{mechanism}, {what}, exponent{between}"
         met = found is not None and (not bound or found <= LINEAR)
         target = f"<= {LINEAR}" if bound else "none"
@@ -215,6 +224,19 @@ def merged(before: list[dict], new: list[dict]) -> list[dict]:
     return [found[str(m)] for m in mechanisms("encoder") if str(m) in found]
 
 
+def write_growth(docs: Path, measured: list[dict], threads: int) -> None:
+    """What was measured and what is kept, into attention/growth.json, its plot, attention.md."""
+    folder = docs / "attention"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "growth.json"
+    before = json.loads(path.read_text())["mechanisms"] if path.exists() else []
+    kept = [with_exponents(found) for found in merged(before, measured)]
+    growth = json.loads(json.dumps({"threads": threads, "mechanisms": kept}))
+    path.write_text(json.dumps(growth, indent=1) + "\n")
+    plot(growth, folder / "growth.png")
+    write_page(docs)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="up to 2,000 frames")
@@ -224,24 +246,16 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=THREADS, help="of torch (default 2)")
     parser.add_argument("--page", action="store_true", help="measure nothing, write attention.md")
     options = parser.parse_args()
+    docs = options.docs or (None if options.quick and not options.page else DOCS)
     if options.page:
-        write_page(options.docs or DOCS)
+        write_growth(docs, [], options.threads)
         return 0
-    docs = options.docs or (None if options.quick else DOCS)
     lengths = QUICK if options.quick else sorted({*FRAMES, *cost_lengths()})
     chosen = [m for m in mechanisms("encoder") if options.only in str(m)]
-    measured = [grow(m, lengths, options.threads) for m in chosen]
+    measured = [with_exponents(grow(m, lengths, options.threads)) for m in chosen]
     failed = [m["name"] + ", " + m["error"] for m in measured if m["error"]]
     if docs is not None:
-        folder = docs / "attention"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "growth.json"
-        before = json.loads(path.read_text())["mechanisms"] if path.exists() else []
-        growth = {"threads": options.threads, "mechanisms": merged(before, measured)}
-        growth = json.loads(json.dumps(growth))
-        path.write_text(json.dumps(growth, indent=1) + "\n")
-        plot(growth, folder / "growth.png")
-        write_page(docs)
+        write_growth(docs, measured, options.threads)
     rows = [r for m, found in zip(chosen, measured, strict=True) for r in rows_of(m, found)]
     save(rows, options.json)
     for line in failed:

@@ -93,7 +93,7 @@ def page(docs: Path) -> str:
         "heads (rotary in an encoder), per layer. Costs are one forward pass of one layer over "
         f"one item of that length at {FRAME_RATE} frames a second, projections included, float32, "
         f"{growth.get('threads', 2)} threads (`benchmarks/attention_growth.py`); time and memory "
-        "grow with the exponent between the longest input and half of it. WER is that of the "
+        "grow with this exponent from 4,000 frames on. WER is that of the "
         f"GRID test set after {budget} (`benchmarks/attention_grid.py`): enough to see whether a "
         "mechanism learns, too little to rank those that are close.",
     ]

@@ -137,23 +137,36 @@ def _group(
     if chunks is None and dropout == 0 and slopes is None:
         return scaled_dot_product_attention(q, k, v, attn_mask=seen)
     items, heads, queries, _ = q.shape
-    outputs = []
+    # Many small outputs among large masks would keep the allocator from using their room again.
+    outputs, result = [], None if torch.is_grad_enabled() else torch.zeros_like(q)
     # With chunks, queries beyond the group's longest item see nothing and are filled with zeros.
     stop = queries if chunks is None else group.frames
     for tile in tiles(stop, items * heads, chunks, q.device, keys=group.frames):
         mask = None if seen is None else seen[..., tile.first : tile.last]
         if tile.hidden is not None:
             mask = ~tile.hidden if mask is None else mask & ~tile.hidden
+        rows = q[:, :, tile.start : tile.stop]
+        turned = slopes is not None and mask is None
         if slopes is not None:
             place = (tile.start + ahead, tile.stop + ahead, tile.first, tile.last)
-            mask = _hidden(_fall(slopes, *place, q), mask)
-        part = (q[:, :, tile.start : tile.stop], k[:, :, tile.first : tile.last],
-                v[:, :, tile.first : tile.last], mask, dropout)  # fmt: skip
+            if turned:
+                rows, mask = rows.flip(2), _rising(slopes, *place, q)
+            else:
+                mask = _hidden(_fall(slopes, *place, q), mask)
+        part = (rows, k[:, :, tile.first : tile.last], v[:, :, tile.first : tile.last], mask,
+                dropout)  # fmt: skip
         if dropout > 0 and torch.is_grad_enabled():
             # torch keeps the weights of attention with dropout on a CPU: make them again instead.
-            outputs.append(checkpoint(scaled_dot_product_attention, *part, use_reentrant=False))
+            y = checkpoint(scaled_dot_product_attention, *part, use_reentrant=False)
         else:
-            outputs.append(scaled_dot_product_attention(*part))
+            y = scaled_dot_product_attention(*part)
+        y = y.flip(2) if turned else y
+        if result is None:
+            outputs.append(y)
+        else:
+            result[:, :, tile.start : tile.stop] = y
+    if result is not None:
+        return result
     outputs.append(_nothing(q[:, :, stop:]))
     return torch.cat(outputs, dim=2)
 
@@ -168,6 +181,18 @@ def _fall(slopes: Tensor, start: int, stop: int, first: int, last: int, like: Te
     i = torch.arange(start, stop, device=like.device)[:, None]
     distance = (i - torch.arange(first, last, device=like.device)).abs()  # (c, m)
     return -slopes.to(like)[:, None, None] * distance.to(like)
+
+
+def _rising(slopes: Tensor, start: int, stop: int, first: int, last: int, like: Tensor) -> Tensor:
+    """`_fall` with its queries from the last to the first, (H, c, m), of H (c + m - 1) numbers.
+
+    So turned, what stands at row r and column j hangs on r + j alone, and rows are the same numbers
+    one further. Tiles of their own took as long to make as the attention itself.
+    """
+    queries, keys = stop - start, last - first
+    distance = torch.arange(first - stop + 1, last - start, device=like.device).abs()  # (c+m-1,)
+    fall = -slopes.to(like)[:, None] * distance.to(like)
+    return fall.as_strided((len(slopes), queries, keys), (fall.shape[1], 1, 1))
 
 
 def _hidden(bias: Tensor, seen: Tensor | None) -> Tensor:
