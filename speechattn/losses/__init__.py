@@ -2,11 +2,13 @@
 
 from speechattn.losses.delay_penalised_ctc import DelayPenalisedCTC, delay_penalised_ctc_loss
 from speechattn.losses.joint import JointLoss, LossParts, label_smoothing_loss
+from speechattn.losses.mwer import MwerLoss
 
 __all__ = [
     "DelayPenalisedCTC",
     "JointLoss",
     "LossParts",
+    "MwerLoss",
     "delay_penalised_ctc_loss",
     "label_smoothing_loss",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from speechattn.decoders import BidirectionalDecoder, Decoder, reverse_tokens
 from speechattn.errors import ConfigError
 from speechattn.losses.delay_penalised_ctc import DelayPenalisedCTC
+from speechattn.losses.mwer import MwerLoss
 from speechattn.losses.timed_ctc import timed_ctc_loss
 from speechattn.masks import padding_mask
 
@@ -31,6 +32,7 @@ class LossParts:
         reverse: of the decoder, right to left.
         intermediate: CTC of intermediate layers, their mean.
         streams: CTC of the streams before fusion, their mean.
+        risk: expected errors above their mean, in training.
     """
 
     total: Tensor
@@ -39,6 +41,7 @@ class LossParts:
     reverse: Tensor | None = None
     intermediate: Tensor | None = None
     streams: Tensor | None = None
+    risk: Tensor | None = None
 
 
 def label_smoothing_loss(
@@ -111,6 +114,8 @@ class JointLoss(nn.Module):
         time_slack: seconds before and after a word in which CTC may emit its tokens, where the
             cuts say when words were said; None for anywhere. See `timed_ctc`.
         ctc: what computes all the CTC losses, such as a DelayPenalisedCTC; None for torch's.
+        mwer: expected errors, beside all of the above, for the fine-tuning of a trained model; in
+            training only.
     """
 
     def __init__(
@@ -123,6 +128,7 @@ class JointLoss(nn.Module):
         intermediate_weight: float = 0.0,
         time_slack: float | None = None,
         ctc: DelayPenalisedCTC | None = None,
+        mwer: MwerLoss | None = None,
     ):
         super().__init__()
         for name, value in (("ctc_weight", ctc_weight), ("reverse_weight", reverse_weight)):
@@ -153,6 +159,7 @@ class JointLoss(nn.Module):
             )
         self.time_slack = time_slack
         self.ctc_of = ctc or ctc_loss
+        self.mwer = mwer
         self._warned = False
 
     def check(self, model: nn.Module) -> None:
@@ -175,6 +182,11 @@ class JointLoss(nn.Module):
         elif bidirectional and self.ctc_weight < 1.0:
             logger.warning(
                 "loss.reverse_weight is 0: the right-to-left half of the decoder does not learn"
+            )
+        if self.mwer is not None and model.decoder is None and self.mwer.ctc_weight < 1.0:
+            raise ConfigError(
+                f"loss.mwer.ctc_weight is {self.mwer.ctc_weight:g}, which needs model.decoder; "
+                "there is none: take 1"
             )
         if self.intermediate_weight > 0.0:
             given = f"loss.intermediate_weight is {self.intermediate_weight:g}"
@@ -223,6 +235,17 @@ class JointLoss(nn.Module):
                 ]
             ).mean()
             parts.total = parts.total + self.stream_ctc_weight * parts.streams
+        if self.mwer is not None and model.training:
+            parts.risk = self.mwer(
+                hidden,
+                lengths,
+                model.ctc_log_probs(hidden),
+                model.decoder,
+                batch.tokens,
+                batch.token_lengths,
+            )
+            share = self.mwer.weight
+            parts.total = share * parts.risk + (1.0 - share) * parts.total
         return parts
 
     def stream_ctc(

@@ -19,9 +19,9 @@ class EpochTable(Callback):
 
     columns = (
         "epoch step train_loss train_ctc_loss train_att_loss train_reverse_loss "
-        "train_intermediate_loss train_stream_loss valid_loss valid_ctc_loss valid_att_loss "
-        "valid_reverse_loss valid_intermediate_loss valid_stream_loss valid_error lr skipped "
-        "unreadable seconds"
+        "train_intermediate_loss train_stream_loss train_risk valid_loss valid_ctc_loss "
+        "valid_att_loss valid_reverse_loss valid_intermediate_loss valid_stream_loss "
+        "valid_error lr skipped unreadable seconds"
     ).split()
     # What the log says of an epoch.
     said = (

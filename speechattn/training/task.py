@@ -37,6 +37,7 @@ class SpeechTask(GlobalStep):
         "reverse_loss",
         "intermediate_loss",
         "stream_loss",
+        "risk",
     )
 
     def __init__(self, model: SpeechModel, loss: JointLoss, options: TrainingOptions):
@@ -109,4 +110,5 @@ def named(parts: LossParts) -> dict[str, torch.Tensor | None]:
         "reverse_loss": parts.reverse,
         "intermediate_loss": parts.intermediate,
         "stream_loss": parts.streams,
+        "risk": parts.risk,
     }

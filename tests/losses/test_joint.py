@@ -9,7 +9,7 @@ from torch import nn
 
 from speechattn.data.batch import Item, collate
 from speechattn.errors import ConfigError
-from speechattn.losses import JointLoss, label_smoothing_loss
+from speechattn.losses import JointLoss, MwerLoss, label_smoothing_loss
 from speechattn.losses.joint import ctc_loss
 from speechattn.model_dir import build_model
 
@@ -271,6 +271,22 @@ def test_what_is_encoded_already_is_not_encoded_again(tiny_model, batch, monkeyp
     encoded = model.encode_streams(batch.audio, batch.audio_lengths)
     monkeypatch.setattr(model, "encode_streams", None)
     assert torch.equal(JointLoss()(model, batch, encoded).total, expected)
+
+
+def test_expected_errors_share_the_loss_in_training_only(tiny_model, batch):
+    model = make_model(tiny_model, "audio").eval()
+    loss = JointLoss(0.3, mwer=MwerLoss(weight=0.8, nbest=3))
+    without = loss(model, batch)
+    assert without.risk is None
+    model.training = True  # without the dropout of its parts
+    parts = loss(model, batch)
+    hidden, lengths = model.encode(batch.audio, batch.audio_lengths)
+    risk = loss.mwer(
+        hidden, lengths, model.ctc_log_probs(hidden), model.decoder, batch.tokens,
+        batch.token_lengths,
+    )  # fmt: skip
+    torch.testing.assert_close(parts.risk, risk)
+    torch.testing.assert_close(parts.total, 0.8 * risk + 0.2 * without.total)
 
 
 def test_weights_without_their_part_are_named(tiny_model, caplog):
