@@ -88,6 +88,10 @@ def choose_weights(
     totals = dict.fromkeys(conditions, 0)
     for condition, batches in conditions.items():
         for batch in track(batches, description=f"weights, {condition}"):
+            for reason in batch.failed:
+                logger.warning("cannot be read and is left out: %s", reason)
+            if not len(batch):
+                continue
             references = [
                 tokens[:n]
                 for tokens, n in zip(batch.tokens.tolist(), batch.token_lengths, strict=True)

@@ -12,11 +12,13 @@ from lhotse.cut import Cut
 from rich.progress import track
 
 from speechattn.data.augment import AddNoise, CenterCrop
-from speechattn.data.batch import Batch, collate
+from speechattn.data.batch import Batch
 from speechattn.data.datamodule import SpeechDataset, cut_text, read_cuts
+from speechattn.data.loader import Readable, collate_read
 from speechattn.data.sampler import PaddedFrameBatches
 from speechattn.data.store import CropStore
 from speechattn.decoding import AlignmentError, DecodeOptions, surest_times
+from speechattn.errors import SpeechattnError
 from speechattn.evaluation.tables import write_table
 from speechattn.inference.export import OnnxDecoder
 from speechattn.inference.timing import PartTimes
@@ -42,6 +44,8 @@ def decode_cuts(
     words in time, n-best with scores), `timing.json` (real-time factor by part, of what this run
     decoded) and `details/<id>.npz` (posteriors, cross-attention, crops) for a few utterances
     spread over the set. A run that was interrupted goes on with the utterances that are missing.
+    Utterances that cannot be read have an empty text, and a line in `failures.tsv` that says why;
+    the next run tries them again.
 
     Args:
         transcriber: the model and how it decodes.
@@ -54,6 +58,9 @@ def decode_cuts(
 
     Returns:
         The path of `hyp.tsv`.
+
+    Raises:
+        SpeechattnError: none of them can be read.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -72,6 +79,7 @@ def decode_cuts(
     fusion.write_text(sources)
     done = read_partial(output / PARTIAL)
     left = [cut for cut in cuts if cut.id not in done]
+    failed: list[str] = []
     if len(left) < len(cuts):
         logger.info("%s: %d of %d decoded before", output, len(cuts) - len(left), len(cuts))
     details = min(details, len(cuts))
@@ -82,6 +90,11 @@ def decode_cuts(
             batches = CutBatches(transcriber, left, store, noise, batch_seconds)
             batches = iter(track(batches, description=f"decode {output.name}"))
             while (batch := timed_next(batches, transcriber.times)) is not None:
+                for reason in batch.failed:
+                    logger.warning("cannot be read, its text is empty: %s", reason)
+                failed += batch.failed
+                if not len(batch):
+                    continue
                 found = transcriber.recognise(batch)
                 # Before the transcripts: what has one is not looked at again.
                 for i, transcript in enumerate(found):
@@ -92,12 +105,24 @@ def decode_cuts(
                     file.write(json.dumps(asdict(transcript), ensure_ascii=False) + "\n")
                 file.flush()
         write_timing(output / "timing.json", transcriber.times)
+    if cuts and not done:
+        raise SpeechattnError(f"{cuts_path}: no utterance can be read; the first: {failed[0]}")
+    write_failures(output / "failures.tsv", failed)
     speakers = {cut.id: cut.supervisions[0].speaker for cut in cuts if cut.supervisions}
     known = len(speakers) == len(cuts) and all(speakers.values())
     texts = {cut.id: cut_text(cut) for cut in cuts}
     write_table(output / "ref.tsv", texts, speakers if known else None)
-    write_table(output / "hyp.tsv", {cut.id: done[cut.id] for cut in cuts})
+    write_table(output / "hyp.tsv", {cut.id: done.get(cut.id, "") for cut in cuts})
     return output / "hyp.tsv"
+
+
+def write_failures(path: Path, failed: Sequence[str]) -> None:
+    """Writes what cannot be read, `id: reason`, as a table; no file where there is none."""
+    path.unlink(missing_ok=True)
+    if failed:
+        lines = ["utterance\treason\n"]
+        lines += ["\t".join(" ".join(text.split()).split(": ", 1)) + "\n" for text in failed]
+        path.write_text("".join(lines), encoding="utf-8")
 
 
 def timed_next(batches: Iterator[Batch], times: PartTimes) -> Batch | None:
@@ -120,6 +145,8 @@ def write_timing(path: Path, times: PartTimes) -> None:
 class CutBatches:
     """Batches of cuts as a model is tested with them, each loaded when it is asked for.
 
+    What cannot be read is left out of its batch, which says so (`Batch.failed`) and may be empty.
+
     Args:
         transcriber: the model that will read them.
         cuts: the utterances, those of about the same length together.
@@ -137,14 +164,16 @@ class CutBatches:
         batch_seconds: float = 60.0,
     ):
         model = transcriber.model
-        self.dataset = SpeechDataset(
-            cuts,
-            transcriber.tokenizer,
-            model.modalities,
-            store,
-            audio_transforms=[noise] if noise is not None else (),
-            video_transforms=[CenterCrop(model.crop_size)],
-            sample_rate=model.sample_rate,
+        self.dataset = Readable(
+            SpeechDataset(
+                cuts,
+                transcriber.tokenizer,
+                model.modalities,
+                store,
+                audio_transforms=[noise] if noise is not None else (),
+                video_transforms=[CenterCrop(model.crop_size)],
+                sample_rate=model.sample_rate,
+            )
         )
         durations = np.array([cut.duration for cut in cuts])
         self.indices = list(PaddedFrameBatches(durations, batch_seconds, shuffle=False))
@@ -154,7 +183,7 @@ class CutBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for indices in self.indices:
-            yield collate([self.dataset[i] for i in indices])
+            yield collate_read([self.dataset[i] for i in indices])
 
 
 def read_partial(path: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from lhotse import CutSet
 from speechattn.data.augment import AddNoise
 from speechattn.data.batch import Item, collate
 from speechattn.decoding import DecodeOptions
-from speechattn.errors import ConfigError
+from speechattn.errors import ConfigError, SpeechattnError
 from speechattn.evaluation import read_table
 from speechattn.inference.decode_cuts import PARTIAL, decode_cuts, read_partial, single
 from speechattn.transcriber import Transcriber
@@ -113,6 +113,38 @@ def test_interrupted_run_goes_on(transcriber, cuts, crops, tmp_path, monkeypatch
     seen.clear()
     decode_cuts(transcriber, cuts, tmp_path / "cut", crops)
     assert seen == []
+
+
+def with_bad_sound(cuts, folder, bad):
+    """The cuts, the sound of those numbered `bad` being no sound."""
+    (folder / "bad.flac").write_bytes(b"this is no sound")
+    changed = list(CutSet.from_file(cuts))
+    for i in bad:
+        changed[i].recording.sources[0].source = str(folder / "bad.flac")
+    CutSet.from_cuts(changed).to_file(folder / "cuts.jsonl.gz")
+    return folder / "cuts.jsonl.gz", [changed[i].id for i in bad]
+
+
+def test_what_cannot_be_read_is_listed_and_has_no_text(transcriber, cuts, crops, tmp_path, caplog):
+    decode_cuts(transcriber, cuts, tmp_path / "good", crops, batch_seconds=3.0)
+    some, bad = with_bad_sound(cuts, tmp_path, [2, 5])
+    decode_cuts(transcriber, some, tmp_path / "d", crops, batch_seconds=3.0)
+    wanted = read_table(tmp_path / "good" / "hyp.tsv").texts
+    texts = read_table(tmp_path / "d" / "hyp.tsv").texts
+    assert texts == {name: "" if name in bad else text for name, text in wanted.items()}
+    assert list(read_table(tmp_path / "d" / "ref.tsv").texts) == list(wanted)
+    lines = (tmp_path / "d" / "failures.tsv").read_text().splitlines()
+    assert sorted(line.split("\t")[0] for line in lines[1:]) == sorted(bad)
+    assert all(name in caplog.text for name in bad)
+    decode_cuts(transcriber, cuts, tmp_path / "d", crops)  # mended
+    assert read_table(tmp_path / "d" / "hyp.tsv").texts == wanted
+    assert not (tmp_path / "d" / "failures.tsv").exists()
+
+
+def test_nothing_that_can_be_read_is_an_error(transcriber, cuts, crops, tmp_path):
+    some, _ = with_bad_sound(cuts, tmp_path, range(8))
+    with pytest.raises(SpeechattnError, match="no utterance can be read"):
+        decode_cuts(transcriber, some, tmp_path / "d", crops)
 
 
 def test_other_options_start_anew(transcriber, cuts, crops, tmp_path, monkeypatch):
