@@ -11,20 +11,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from speechattn import __version__
 from speechattn.config import build, check_sections, read_yaml
 from speechattn.data.tokenizer import Tokenizer
 from speechattn.decoding import DecodeOptions
 from speechattn.errors import ConfigError
 from speechattn.inference.ensemble import Ensemble
 from speechattn.model import SpeechModel
+from speechattn.saved import CONFIG, META, WEIGHTS, write_trained
 
-CONFIG, WEIGHTS, META = "config.yaml", "model.safetensors", "meta.json"
 SECTIONS = ("model", "ensemble", "decode", "roi", "long_form")
 FILE_KEY = "statistics"  # of normalisation, the one argument of a model's parts that is a file
 
@@ -35,7 +33,8 @@ def build_model(
     """Builds a model from its `model:` section.
 
     Args:
-        config: arguments of `SpeechModel`; `vocab_size` may be left out, here and in the decoder.
+        config: arguments of `SpeechModel`; `vocab_size` may be left out, here, in the decoder and
+            in the transducer and its predictor.
         vocab_size: units of the tokenizer.
         allow: packages beside this one whose classes the section may name.
         section: what messages call it.
@@ -45,12 +44,20 @@ def build_model(
     # A deep copy of plain values. YAML also has dates: the constructors refuse them as texts.
     config = json.loads(json.dumps(config, default=str))
     config["vocab_size"] = vocab_size
-    if isinstance(config.get("decoder"), dict):
-        arguments = config["decoder"]
-        if "class_path" in arguments:
-            arguments = arguments.setdefault("init_args", {})
-        arguments["vocab_size"] = vocab_size
+    _set_vocab_size(config.get("decoder"), vocab_size)
+    transducer = _set_vocab_size(config.get("transducer"), vocab_size)
+    _set_vocab_size(transducer.get("predictor"), vocab_size)
     return build(SpeechModel, config, section, allow)
+
+
+def _set_vocab_size(component: Any, vocab_size: int) -> dict[str, Any]:
+    """Gives a component's section its units; its arguments, none where there is no section."""
+    if not isinstance(component, dict):
+        return {}
+    if "class_path" in component:
+        component = component.setdefault("init_args", {})
+    component["vocab_size"] = vocab_size
+    return component
 
 
 def build_ensemble(config: Any, vocab_size: int, allow: Iterable[str] = ()) -> Ensemble:
@@ -83,17 +90,8 @@ def save_model_dir(
         tokenizer: its files go beside.
         meta: facts about the training, JSON values.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     kept = {key: without_files(config[key]) for key in SECTIONS if key in config}
-    (folder / CONFIG).write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
-    tokenizer.save(folder)
-    meta = {"speechattn": __version__, "vocab_size": tokenizer.vocab_size, **meta}
-    (folder / META).write_text(json.dumps(meta, indent=2, ensure_ascii=False), encoding="utf-8")
-    # Last, under another name first: a directory with weights is a whole one.
-    part = folder / (WEIGHTS + ".part")
-    save_file({k: v.contiguous().cpu() for k, v in weights.items()}, part)
-    part.replace(folder / WEIGHTS)
+    write_trained(folder, kept, weights, tokenizer, meta)
 
 
 def without_files(section: Any) -> Any:

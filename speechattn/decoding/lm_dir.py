@@ -4,23 +4,19 @@ As a model directory has them: `config.yaml` (a section `lm`, the arguments of `
 `model.safetensors`, the tokenizer's files and `meta.json`. No pickle is read.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from speechattn import __version__
 from speechattn.config import build, check_sections, read_yaml
 from speechattn.data.tokenizer import Tokenizer
 from speechattn.decoders.language_model import TransformerLm
 from speechattn.errors import ConfigError
-
-CONFIG, WEIGHTS, META = "config.yaml", "model.safetensors", "meta.json"
+from speechattn.saved import CONFIG, WEIGHTS, write_trained
 
 
 def build_lm(config: Any, vocab_size: int) -> TransformerLm:
@@ -46,17 +42,7 @@ def save_lm(
         tokenizer: its files go beside.
         meta: facts about the training, JSON values.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump({"lm": dict(config)}, sort_keys=False)
-    (folder / CONFIG).write_text(text, encoding="utf-8")
-    tokenizer.save(folder)
-    meta = {"speechattn": __version__, "vocab_size": tokenizer.vocab_size, **meta}
-    (folder / META).write_text(json.dumps(meta, indent=2, ensure_ascii=False), encoding="utf-8")
-    # Last, under another name first: a directory with weights is a whole one.
-    part = folder / (WEIGHTS + ".part")
-    save_file({k: v.contiguous().cpu() for k, v in weights.items()}, part)
-    part.replace(folder / WEIGHTS)
+    write_trained(folder, {"lm": dict(config)}, weights, tokenizer, meta)
 
 
 def load_lm(folder: str | Path) -> tuple[TransformerLm, Tokenizer]:
