@@ -6,6 +6,7 @@ Legend: B utterances, T frames, H heads, D width, Dh = D / H width of a head.
 from speechattn.attention.agent import AgentSelfAttention
 from speechattn.attention.base import AttentionFactory, AttentionState, SelfAttention
 from speechattn.attention.cache import AttentionCache
+from speechattn.attention.circular import CircularSelfAttention
 from speechattn.attention.core_context import CoreContextSelfAttention, CoreState
 from speechattn.attention.cross import (
     CrossAttention,
@@ -21,7 +22,9 @@ from speechattn.attention.gmm import GmmCrossAttention
 from speechattn.attention.latent import LatentTokenAttention
 from speechattn.attention.lightning import LightningSelfAttention, LinearState
 from speechattn.attention.local import LocalSelfAttention
+from speechattn.attention.multi_token import MultiTokenSelfAttention
 from speechattn.attention.positions import RelativePositions, relative_positions
+from speechattn.attention.rat import RecurrentSelfAttention, RecurrentState
 from speechattn.attention.relative import RelativeSelfAttention
 from speechattn.attention.softmax import SoftmaxSelfAttention
 from speechattn.attention.token_softmax import SoftmaxTokenAttention
@@ -31,6 +34,7 @@ __all__ = [
     "AttentionCache",
     "AttentionFactory",
     "AttentionState",
+    "CircularSelfAttention",
     "CoreContextSelfAttention",
     "CoreState",
     "CrossAttention",
@@ -44,6 +48,9 @@ __all__ = [
     "LightningSelfAttention",
     "LinearState",
     "LocalSelfAttention",
+    "MultiTokenSelfAttention",
+    "RecurrentSelfAttention",
+    "RecurrentState",
     "RelativePositions",
     "RelativeSelfAttention",
     "SelfAttention",

@@ -6,12 +6,10 @@ E = ceil(T / g) groups, c frames of a step or queries of a tile.
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from speechattn.attention.base import SelfAttention
 from speechattn.attention.cache import AttentionCache
@@ -19,10 +17,10 @@ from speechattn.attention.local import check_heads
 from speechattn.attention.rotary import rotate
 from speechattn.dropout import Dropout
 from speechattn.kernels.backend import choose
+from speechattn.kernels.far_groups import Far, look_far
 from speechattn.kernels.local_attention import attention_and_totals
 from speechattn.kernels.local_blocks import lowest
 from speechattn.kernels.precision import operands
-from speechattn.kernels.tiles import tiles
 from speechattn.kernels.time_blocks import wide
 from speechattn.kernels.window import Window
 from speechattn.masks import Chunks
@@ -117,7 +115,8 @@ class CoreContextSelfAttention(SelfAttention):
         if choose(x.device) == "reference" or x.shape[1] > (self.near + 1) * self.group:
             core_key, core_value = self._pool(q, k, v, lengths)
             count = (lengths + self.group - 1).div(self.group, rounding_mode="floor")
-            y = self._look_far(q, core_key, core_value, y, total, count, causal, 0, dropout)
+            far = Far(self.group, self.near, causal)
+            y = look_far(q, core_key, core_value, y, total, count, far, 0, dropout)
         return self.output(y.flatten(2))
 
     def init_state(self, batch: int) -> CoreState:
@@ -148,7 +147,8 @@ class CoreContextSelfAttention(SelfAttention):
             q, near.key, near.value, seen, self.window.past(), start=near.start
         )
         count = torch.full((len(x),), core_key.shape[1], device=x.device)
-        y = self._look_far(q, core_key, core_value, y, total, count, True, first, 0.0)
+        far = Far(self.group, self.near, causal=True)
+        y = look_far(q, core_key, core_value, y, total, count, far, first)
         oldest = max(frames // self.group - self.near, 0) * self.group
         return self.output(y.flatten(2)), CoreState(
             near.keep(frames - oldest), core_key, core_value
@@ -177,79 +177,3 @@ class CoreContextSelfAttention(SelfAttention):
         weights = scores.softmax(-1).to(k.dtype)
         key, value = (torch.einsum("behg,behdg->behd", weights, x) for x in (k, v))
         return key, value
-
-    def _look_far(
-        self,
-        q: Tensor,
-        core_key: Tensor,
-        core_value: Tensor,
-        y: Tensor,
-        total: Tensor,
-        count: Tensor,
-        causal: bool,
-        first: int,
-        dropout: float,
-    ) -> Tensor:
-        """Add the far groups to what was found near, a tile at a time; at once as reference.
-
-        Args:
-            q: (B, T, H, Dh), of frames from `first` on.
-            core_key: (B, E, H, Dh).
-            core_value: (B, E, H, Dh).
-            y: (B, T, H, Dh) found near.
-            total: (B, T, H) logarithm of the denominator of its softmax.
-            count: (B,) groups there are.
-            causal: see far groups before a frame only.
-            first: index of the first query.
-            dropout: of the weights.
-
-        Returns:
-            (B, T, H, Dh).
-        """
-        batch, frames, heads = q.shape[:3]
-        groups = core_key.shape[1]
-        run = partial(_far, dropout=dropout)
-        if choose(q.device) == "reference":
-            cut = [slice(0, frames)]
-        else:
-            cut = [
-                slice(tile.start, tile.stop)
-                for tile in tiles(frames, batch * heads, None, q.device, max(groups, 1))
-            ]
-            if torch.is_grad_enabled():
-                run = partial(checkpoint, run, use_reentrant=False)
-        parts = []
-        for rows in cut:
-            own = torch.arange(first + rows.start, first + rows.stop, device=q.device)
-            own = own.div(self.group, rounding_mode="floor")[:, None]  # group of each query
-            keys = groups
-            if causal and len(cut) > 1:
-                keys = min(max((first + rows.stop - 1) // self.group - self.near, 0), groups)
-            group = torch.arange(keys, device=q.device)
-            hidden = group >= own - self.near  # (c, E)
-            if not causal:
-                hidden = hidden & (group <= own + self.near)
-            hidden = hidden | (group >= count[:, None, None])  # (B, c, E)
-            part = q[:, rows], y[:, rows], total[:, rows], core_key[:, :keys], core_value[:, :keys]
-            parts.append(run(*part, hidden[:, None]) if keys else y[:, rows])
-        return torch.cat(parts, dim=1)
-
-
-def _far(
-    q: Tensor,
-    y: Tensor,
-    total: Tensor,
-    core_key: Tensor,
-    core_value: Tensor,
-    hidden: Tensor,
-    dropout: float,
-) -> Tensor:
-    """A tile (B, c, H, Dh): what was found near is one more key, with its total for a score."""
-    dtype = wide(q.dtype)
-    scores = torch.einsum("bchd,behd->bhce", q.to(dtype), core_key.to(dtype))
-    scores = (scores / math.sqrt(q.shape[3])).masked_fill(hidden, lowest(dtype))
-    scores = torch.cat((total.transpose(1, 2)[..., None], scores), dim=3)
-    near, far = scores.softmax(-1).split((1, scores.shape[3] - 1), dim=3)
-    far = functional.dropout(far, dropout, training=dropout > 0)
-    found = torch.einsum("bhce,behd->bchd", far, core_value.to(dtype))
-    return (near.transpose(1, 2) * y.to(dtype) + found).to(y.dtype)

@@ -22,6 +22,13 @@ def open_gate(module: SelfAttention) -> None:
     torch.nn.init.constant_(module.gate.bias, 100.0)
 
 
+def remember_nothing(module: SelfAttention) -> None:
+    """Lets everything through, and forgets what was before."""
+    open_gate(module)
+    torch.nn.init.zeros_(module.forget.weight)
+    torch.nn.init.constant_(module.forget.bias, -100.0)
+
+
 @dataclass(frozen=True)
 class Case:
     """A mechanism and its options.
@@ -67,6 +74,11 @@ CASES = [
     Case("AgentSelfAttention"),
     Case("AgentSelfAttention", {"agents": 5, "kernel": 0}),
     Case("EfficientSelfAttention"),
+    Case("CircularSelfAttention"),
+    Case("RecurrentSelfAttention", {"chunk": 4}, plain={"chunk": 1}, prepare=remember_nothing),
+    Case("RecurrentSelfAttention", {"chunk": 32}),
+    Case("MultiTokenSelfAttention"),
+    Case("MultiTokenSelfAttention", {"queries": 2, "keys": 4, "mixed": 1}, plain={"keys": 3}),
     Case("LocalSelfAttention", {"window": 4, "dilation": 3, "rotary": False}),
     Case("LocalSelfAttention", {"window": 5}, plain={"window": 2 * FRAMES + 1}),
     Case("LocalSelfAttention", {"window": (4, 2), "stride": 3, "sink": True}),
