@@ -10,9 +10,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from speechattn.data.augment import SpecAugment
-from speechattn.decoders import Decoder, TransformerDecoder
+from speechattn.decoders import Decoder, Transducer, TransformerDecoder
 from speechattn.decoding import Evidence
-from speechattn.encoders import Encoder
+from speechattn.encoders import Encoder, FrameReducer
 from speechattn.encoders.base import EncoderOutput
 from speechattn.errors import ConfigError
 from speechattn.frontends import Frontend, MLPFusion
@@ -84,12 +84,14 @@ class SpeechModel(nn.Module):
         video: the stream that sees, (B, T, 1, H, W) mouth crops in [0, 255].
         fusion: joins the two; needed when both are there.
         decoder: attention decoder, a TransformerDecoder where a configuration names no class;
-            without one the model is CTC only.
+            without one and without `transducer` the model is CTC only.
         ctc_dropout: dropout before the CTC head.
         crop_size: side of the square that the model sees of each mouth crop, in pixels.
         sample_rate: of the sound that the model hears, in Hz.
         video_fps: frames a second of the video that the model sees.
         frame_shift: seconds from one hidden frame to the next.
+        transducer: reads hidden frames beside or instead of the decoder.
+        frame_reducer: drops frames that CTC says are blank before `transducer` reads them.
     """
 
     def __init__(
@@ -104,6 +106,8 @@ class SpeechModel(nn.Module):
         sample_rate: int = 16000,
         video_fps: float = 25.0,
         frame_shift: float = 0.04,
+        transducer: Transducer | None = None,
+        frame_reducer: FrameReducer | None = None,
     ):
         super().__init__()
         if audio is None and video is None:
@@ -149,6 +153,15 @@ class SpeechModel(nn.Module):
                 f"{self.output_size} wide"
             )
         self.decoder = decoder
+        if transducer is not None and transducer.memory_size != self.output_size:
+            raise ConfigError(
+                f"transducer.memory_size is {transducer.memory_size}, but the hidden frames are "
+                f"{self.output_size} wide"
+            )
+        if frame_reducer is not None and transducer is None:
+            raise ConfigError("frame_reducer drops frames for a `transducer`; there is none")
+        self.transducer = transducer
+        self.frame_reducer = frame_reducer
         self.dropout = nn.Dropout(ctc_dropout)
         self.ctc = nn.Linear(self.output_size, vocab_size)
         # Heads on each stream before fusion: for the loss, and for encoders that condition on
@@ -173,6 +186,11 @@ class SpeechModel(nn.Module):
     def decoders(self) -> list[Decoder | None]:
         """The decoder, as an `Ensemble` lists its models'."""
         return [self.decoder]
+
+    @property
+    def transducers(self) -> list[Transducer | None]:
+        """The transducer, likewise."""
+        return [self.transducer]
 
     def encode_streams(
         self,
@@ -227,8 +245,19 @@ class SpeechModel(nn.Module):
     ) -> list[Evidence]:
         """What a search needs of a batch; arguments as of `encode`."""
         hidden, lengths = self.encode(audio, audio_lengths, video, video_lengths)
-        log_probs = self.ctc_log_probs(hidden)
-        return [Evidence(hidden, lengths, log_probs, self.decoder, self.frame_shift)]
+        return [self.evidence_of(hidden, lengths, self.ctc_log_probs(hidden))]
+
+    def evidence_of(self, hidden: Tensor, lengths: Tensor, log_probs: Tensor) -> Evidence:
+        """The evidence in hidden frames (B, T, D), with their CTC log probabilities (B, T, V)."""
+        return Evidence(
+            hidden,
+            lengths,
+            log_probs,
+            self.decoder,
+            self.frame_shift,
+            transducer=self.transducer,
+            frame_reducer=self.frame_reducer,
+        )
 
     def ctc_log_probs(self, hidden: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, V), log probabilities with blank at 0."""

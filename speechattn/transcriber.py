@@ -1,7 +1,7 @@
 """Transcriber: a trained model directory and files in, transcripts out."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from speechattn.decoding import (
     Hypothesis,
     check_options,
     decode,
-    surest_times,
+    hypothesis_times,
     word_times,
 )
 from speechattn.decoding.ctc import AlignmentError
@@ -34,6 +34,8 @@ from speechattn.inference.long_form import LongFormOptions, is_long, transcribe_
 from speechattn.inference.packing import pack
 from speechattn.inference.quantisation import Scheme
 from speechattn.inference.quantisation import quantise as quantise_layers
+from speechattn.inference.stream import StreamOptions, StreamUpdate, stream
+from speechattn.inference.stream_input import Piece
 from speechattn.inference.timing import PartTimes
 from speechattn.model import SpeechModel
 from speechattn.model_dir import load_model, read_config, read_options
@@ -75,7 +77,7 @@ class Transcriber:
                 "second"
             )
         self.decode_options = decode_options or DecodeOptions()
-        check_options(model.decoders, self.decode_options)
+        check_options(model.decoders, self.decode_options, model.transducers)
         fusion.check(self.decode_options, model.vocab_size)
         self.fusion = fusion.to(device)
         self.model = model.to(device).eval()
@@ -170,6 +172,31 @@ class Transcriber:
             results += self._transcribe_some(paths[start : start + batch_size])
         return results
 
+    def stream(
+        self, pieces: Iterable[Piece], options: StreamOptions | None = None
+    ) -> Iterator[StreamUpdate]:
+        """Recognises sound or lips while they arrive.
+
+        The model's encoders must go by chunks (`chunk_size`), its frontends must not normalise by
+        the utterance, and the decode option `method` must be `ctc_greedy`, `ctc_beam` or
+        `ctc_graph`. The words are those of the whole input with the same chunks.
+
+        Args:
+            pieces: as a microphone or a camera gives them, of any sizes: sound, float (n,) in
+                [-1, 1] or int16, at the model's sample rate; mouth crops, uint8 (n, H, H) or
+                (H, H), at its frame rate; for a model of both a tuple (sound, crops), of which one
+                may be None.
+            options: chunks, and when a word or an utterance is over.
+
+        Yields:
+            An update for each chunk of the encoder, and one at the end.
+
+        Raises:
+            ConfigError: the model or the search needs whole utterances; it says what to change.
+            MediaError: a piece cannot be used.
+        """
+        return stream(self, pieces, options)
+
     def _transcribe_some(self, paths: Sequence[str | Path]) -> list[Transcript]:
         items, results = [], {}
         for i, path in enumerate(paths):
@@ -257,7 +284,7 @@ class Transcriber:
         nbest = [Alternative(self.tokenizer.decode(h.tokens), h.score, h.scores) for h in found]
         best, text = found[0], nbest[0].text
         try:
-            _, times = surest_times(evidence, row, best.tokens)
+            times = hypothesis_times(evidence, row, best)
         except AlignmentError as error:
             # Only a search that ignores CTC can say more than there are frames for.
             logger.warning("%s: no times, %s", name, error)

@@ -61,9 +61,17 @@ def score(args: Namespace) -> None:
     from speechattn.evaluation import score_both, score_files
 
     console = Console()
+    if args.delay and (args.decode_dir is None or args.ref_times is None):
+        raise ConfigError("--delay needs --decode-dir and --ref-times")
     if args.decode_dir is not None:
         for report in score_both(args.decode_dir, args.allow_missing).values():
             report.render(console, args.alignments)
+        if args.delay:
+            from speechattn.evaluation.delay import score_delay
+
+            score_delay(
+                args.decode_dir, args.ref_times, args.frame_shift, args.chunk_seconds, console
+            )
         return
     if args.ref is None or args.hyp is None:
         raise ConfigError("give --ref and --hyp, or --decode-dir")

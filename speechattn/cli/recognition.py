@@ -1,10 +1,12 @@
 """The commands that turn recordings into text."""
 
 import argparse
+import json
 import logging
 import sys
 from argparse import Namespace
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_decoding_commands(command) -> None:
-    """decode, score, fuse, transcribe, export, report, doctor."""
+    """decode, score, fuse, transcribe, stream, export, report, doctor."""
     sub = command("decode", decode, "decode the cuts of a manifest")
     sub.add_argument("--model", type=Path, required=True, help="model directory")
     sub.add_argument("--cuts", type=Path, required=True)
@@ -40,6 +42,21 @@ def add_decoding_commands(command) -> None:
     sub.add_argument("--alignments", action="store_true", help="print the aligned errors")
     sub.add_argument("--allow-missing", action="store_true", help="missing ids are deletions")
     sub.add_argument("--allow-extra", action="store_true", help="ids without reference: ignore")
+    sub.add_argument(
+        "--delay",
+        action="store_true",
+        help="--decode-dir: also how long after a word was said it is emitted, into score.json",
+    )
+    sub.add_argument("--ref-times", type=Path, help="--delay: Lhotse cuts with word alignments")
+    sub.add_argument(
+        "--frame-shift", type=float, default=0.04, help="--delay: seconds of a hidden frame"
+    )
+    sub.add_argument(
+        "--chunk-seconds",
+        type=float,
+        default=0.0,
+        help="--delay: what the encoder hears at a time; 0 for frame by frame",
+    )
 
     add_fuse(command)
 
@@ -50,6 +67,25 @@ def add_decoding_commands(command) -> None:
     sub.add_argument("--output-dir", type=Path, help="a file for each input, else all to stdout")
     add_search(sub)
     sub.add_argument("--batch-size", type=int, default=8, help="files decoded together")
+    add_allow(sub, "the model")
+    add_device(sub)
+
+    sub = command("stream", stream, "recognise a file, or sound from a pipe, as it comes")
+    sub.add_argument("--model", type=Path, required=True, help="model directory, with chunks")
+    sub.add_argument(
+        "file",
+        nargs="?",
+        default="-",
+        help="media file; - for raw sound on stdin: 16 bits, little-endian, mono, the model's rate",
+    )
+    sub.add_argument("--format", choices=("txt", "json"), default="txt")
+    sub.add_argument("--live", action="store_true", help="read a file no faster than it plays")
+    sub.add_argument("--chunk-size", type=int, help="hidden frames; else the model's")
+    sub.add_argument("--left-context", type=int, help="hidden frames, -1 for all; else the model's")
+    sub.add_argument(
+        "--endpoint", type=float, default=0.0, help="seconds of silence that end an utterance"
+    )
+    add_search(sub)
     add_allow(sub, "the model")
     add_device(sub)
 
@@ -157,8 +193,6 @@ def load_transcriber(args: Namespace):
 
 def changed_options(options, overrides: list[str]):
     """Decode options with KEY=VALUE applied."""
-    from dataclasses import asdict
-
     from speechattn.config import build, override
     from speechattn.decoding import DecodeOptions
 
@@ -173,6 +207,33 @@ def export(args: Namespace) -> None:
 
     for path in export_dir(args.model, args.output, args.allow):
         logger.info("written to %s", path)
+
+
+def stream(args: Namespace) -> None:
+    """speechattn stream"""
+    from speechattn.inference.stream import StreamOptions
+    from speechattn.inference.stream_input import pieces_of_file, pieces_of_pipe, slowly
+
+    transcriber = load_transcriber(args)
+    if args.file != "-":
+        pieces = pieces_of_file(transcriber, args.file)
+        pieces = slowly(pieces) if args.live else pieces
+    elif "video" in transcriber.model.modalities:
+        raise ConfigError("a pipe carries sound alone, and this model reads lips: give a file")
+    else:
+        pieces = pieces_of_pipe(sys.stdin.buffer, transcriber.model.sample_rate)
+    options = StreamOptions(args.chunk_size, args.left_context, endpoint_seconds=args.endpoint)
+    for update in transcriber.stream(pieces, options):
+        if args.format == "json":
+            print(json.dumps(asdict(update), ensure_ascii=False), flush=True)
+            continue
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        for word in update.final:
+            print(f"{word.start:.2f}\t{word.end:.2f}\t{word.text}", flush=True)
+        if sys.stderr.isatty():
+            said = " ".join(word.text for word in update.partial)
+            print(said, end="", file=sys.stderr, flush=True)
 
 
 def transcribe(args: Namespace) -> int:

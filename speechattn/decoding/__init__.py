@@ -12,6 +12,7 @@ of three methods and never sees a network.
 from speechattn.decoding.alignment import (
     TokenTime,
     WordTime,
+    hypothesis_times,
     surest_times,
     token_times,
     word_times,
@@ -30,6 +31,7 @@ from speechattn.decoding.rescoring import rescore
 from speechattn.decoding.rover import RoverOptions, rover
 from speechattn.decoding.scorers import CtcPrefixScorer, DecoderScorer, PartialScorer, Scorer
 from speechattn.decoding.shallow_fusion import ShallowFusion
+from speechattn.decoding.transducer import transducer_beam, transducer_greedy
 
 __all__ = [
     "AlignmentError",
@@ -57,10 +59,13 @@ __all__ = [
     "ctc_forced_align",
     "ctc_greedy",
     "decode",
+    "hypothesis_times",
     "joint_search",
     "rescore",
     "rover",
     "surest_times",
     "token_times",
+    "transducer_beam",
+    "transducer_greedy",
     "word_times",
 ]

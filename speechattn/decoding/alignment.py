@@ -2,12 +2,13 @@
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from speechattn.decoding.ctc import AlignmentError, ctc_forced_align
 from speechattn.decoding.evidence import Evidence
+from speechattn.decoding.hypothesis import Hypothesis
 
 WORD_START = "\u2581"  # SentencePiece's mark of a space before a piece
 SPACE = "<space>"
@@ -85,6 +86,24 @@ def surest_times(
     if not found:
         raise errors[0]
     return max(found, key=lambda pair: sum(time.confidence for time in pair[1]))
+
+
+def hypothesis_times(evidence: Sequence[Evidence], row: int, found: Hypothesis) -> list[TokenTime]:
+    """When the tokens of a hypothesis were said.
+
+    A search that knows the frame of each token says it; confidences are of the CTC alignment all
+    the same. For others that gives the times too, see `surest_times`.
+
+    Raises:
+        AlignmentError: too few frames for so many tokens, in every model.
+    """
+    used, times = surest_times(evidence, row, found.tokens)
+    if found.frames is None:
+        return times
+    return [
+        replace(time, start=frame * used.frame_shift, end=(frame + 1) * used.frame_shift)
+        for time, frame in zip(times, found.frames, strict=True)
+    ]
 
 
 def word_times(times: Sequence[TokenTime], pieces: Sequence[str]) -> list[WordTime]:

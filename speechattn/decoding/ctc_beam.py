@@ -16,21 +16,18 @@ beam are taken for one another about once in 1e19 / (B K K T) searches.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from speechattn.decoding.ctc import BLANK
+from speechattn.decoding.ctc_frames import Frames
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.prefix_scores import PrefixScores
 from speechattn.decoding.scorers import Scorer
-from speechattn.masks import padding_mask
 
 # The hash of FNV-1a with another odd multiplier, in int64 that wraps around.
 HASH_START, HASH_TIMES = -3750763034362895579, -7046029254386353131
-# Units that are looked at together, to find out whether the best of a frame may be among them.
-BLOCK = 32
 # Hash, hash of the parent and last token of an empty place, and the last two of the empty prefix.
 EMPTY = 0, -1, BLANK
 
@@ -86,123 +83,85 @@ def ctc_beam_search(
             "beam_size and nbest have to be at least 1, frame_units 0 or more and blank_skip in "
             f"(0, 1], got {beam_size}, {nbest}, {frame_units} and {blank_skip}"
         )
-    s = frame_units or log_probs.size(-1) - 2
-    extra = None
-    if not scorers and not length_bonus:
-        # A prefix grown by a unit stands behind itself grown by better ones, of which at most one
-        # is worth less than it looks, being the prefix's last token. So no unit behind the first
-        # K + 1 gets into the beam.
-        s = min(s, beam_size + 1)
-    else:
-        b, _, v = log_probs.shape
-        extra = PrefixScores(scorers or {}, length_bonus, b, beam_size, v, log_probs.device)
-    frames = _Frames.of(log_probs, lengths, s, blank_skip)
-    total, chosen = _search(frames, beam_size, extra)
-    return _collect(frames, total, chosen, extra, min(nbest, beam_size))
+    b, _, v = log_probs.shape
+    device = log_probs.device
+    beam = PrefixBeam(b, v, device, beam_size, frame_units, blank_skip, length_bonus, scorers)
+    units, chosen = beam.accept(log_probs, lengths)
+    return _collect(units, chosen, beam, min(nbest, beam_size))
 
 
-@dataclass(frozen=True)
-class _Frames:
-    """What the search reads: the frames that are not skipped, those of an utterance first.
+class PrefixBeam:
+    """The prefixes of a search, whose frames may come in pieces.
 
-    Attributes:
-        log_probs: flat, of all frames.
-        start: (B, T, 1) int64, where in it a frame starts.
-        blank: (B, T, 1) float64, log-probability of blank; 0 on padding.
-        units: (B, T, 1 + S) int64, the units by which prefixes may grow, after a blank for those
-            that do not.
-        growth: (B, T, S) float64, their log-probabilities; -inf on padding.
-        closed: (B, T, 1) float64, 0, and -inf on padding.
-        gap: (B, T, 1) bool, whether frames were skipped before this one.
-        padded: for each frame whether it is padding in any utterance.
-        gaps: for each frame whether `gap` is true for any.
-        skipped: (B,) float64, log-probability of blank in all skipped frames.
-        possible: whether no log-probability above is -inf but on padding.
+    Args:
+        batch: B.
+        vocab_size: V, of all pieces.
+        device: of the search.
+        beam_size: as of `ctc_beam_search`, as are all others.
+        frame_units: the same.
+        blank_skip: the same.
+        length_bonus: the same.
+        scorers: the same.
     """
 
-    log_probs: Tensor
-    start: Tensor
-    blank: Tensor
-    units: Tensor
-    growth: Tensor
-    closed: Tensor
-    gap: Tensor
-    padded: list[bool]
-    gaps: list[bool]
-    skipped: Tensor
-    possible: bool
+    def __init__(
+        self,
+        batch: int,
+        vocab_size: int,
+        device: torch.device,
+        beam_size: int = 10,
+        frame_units: int = 20,
+        blank_skip: float = 1.0,
+        length_bonus: float = 0.0,
+        scorers: Mapping[str, tuple[Scorer, float]] | None = None,
+    ):
+        self.blank_skip = blank_skip
+        self.frame_units = frame_units or vocab_size - 2
+        self.extra = None
+        if not scorers and not length_bonus:
+            # A prefix grown by a unit stands behind itself grown by better ones, of which at most
+            # one is worth less than it looks, being the prefix's last token. So no unit behind the
+            # first K + 1 gets into the beam.
+            self.frame_units = min(self.frame_units, beam_size + 1)
+        else:
+            of = batch, beam_size, vocab_size, device
+            self.extra = PrefixScores(scorers or {}, length_bonus, *of)
+        # Places 1 to K are the beam, place 0 is no prefix. First there is only the empty one, which
+        # blanks alone spell.
+        self._bits = torch.zeros(batch, 7, 1 + beam_size, dtype=torch.int64, device=device)
+        real = self._bits.view(torch.float64)
+        real[:, TOTAL : ENDS_LABEL + 1] = -math.inf
+        self._bits[:, KEY], self._bits[:, PARENT], self._bits[:, LAST] = (x for x in EMPTY)
+        real[:, TOTAL : ENDS_BLANK + 1, 1] = 0.0
+        self._bits[:, KEY, 1] = HASH_START
+        self._skipped: Tensor | float = 0.0
 
-    def inputs(self) -> tuple[Tensor, ...]:
-        """What a step reads, (B, T, ...) each."""
-        each = self.units[:, :, None], self.growth[:, :, None]  # the same for all prefixes
-        return self.start, self.blank, self.units, *each, self.closed, self.gap
+    @property
+    def total(self) -> Tensor:
+        """(B, K) float64, log-probability of each prefix, -inf in an empty place."""
+        return self._bits.view(torch.float64)[:, TOTAL, 1:] + self._skipped
 
-    @classmethod
-    def of(cls, log_probs: Tensor, lengths: Tensor, units: int, blank_skip: float) -> "_Frames":
-        b, t, v = log_probs.shape
-        s = min(units, v - 2)
-        real = padding_mask(lengths, t)
-        blank = log_probs[..., BLANK].double()  # (B, T)
-        sure = real & (blank > math.log(blank_skip))  # nothing where that is 1
-        skipped = blank.masked_fill(~sure, 0.0).sum(1)
-        keep = real & ~sure
-        lengths = keep.sum(1)
-        at = keep.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-        at = at[:, : int(lengths.max())]  # (B, T) with what is left of T
-        t = at.size(1)
-        gap = torch.nn.functional.pad(at.diff(dim=1) > 1, (min(t, 1), 0))
-        blank, real = blank.gather(1, at), padding_mask(lengths, t)
-        at = at + log_probs.size(1) * torch.arange(b, device=at.device)[:, None]
-        # Of real frames alone: with many units, choosing takes longer than the search.
-        rows = log_probs.reshape(-1, v)
-        growth = log_probs.new_full((b, t, s), -math.inf)
-        best = at.new_full((b, t, s), BLANK)
-        growth[real], best[real] = _best_units(rows, at[real], s)
-        pad = ~real[..., None]  # (B, T, 1)
-        growth, blank = growth.double(), blank[..., None]
-        possible = bool((growth.isfinite().all(2, keepdim=True) & blank.isfinite() | pad).all())
-        closed = blank.new_zeros(b, t, 1)
-        return cls(
-            log_probs=rows.flatten(),
-            start=at[..., None] * v,
-            # Padding is certain blank: what has been spelt stays spelt.
-            blank=blank.masked_fill(pad, 0.0),
-            units=torch.nn.functional.pad(best, (1, 0), value=BLANK),
-            growth=growth.masked_fill(pad, -math.inf),
-            closed=closed.masked_fill(pad, -math.inf),
-            gap=gap[..., None],
-            padded=pad[..., 0].any(0).tolist(),
-            gaps=gap.any(0).tolist(),
-            skipped=skipped,
-            possible=possible,
-        )
+    def accept(self, log_probs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Goes on over the next frames.
 
+        Args:
+            log_probs: (B, T, V).
+            lengths: (B,) int64; only the last piece of an utterance may be padded. (Frames that are
+                skipped pad others: with `blank_skip` below 1, pieces are of one utterance.)
 
-def _best_units(rows: Tensor, at: Tensor, s: int) -> tuple[Tensor, Tensor]:
-    """The S best units of frames at (M,) of rows (N, V), without blank and <sos/eos>.
+        Returns:
+            `units` (B, T', 1 + S) of the T' frames that were not skipped, and for each what each
+            place was taken by, (B, T', K); see `trace`.
+        """
+        frames = Frames.of(log_probs, lengths, self.frame_units, self.blank_skip)
+        chosen = _search(frames, self._bits, self.extra)
+        self._skipped = self._skipped + frames.skipped[:, None]
+        return frames.units, chosen
 
-    Returns:
-        Their log-probabilities and ids, (M, S) each.
-    """
-    m, v = len(at), rows.size(1)
-    blocks = (v - 2) // BLOCK
-    if blocks < 2 * s:
-        words = rows[at, 1 : v - 1]
-        if s == v - 2:
-            return words, torch.arange(1, v - 1, device=rows.device).expand(m, -1)
-        growth, best = words.topk(s, dim=1)
-        return growth, best + 1
-    # The S best are in the S blocks with the highest peaks, or behind the last block.
-    end = 1 + blocks * BLOCK
-    split = rows[:, 1:end].unflatten(1, (blocks, BLOCK))
-    # Of all frames: reading those that are not wanted takes less time than copying those that are.
-    block = split.amax(2)[at].topk(s, dim=1).indices  # (M, S)
-    inside = split[at[:, None], block].flatten(1)  # (M, S * BLOCK)
-    growth, place = torch.cat([inside, rows[at, end : v - 1]], 1).topk(s, dim=1)
-    which = place.div(BLOCK, rounding_mode="floor")
-    behind = blocks + which - s  # S blocks stand before what is behind the last
-    start = torch.where(which < s, block.gather(1, which.clamp(max=s - 1)), behind)
-    return growth, 1 + start * BLOCK + place % BLOCK
+    def drop(self, places: Tensor) -> None:
+        """Forgets the prefixes at `places` (B, K) bool."""
+        nothing = self._bits[:, :, :1]
+        self._bits[..., 1:] = torch.where(places[:, None], nothing, self._bits[..., 1:])
 
 
 # Rows of what is known of a prefix: log-probability of its paths, of those that end in a blank and
@@ -211,25 +170,19 @@ def _best_units(rows: Tensor, at: Tensor, s: int) -> tuple[Tensor, Tensor]:
 TOTAL, ENDS_BLANK, ENDS_LABEL, KEY, PARENT, LAST, TWICE = range(7)
 
 
-def _search(frames: _Frames, k: int, extra: PrefixScores | None) -> tuple[Tensor, Tensor]:
-    """Runs over the frames.
+def _search(frames: Frames, bits: Tensor, extra: PrefixScores | None) -> Tensor:
+    """Runs over the frames, and changes what is known of the prefixes, `bits` (B, 7, 1 + K).
 
     Returns:
-        (B, K) float64, log-probabilities of the last prefixes, -inf in an empty place; and for
-        every frame what each place was taken by, (B, T, K) indices in [0, (1 + K) * (1 + S)), by
-        old place, from 1, and by `units`.
+        For every frame what each place was taken by, (B, T, K) indices in [0, (1 + K) * (1 + S)),
+        by old place, from 1, and by `units`.
     """
     b, t, s = frames.growth.shape
+    k = bits.size(2) - 1
     like = frames.growth
-    # Places 1 to K are the beam, place 0 is no prefix. First there is only the empty one, which
-    # blanks alone spell. What a step reads or writes is cut out of these tensors once, and written
-    # in place: with so few numbers most of the time goes into making tensors.
-    bits = torch.zeros(b, 7, 1 + k, dtype=torch.int64, device=like.device)
+    # What a step reads or writes is cut out of these tensors once, and written in place: with so
+    # few numbers most of the time goes into making tensors.
     real = bits.view(torch.float64)
-    real[:, TOTAL : ENDS_LABEL + 1] = -math.inf
-    bits[:, KEY], bits[:, PARENT], bits[:, LAST] = (x for x in EMPTY)
-    real[:, TOTAL : ENDS_BLANK + 1, 1] = 0.0
-    bits[:, KEY, 1] = HASH_START
     nothing, beam, keys = bits[:, :, :1].clone(), bits[..., 1:], bits[:, None, KEY]
     before = real[:, : ENDS_BLANK + 1].flatten(1)
     total, ends_blank, ends_label = real[:, : ENDS_LABEL + 1, 1:].unbind(1)  # (B, K) each
@@ -313,21 +266,21 @@ def _search(frames: _Frames, k: int, extra: PrefixScores | None) -> tuple[Tensor
             # An empty place may stand for a prefix that is elsewhere: it has no relatives.
             empty = (total if extra is None else rank) == -math.inf
             beam.copy_(torch.where(empty[:, None], nothing, beam))
-    return total, chosen.transpose(0, 1)
+    torch.where(frames.tail, total, ends_blank, out=ends_blank)
+    ends_label.masked_fill_(frames.tail, -math.inf)
+    return chosen.transpose(0, 1)
 
 
-def _collect(
-    frames: _Frames, total: Tensor, chosen: Tensor, extra: PrefixScores | None, nbest: int
-) -> list[list[Hypothesis]]:
+def _collect(units: Tensor, chosen: Tensor, beam: PrefixBeam, nbest: int) -> list[list[Hypothesis]]:
     """The hypotheses of the last beam, best first."""
-    ctc = total + frames.skipped[:, None]  # (B, K)
+    ctc = beam.total
     score, parts = ctc, {"ctc": ctc}
-    if extra is not None:
-        added, others = extra.finish()
+    if beam.extra is not None:
+        added, others = beam.extra.finish()
         score, parts = ctc + added, {"ctc": ctc} | others
     score, place = score.topk(nbest, dim=1)  # (B, nbest)
     parts = {name: x.gather(1, place).tolist() for name, x in parts.items()}
-    tokens = _trace(frames.units, chosen, place)
+    tokens, _ = trace(units, chosen, place)
     lengths = (tokens != BLANK).sum(2)  # (B, nbest)
     texts = tokens[tokens != BLANK].split(lengths.flatten().tolist())
     parts["length"] = lengths.tolist()
@@ -345,10 +298,15 @@ def _collect(
     return results
 
 
-def _trace(units: Tensor, chosen: Tensor, place: Tensor) -> Tensor:
-    """What each frame added to the prefixes at `place` (B, n): a token or blank, (B, n, T)."""
+def trace(units: Tensor, chosen: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Where prefixes at `place` (B, n) come from, over the frames of one `PrefixBeam.accept`.
+
+    Returns:
+        What each frame added to them, a token or blank, (B, n, T); and their places before the
+        first of these frames, (B, n).
+    """
     if not chosen.size(1):
-        return torch.zeros(*place.shape, 0, dtype=torch.int64, device=place.device)
+        return torch.zeros(*place.shape, 0, dtype=torch.int64, device=place.device), place
     origin = chosen.div(units.size(2), rounding_mode="floor")  # (B, T, K), 0 in an empty place
     tokens = units.gather(2, chosen - origin * units.size(2))
     came = (origin - 1).clamp_(min=0)
@@ -356,4 +314,4 @@ def _trace(units: Tensor, chosen: Tensor, place: Tensor) -> Tensor:
     for token, before in zip(reversed(tokens.unbind(1)), reversed(came.unbind(1)), strict=True):
         added.append(token.gather(1, place))
         place = before.gather(1, place)
-    return torch.stack(added[::-1], 2)
+    return torch.stack(added[::-1], 2), place

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from speechattn.decoders import BidirectionalDecoder, Decoder
+from speechattn.decoders import BidirectionalDecoder, Decoder, Transducer
 from speechattn.decoding.ctc import ctc_greedy
 from speechattn.decoding.ctc_beam import ctc_beam_search
 from speechattn.decoding.evidence import Evidence
@@ -15,22 +15,29 @@ from speechattn.decoding.joint import joint_search
 from speechattn.decoding.options import DecodeOptions
 from speechattn.decoding.rescoring import add_decoder, add_lm, least_risk, rescore
 from speechattn.decoding.shallow_fusion import NOTHING, ShallowFusion
+from speechattn.decoding.transducer import transducer_search
 from speechattn.errors import ConfigError
 
-CTC_ONLY = ("ctc_greedy", "ctc_beam", "ctc_graph")
+TRANSDUCER = ("transducer_greedy", "transducer_beam")
+WITHOUT_DECODER = ("ctc_greedy", "ctc_beam", "ctc_graph", *TRANSDUCER)
 
 
-def check_options(decoders: Sequence[Decoder | None], options: DecodeOptions) -> None:
+def check_options(
+    decoders: Sequence[Decoder | None],
+    options: DecodeOptions,
+    transducers: Sequence[Transducer | None] = (),
+) -> None:
     """Whether models can be decoded so; cheap, for a check before hours of work.
 
     Args:
         decoders: of each model that is searched.
         options: how.
+        transducers: of each model; may be left out where none has one.
 
     Raises:
         ConfigError: it names the option and what a model lacks for it.
     """
-    if options.method.startswith("ctc_"):
+    if options.method.startswith(("ctc_", "transducer_")):
         if len(decoders) > 1:
             raise ConfigError(
                 f"decode option method: {options.method} reads one model and these are "
@@ -41,7 +48,11 @@ def check_options(decoders: Sequence[Decoder | None], options: DecodeOptions) ->
                 f"decode option internal_lm_weight: {options.internal_lm_weight:g} is for searches "
                 f"with the attention decoder, and {options.method} has none"
             )
-    if options.method in CTC_ONLY:
+    if options.method in TRANSDUCER and None in (transducers or [None]):
+        raise ConfigError(
+            f"decode option method: {options.method} needs a transducer and this model has none"
+        )
+    if options.method in WITHOUT_DECODER:
         return
     if None in decoders and ctc_weight(options) < 1:
         raise ConfigError(
@@ -89,7 +100,7 @@ def decode(
     Raises:
         ConfigError: a model lacks what the options ask for.
     """
-    check_options([e.decoder for e in evidence], options)
+    check_options([e.decoder for e in evidence], options, [e.transducer for e in evidence])
     fusion.check(options, evidence[0].log_probs.size(-1))
     options = replace(options, ctc_weight=ctc_weight(options))
     lengths = torch.stack([e.lengths for e in evidence])
@@ -116,6 +127,8 @@ def first_pass(
     if options.method in ("joint", "attention"):
         return joint_search(evidence, options, fusion.scorers(options, evidence))
     (e,) = evidence
+    if options.method in TRANSDUCER:
+        return transducer_search(e, options, fusion.scorers(options, evidence))
     if options.method == "ctc_greedy":
         return [[h] for h in ctc_greedy(e.log_probs, e.lengths)]
     if options.method == "ctc_graph":
@@ -141,7 +154,7 @@ def second_pass(
     """What ranks the search's hypotheses anew."""
     if options.method == "ctc_rescore":
         nbest = add_decoder(evidence[0], nbest, 1 - options.ctc_weight)
-    if options.reverse_weight > 0 and options.method not in CTC_ONLY:
+    if options.reverse_weight > 0 and options.method not in WITHOUT_DECODER:
         nbest = rescore(evidence, nbest, 1 - options.ctc_weight, options.reverse_weight)
     if options.lm_rescore_weight > 0:
         nbest = add_lm(fusion.lm, nbest, options.lm_rescore_weight)

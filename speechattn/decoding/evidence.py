@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from speechattn.decoders import Decoder
+from speechattn.decoders import Decoder, Transducer
+from speechattn.encoders.frame_reducer import FrameReducer
 
 
 @dataclass(frozen=True)
@@ -15,10 +16,12 @@ class Evidence:
         hidden: (B, T, D), the encoder's output.
         lengths: (B,) int64.
         log_probs: (B, T, V), of CTC, blank first and <sos/eos> last.
-        decoder: reads `hidden`, in evaluation mode; None for a model of CTC only.
+        decoder: reads `hidden`, in evaluation mode; None for a model without.
         frame_shift: seconds from one frame to the next.
         weight: the model's share of the score.
         name: of the model among several; empty for one alone.
+        transducer: reads `hidden` too, in evaluation mode; None for a model without.
+        frame_reducer: drops frames before it does; None for none.
     """
 
     hidden: Tensor
@@ -28,6 +31,8 @@ class Evidence:
     frame_shift: float = 0.04
     weight: float = 1.0
     name: str = ""
+    transducer: Transducer | None = None
+    frame_reducer: FrameReducer | None = None
 
     def label(self, part: str) -> str:
         """The name of a score from this model: its part, or `part.name` where there are several."""

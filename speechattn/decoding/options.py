@@ -7,7 +7,16 @@ import yaml
 
 from speechattn.errors import ConfigError
 
-METHODS = ("joint", "attention", "ctc_greedy", "ctc_beam", "ctc_rescore", "ctc_graph")
+METHODS = (
+    "joint",
+    "attention",
+    "ctc_greedy",
+    "ctc_beam",
+    "ctc_rescore",
+    "ctc_graph",
+    "transducer_greedy",
+    "transducer_beam",
+)
 
 
 @dataclass(frozen=True)
@@ -19,14 +28,17 @@ class DecodeOptions:
             without CTC; `ctc_greedy`, the best label of each frame; `ctc_beam`, the most probable
             token sequences by CTC, with the language models and hot words below; `ctc_rescore`,
             these ranked anew with the decoder, `ctc_weight` deciding who gets how much;
-            `ctc_graph`, the most probable sentence of a decoding graph, see `speechattn graph`.
+            `ctc_graph`, the most probable sentence of a decoding graph, see `speechattn graph`;
+            `transducer_greedy`, the best unit of a transducer again and again; `transducer_beam`,
+            its most probable token sequences with one token a frame at most, by the language
+            models and hot words too.
         beam_size: hypotheses kept for an utterance, K.
         ctc_weight: of the CTC prefix score in `joint`, 0..1; the decoder gets the rest. At 1 the
             decoder is not used.
         length_bonus: added to the score for each token, <eos> included as in ESPnet (but not in
-            `ctc_beam`); natural log.
+            `ctc_beam` and `transducer_beam`); natural log.
         min_length_ratio: no hypothesis has fewer than int(this * frames) tokens. Not in the
-            searches of CTC alone.
+            searches of CTC alone or of a transducer.
         max_length_ratio: no hypothesis has more than max(1, int(this * frames)) tokens; 0: as
             many as there are encoder frames. Not in the searches of CTC alone.
         pre_beam_ratio: int(this * beam_size) tokens of each hypothesis, the best by the decoder,
@@ -50,6 +62,7 @@ class DecodeOptions:
         graph_weight: of the scores of the graph's words, beside those of CTC, in `ctc_graph`.
         graph_beam: `ctc_graph` drops what is this much worse than the best of a frame.
         graph_states: `ctc_graph` keeps so many states of a frame at most.
+        frame_tokens: `transducer_greedy` says so many tokens in a frame at most.
         risk_scale: above 0 the best is the hypothesis of the fewest expected token errors among
             the `beam_size` best, each as probable as exp(risk_scale * score) says.
     """
@@ -73,6 +86,7 @@ class DecodeOptions:
     graph_weight: float = 1.0
     graph_beam: float = 12.0
     graph_states: int = 2000
+    frame_tokens: int = 1
     risk_scale: float = 0.0
 
     def __post_init__(self):
@@ -103,6 +117,7 @@ class DecodeOptions:
         _check(self.graph_weight > 0, "graph_weight", self.graph_weight, "above 0")
         _check(self.graph_beam > 0, "graph_beam", self.graph_beam, "above 0")
         _check(self.graph_states > 0, "graph_states", self.graph_states, "above 0")
+        _check(self.frame_tokens >= 1, "frame_tokens", self.frame_tokens, "at least 1")
         _check(self.frame_units >= 0, "frame_units", self.frame_units, "0 or more")
         _check(0 < self.blank_skip <= 1, "blank_skip", self.blank_skip, "above 0, at most 1")
 

@@ -20,6 +20,9 @@ from speechattn.decoding.options import DecodeOptions
 from speechattn.decoding.scorers import Scorer
 from speechattn.errors import ConfigError
 
+# Methods that neither language models nor hot words change.
+DEAF = ("ctc_greedy", "ctc_graph", "transducer_greedy")
+
 
 @dataclass(frozen=True)
 class ShallowFusion:
@@ -69,7 +72,7 @@ class ShallowFusion:
             weight = getattr(options, option)
             if weight > 0 and model is None:
                 raise ConfigError(f"decode option {option}: {weight:g} needs {what}")
-            if model is not None and (weight == 0 or options.method in ("ctc_greedy", "ctc_graph")):
+            if model is not None and (weight == 0 or options.method in DEAF):
                 raise ConfigError(
                     f"{what} would change nothing: decode option {option} is {weight:g} and method "
                     f"{options.method}"

@@ -9,6 +9,7 @@ from speechattn.encoders.branchformer import BranchformerEncoder
 from speechattn.encoders.conformer import ConformerEncoder
 from speechattn.encoders.e_branchformer import EBranchformerEncoder
 from speechattn.encoders.efficient_conformer import EfficientConformerEncoder
+from speechattn.encoders.frame_reducer import FrameReducer
 from speechattn.encoders.streaming import EncoderState
 from speechattn.encoders.subsampling import Subsampling
 
@@ -20,5 +21,6 @@ __all__ = [
     "Encoder",
     "EncoderOutput",
     "EncoderState",
+    "FrameReducer",
     "Subsampling",
 ]

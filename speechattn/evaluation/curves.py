@@ -70,6 +70,7 @@ def _learning_figure(metrics: Mapping[str, np.ndarray]) -> Figure | None:
             "validation, attention": "valid_att_loss",
             "validation, right to left": "valid_reverse_loss",
             "validation, intermediate CTC": "valid_intermediate_loss",
+            "validation, transducer": "valid_transducer_loss",
         },
         "validation token error, %": {"": "valid_error"},
         "learning rate": {"": "lr"},

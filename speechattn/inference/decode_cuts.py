@@ -18,6 +18,7 @@ from speechattn.data.loader import Readable, collate_read
 from speechattn.data.sampler import PaddedFrameBatches
 from speechattn.data.store import CropStore
 from speechattn.decoding import AlignmentError, DecodeOptions, surest_times
+from speechattn.decoding.dispatch import TRANSDUCER
 from speechattn.errors import SpeechattnError
 from speechattn.evaluation.tables import write_table
 from speechattn.inference.export import OnnxDecoder
@@ -105,6 +106,9 @@ def decode_cuts(
                     file.write(json.dumps(asdict(transcript), ensure_ascii=False) + "\n")
                 file.flush()
         write_timing(output / "timing.json", transcriber.times)
+        reducer = getattr(model, "frame_reducer", None)
+        if reducer is not None and transcriber.decode_options.method in TRANSDUCER:
+            logger.info("the transducer read %.1f %% of the frames", 100 * reducer.share())
     if cuts and not done:
         raise SpeechattnError(f"{cuts_path}: no utterance can be read; the first: {failed[0]}")
     write_failures(output / "failures.tsv", failed)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from speechattn.decoders import Decoder
+from speechattn.decoders import Decoder, Transducer
 from speechattn.decoding import Evidence
 from speechattn.errors import ConfigError
 from speechattn.model import Modality, SpeechModel
@@ -71,6 +71,11 @@ class Ensemble(nn.Module):
     def decoders(self) -> list[Decoder | None]:
         """The decoder of each model."""
         return [decoder for model in self.models.values() for decoder in model.decoders]
+
+    @property
+    def transducers(self) -> list[Transducer | None]:
+        """The transducer of each model."""
+        return [head for model in self.models.values() for head in model.transducers]
 
     def evidence(
         self,

@@ -376,6 +376,11 @@ class OnnxModel(nn.Module):
         """The decoder, as a `SpeechModel` lists it."""
         return [self.decoder]
 
+    @property
+    def transducers(self) -> list[None]:
+        """None: a transducer is not exported."""
+        return [None]
+
     def evidence(
         self,
         audio: Tensor | None = None,

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from speechattn.decoders import BidirectionalDecoder, Decoder, reverse_tokens
 from speechattn.errors import ConfigError
+from speechattn.losses.blank_regularised_ctc import BlankRegularisedCTC
 from speechattn.losses.delay_penalised_ctc import DelayPenalisedCTC
 from speechattn.losses.mwer import MwerLoss
 from speechattn.losses.timed_ctc import timed_ctc_loss
+from speechattn.losses.transducer import FullTransducerLoss, PrunedTransducerLoss
 from speechattn.masks import padding_mask
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ class LossParts:
         intermediate: CTC of intermediate layers, their mean.
         streams: CTC of the streams before fusion, their mean.
         risk: expected errors above their mean, in training.
+        transducer: of the transducer.
+        kept: no loss: which share of the frames the transducer has read, 0..1.
     """
 
     total: Tensor
@@ -42,6 +46,8 @@ class LossParts:
     intermediate: Tensor | None = None
     streams: Tensor | None = None
     risk: Tensor | None = None
+    transducer: Tensor | None = None
+    kept: Tensor | None = None
 
 
 def label_smoothing_loss(
@@ -113,9 +119,13 @@ class JointLoss(nn.Module):
             encoder with `intermediate` layers.
         time_slack: seconds before and after a word in which CTC may emit its tokens, where the
             cuts say when words were said; None for anywhere. See `timed_ctc`.
-        ctc: what computes all the CTC losses, such as a DelayPenalisedCTC; None for torch's.
+        ctc: what computes all the CTC losses: a DelayPenalisedCTC, or a BlankRegularisedCTC; None
+            for torch's.
         mwer: expected errors, beside all of the above, for the fine-tuning of a trained model; in
             training only.
+        transducer: what the model's transducer learns from, a FullTransducerLoss or a
+            PrunedTransducerLoss.
+        transducer_weight: its share in the loss, 0..1; all of the above gets the rest.
     """
 
     def __init__(
@@ -127,11 +137,17 @@ class JointLoss(nn.Module):
         reverse_weight: float = 0.0,
         intermediate_weight: float = 0.0,
         time_slack: float | None = None,
-        ctc: DelayPenalisedCTC | None = None,
+        ctc: DelayPenalisedCTC | BlankRegularisedCTC | None = None,
         mwer: MwerLoss | None = None,
+        transducer: FullTransducerLoss | PrunedTransducerLoss | None = None,
+        transducer_weight: float = 0.7,
     ):
         super().__init__()
-        for name, value in (("ctc_weight", ctc_weight), ("reverse_weight", reverse_weight)):
+        for name, value in (
+            ("ctc_weight", ctc_weight),
+            ("reverse_weight", reverse_weight),
+            ("transducer_weight", transducer_weight),
+        ):
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"loss.{name} has to be in 0..1, got {value!r}")
         for name, value in (
@@ -160,6 +176,8 @@ class JointLoss(nn.Module):
         self.time_slack = time_slack
         self.ctc_of = ctc or ctc_loss
         self.mwer = mwer
+        self.transducer = transducer
+        self.transducer_weight = transducer_weight if transducer is not None else 0.0
         self._warned = False
 
     def check(self, model: nn.Module) -> None:
@@ -188,6 +206,21 @@ class JointLoss(nn.Module):
                 f"loss.mwer.ctc_weight is {self.mwer.ctc_weight:g}, which needs model.decoder; "
                 "there is none: take 1"
             )
+        head = model.transducer
+        if self.transducer is not None and head is None:
+            raise ConfigError("loss.transducer needs model.transducer; there is none")
+        if isinstance(self.transducer, PrunedTransducerLoss) and head.simple_am is None:
+            raise ConfigError(
+                "loss.transducer is a PrunedTransducerLoss, which needs model.transducer.simple"
+            )
+        silent = self.ctc_weight == 0.0 and model.decoder is not None
+        if model.frame_reducer is not None and (silent or self.transducer_weight == 1.0):
+            raise ConfigError(
+                "model.frame_reducer goes by CTC, which does not learn: give loss.ctc_weight above "
+                "0 and loss.transducer_weight below 1"
+            )
+        if self.transducer is None and head is not None:
+            logger.warning("loss.transducer is left out: the transducer does not learn")
         if self.intermediate_weight > 0.0:
             given = f"loss.intermediate_weight is {self.intermediate_weight:g}"
             encoders = [stream.encoder for stream in model.streams.values()]
@@ -211,7 +244,8 @@ class JointLoss(nn.Module):
                 batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
             )
         hidden, lengths = encoded.hidden, encoded.lengths
-        output = self.ctc(model, model.ctc_log_probs(hidden), lengths, batch)
+        log_probs = model.ctc_log_probs(hidden)
+        output = self.ctc(model, log_probs, lengths, batch)
         ctc, parts = output, LossParts(output, output.detach())
         if self.intermediate_weight > 0.0:
             parts.intermediate = self.intermediate_ctc(model, encoded, batch)
@@ -235,6 +269,12 @@ class JointLoss(nn.Module):
                 ]
             ).mean()
             parts.total = parts.total + self.stream_ctc_weight * parts.streams
+        if self.transducer is not None:
+            parts.transducer, parts.kept = self.of_transducer(
+                model, hidden, lengths, log_probs, batch
+            )
+            share = self.transducer_weight
+            parts.total = share * parts.transducer + (1.0 - share) * parts.total
         if self.mwer is not None and model.training:
             parts.risk = self.mwer(
                 hidden,
@@ -272,6 +312,20 @@ class JointLoss(nn.Module):
                 self.time_slack,
             )
         return self.ctc_of(log_probs, lengths, batch.tokens, batch.token_lengths)
+
+    def of_transducer(
+        self, model: nn.Module, hidden: Tensor, lengths: Tensor, log_probs: Tensor, batch
+    ) -> tuple[Tensor, Tensor | None]:
+        """The transducer's loss, and the share of frames that its reducer, if any, has kept."""
+        kept = None
+        if model.frame_reducer is not None:
+            frames = lengths.sum()
+            hidden, lengths, _ = model.frame_reducer(
+                hidden, lengths, log_probs, batch.token_lengths
+            )
+            kept = lengths.sum() / frames
+        loss = self.transducer(model.transducer, hidden, lengths, batch.tokens, batch.token_lengths)
+        return loss, kept
 
     def intermediate_ctc(self, model: nn.Module, encoded, batch) -> Tensor:
         """Mean of the CTC losses of all intermediate layers of all streams."""

@@ -123,7 +123,7 @@ def train(
     L.seed_everything(options.seed, workers=True, verbose=False)
     tokenizer = Tokenizer.load(tokenizer_dir)
     model = build_model(config.get("model"), tokenizer.vocab_size, allow)
-    check_options(model.decoders, decode_options)
+    check_options(model.decoders, decode_options, model.transducers)
     task = SpeechTask(model, loss, options)
     logger.info("%s, %.2f M parameters", "+".join(model.modalities), model.num_parameters() / 1e6)
     check_resumed(folder, config)
@@ -282,6 +282,8 @@ def average_weights(checkpoints: Iterable[Path]) -> dict[str, Tensor]:
     for path in paths:
         state = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
         for name, value in state.items():
+            if not name.startswith("model."):
+                continue  # what the loss counts
             name = name.removeprefix("model.")
             if not value.is_floating_point():
                 mean.setdefault(name, value)

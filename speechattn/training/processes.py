@@ -13,7 +13,7 @@ from torch import nn
 
 from speechattn.decoders import BidirectionalDecoder
 from speechattn.errors import ConfigError
-from speechattn.losses import JointLoss
+from speechattn.losses import JointLoss, PrunedTransducerLoss
 from speechattn.training.options import TrainingOptions
 
 # Arguments of encoders, their blocks and frontends that leave whole parts out by chance.
@@ -77,4 +77,11 @@ def leaves_out(model: nn.Module, loss: JointLoss) -> bool:
         return True
     if isinstance(model.decoder, BidirectionalDecoder) and loss.reverse_weight in (0.0, 1.0):
         return True
+    if model.transducer is not None:
+        # The simple joiner learns from the pruned loss alone.
+        spare = model.transducer.simple_am is not None
+        if not loss.transducer_weight or (
+            spare and not isinstance(loss.transducer, PrunedTransducerLoss)
+        ):
+            return True
     return bool(model.stream_ctc) and loss.stream_ctc_weight == 0.0

@@ -21,6 +21,7 @@ class EpochTable(Callback):
         "epoch step train_loss train_ctc_loss train_att_loss train_reverse_loss "
         "train_intermediate_loss train_stream_loss train_risk valid_loss valid_ctc_loss "
         "valid_att_loss valid_reverse_loss valid_intermediate_loss valid_stream_loss "
+        "train_transducer_loss train_kept_frames valid_transducer_loss valid_kept_frames "
         "valid_error lr skipped unreadable seconds"
     ).split()
     # What the log says of an epoch.

@@ -4,10 +4,10 @@ import torch
 from kaldialign import edit_distance
 
 from speechattn.data.batch import Batch
-from speechattn.decoding.ctc import ctc_greedy
+from speechattn.decoding import DecodeOptions, Hypothesis, ctc_greedy, decode
 from speechattn.losses import JointLoss
 from speechattn.losses.joint import LossParts
-from speechattn.model import SpeechModel
+from speechattn.model import Encoded, SpeechModel
 from speechattn.training.global_step import GlobalStep
 from speechattn.training.options import TrainingOptions
 
@@ -15,8 +15,8 @@ from speechattn.training.options import TrainingOptions
 class SpeechTask(GlobalStep):
     """Trains a `SpeechModel`.
 
-    Validation reports the token error rate of greedy CTC decoding: it costs no search, and it ranks
-    the checkpoints of a run.
+    Validation reports the token error rate of greedy decoding, of the transducer where the loss
+    trains one and of CTC elsewhere: it costs no search, and it ranks the checkpoints of a run.
 
     Every utterance counts alike in a step. Where `loss.per_token` averages attention over tokens,
     it does so within each batch of each process, and batches count by their utterances.
@@ -38,6 +38,8 @@ class SpeechTask(GlobalStep):
         "intermediate_loss",
         "stream_loss",
         "risk",
+        "transducer_loss",
+        "kept_frames",
     )
 
     def __init__(self, model: SpeechModel, loss: JointLoss, options: TrainingOptions):
@@ -73,11 +75,21 @@ class SpeechTask(GlobalStep):
                     batch_size=len(batch),
                     sync_dist=True,
                 )
-        found = ctc_greedy(self.model.ctc_log_probs(encoded.hidden), encoded.lengths)
+        found = self.greedy(encoded)
         for hyp, ref, n in zip(found, batch.tokens.tolist(), batch.token_lengths, strict=True):
             ref = ref[:n]
             self.errors += edit_distance(ref, hyp.tokens)["total"]
             self.tokens += len(ref)
+
+    def greedy(self, encoded: Encoded) -> list[Hypothesis]:
+        """The best of each utterance."""
+        model, hidden, lengths = self.model, encoded.hidden, encoded.lengths
+        log_probs = model.ctc_log_probs(hidden)
+        if not self.loss.transducer_weight:
+            return ctc_greedy(log_probs, lengths)
+        evidence = model.evidence_of(hidden, lengths, log_probs)
+        found = decode([evidence], DecodeOptions(method="transducer_greedy"))
+        return [best for best, *_ in found]
 
     def on_validation_epoch_end(self) -> None:
         counts = [self.errors, self.tokens, len(self._failed)]
@@ -111,4 +123,6 @@ def named(parts: LossParts) -> dict[str, torch.Tensor | None]:
         "intermediate_loss": parts.intermediate,
         "stream_loss": parts.streams,
         "risk": parts.risk,
+        "transducer_loss": parts.transducer,
+        "kept_frames": parts.kept,
     }

@@ -11,7 +11,8 @@ import torch
 
 from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import DecoderScorer, ctc_greedy, token_times
-from speechattn.decoding.ctc_beam import _best_units, ctc_beam_search
+from speechattn.decoding.ctc_beam import ctc_beam_search
+from speechattn.decoding.ctc_frames import best_units
 
 LENGTHS = torch.tensor([6, 0, 4, 5])
 
@@ -370,14 +371,14 @@ def test_nan_stays_in_its_utterance():
 
 
 @pytest.mark.parametrize(("v", "s"), [(3, 1), (66, 64), (200, 3), (514, 7), (1026, 16), (1000, 1)])
-def test_the_best_units_of_frames(v, s):
+def test_thebest_units_of_frames(v, s):
     torch.manual_seed(v)
     rows, at = torch.randn(30, v), torch.tensor([4, 0, 29, 11, 12])
     rows[:, [0, v - 1]] = 9.0  # never asked for
     rows[11] = 0.0  # ties
     rows[12, 1:] = -math.inf
-    found, which = _best_units(rows, at, s)
+    found, which = best_units(rows, at, s)
     assert torch.equal(found.sort(1).values, rows[at, 1:-1].topk(s, dim=1).values.flip(1))
     assert torch.equal(found, rows[at[:, None], which])
     assert all(len(set(ids)) == s and {0, v - 1}.isdisjoint(ids) for ids in which.tolist())
-    assert _best_units(rows, at[:0], s)[0].shape == (0, s)
+    assert best_units(rows, at[:0], s)[0].shape == (0, s)

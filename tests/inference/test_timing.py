@@ -83,7 +83,7 @@ def test_all_of_recognition_is_counted(monkeypatch, tiny_model_dir):
     later(model, "ctc_log_probs")
     later(model.streams["audio"].frontend, "forward")
     later(transcriber_module, "decode")
-    later(transcriber_module, "surest_times")
+    later(transcriber_module, "hypothesis_times")
     sounds = [np.zeros(samples, np.float32) for samples in (9000, 16000)]
     batch = collate([Item(str(i), "", [], sound) for i, sound in enumerate(sounds)])
     transcriber.recognise(batch)

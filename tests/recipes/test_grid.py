@@ -15,10 +15,12 @@ TINY = [
 ]  # fmt: skip
 
 
-def run(*arguments: object, check: bool = True) -> subprocess.CompletedProcess:
+def run(
+    *arguments: object, check: bool = True, script: str = "run.sh"
+) -> subprocess.CompletedProcess:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        [RECIPE / "run.sh", *map(str, arguments)],
+        [RECIPE / script, *map(str, arguments)],
         env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -117,3 +119,38 @@ def test_other_corpus_in_the_same_dump_is_refused(corpus, tmp_path):
     other.mkdir()
     done = run("--data-dir", other, "--exp", tmp_path / "b", *common, check=False)
     assert done.returncode == 1 and "choose another --dump" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_delays_by_penalty(corpus, tmp_path):
+    exp = tmp_path / "delay"
+    options = ["--data-dir", corpus, "--exp", exp, "--penalties", "0 0.05", "--base-epochs", "2",
+               "--epochs", "1", "--set", "data.num_workers=0", "--nj", "1"]  # fmt: skip
+    # So short a training need not say a word, and then there is no curve.
+    done = run(*options, "--stop-stage", "3", script="delay.sh")
+    assert "emission delay of" in done.stdout
+    for penalty in ("0", "0.05"):
+        folder = exp / f"penalty_{penalty}"
+        assert f"delay_penalty: {penalty}\n" in (folder / "train" / "config.yaml").read_text()
+        score = json.loads((folder / "decode_test" / "score.json").read_text())
+        assert score["delay"]["reference_words"] > 0
+
+
+def test_delay_curve(tmp_path):
+    for penalty, rate, ms in (("0.03", 4.5, 120.0), ("0", 4.0, 210.0)):
+        folder = tmp_path / f"penalty_{penalty}" / "decode_test"
+        folder.mkdir(parents=True)
+        score = {"word": {"error_rate": rate, "ci_low": rate - 1, "ci_high": rate + 1}}
+        delay = {"words": 9, "mean": ms, "p90": ms + 50}
+        report = dict.fromkeys(("end", "start", "first", "last"), delay)
+        score["delay"] = {**report, "reference_words": 10}
+        (folder / "score.json").write_text(json.dumps(score))
+    script = [sys.executable, RECIPE / "delay_curve.py", tmp_path]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[2:] == [
+        "| 0 | 4.00 (3.0-5.0) | 210 | 260 | 210 | 210 |",
+        "| 0.03 | 4.50 (3.5-5.5) | 120 | 170 | 120 | 120 |",
+    ]
+    assert (tmp_path / "delay.md").read_text() == done.stdout
+    assert "<svg" in (tmp_path / "delay.svg").read_text()

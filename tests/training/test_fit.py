@@ -267,7 +267,9 @@ def checkpoints(tmp_path, tiny_config, tiny_corpus):
             if name.endswith("num_batches_tracked"):
                 state[name] = torch.tensor(epoch)
         path = folder / f"epoch={epoch:03d}-error={error}.ckpt"
-        torch.save({"state_dict": {f"model.{k}": v for k, v in state.items()}}, path)
+        saved = {f"model.{k}": v for k, v in state.items()}
+        saved["loss.transducer.batches"] = torch.tensor(epoch)
+        torch.save({"state_dict": saved}, path)
         states[path.name] = state
     (folder / "last.ckpt").touch()
     (folder / "epoch=000-error=1.000.ckpt.part").touch()

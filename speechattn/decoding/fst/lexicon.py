@@ -22,8 +22,8 @@ class Lexicon:
     Attributes:
         words: (W,) the words; word number i + 1 of a graph is words[i], 0 is none.
         entries: of each entry, the number of its word from 1, and its units.
-        separator: the unit between words, for units that are characters of a language that
-            writes spaces; None where words follow each other directly.
+        separator: the unit between words, where units are characters and one of them is the
+            space; None where words follow each other directly, as ideographs do anyway.
     """
 
     words: tuple[str, ...]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from speechattn.decoding.alignment import is_ideograph
 from speechattn.decoding.fst.arcs import Arcs
 from speechattn.decoding.fst.lexicon import Lexicon
 from speechattn.errors import ConfigError
@@ -40,6 +41,8 @@ def compiled(lines: Iterable[str]) -> Any:
 def lexicon_fst(lexicon: Lexicon, vocab_size: int) -> Any:
     """L: units to words, any number of words one after another.
 
+    Where a unit writes spaces, it has to stand between words, but not beside an ideograph.
+
     Units beyond V + 1 are symbols that make the lexicon deterministic: they end words that are
     spelled alike.
 
@@ -48,17 +51,21 @@ def lexicon_fst(lexicon: Lexicon, vocab_size: int) -> Any:
         vocab_size: V.
     """
     kaldifst, _ = libraries()
-    lines = ["0 0"]  # where all begins, and nothing may be said
-    home = rest = 0  # where a word begins, and where one has ended
-    state = 1
+    # Where a word may begin that is written beside others, and one that wants a space between; and
+    # where one of these has ended. Nothing has to be said: 0 is final.
+    beside = apart = ended = 0
+    lines, state = ["0 0"], 1
     if lexicon.separator is not None:
-        home, rest, state = 1, 2, 3
-        lines = ["0 1 0 0 0", "0 0", f"2 1 {lexicon.separator + 1} 0 0", "2 0"]
+        beside, apart, ended, state = 1, 2, 3, 4
+        lines = ["0 1 0 0 0", "0 2 0 0 0", "0 0", "3 1 0 0 0", "3 0"]
+        lines.append(f"3 2 {lexicon.separator + 1} 0 0")
     for word, units, symbol in lexicon.disambiguated():
+        text = lexicon.words[word - 1]
         labels = [unit + 1 for unit in units]
         if symbol:
             labels.append(vocab_size + 1 + symbol)
-        at = home
+        at = beside if is_ideograph(text[0]) else apart
+        rest = 0 if is_ideograph(text[-1]) else ended
         for i, label in enumerate(labels):
             target = rest if i == len(labels) - 1 else state
             lines.append(f"{at} {target} {label} {word if i == 0 else 0} 0")

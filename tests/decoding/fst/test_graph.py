@@ -9,7 +9,7 @@ import pytest
 
 from speechattn.data.tokenizer import CharTokenizer
 from speechattn.decoding.fst.graph import Graph, build_graph
-from speechattn.decoding.fst.kaldi_search import openfst
+from speechattn.decoding.fst.kaldi_search import KaldiOptions, KaldiSearch, openfst
 from speechattn.decoding.fst.lexicon import Lexicon
 from speechattn.errors import ConfigError
 
@@ -136,6 +136,24 @@ def test_units_that_write_spaces(tmp_path):
     fst = kaldifst.compose(frames_of(3, tokenizer.vocab_size), openfst(graph))
     texts = {tokenizer.decode(graph.units(events)) for events in costs(fst, words=True)}
     assert texts == {"", "a", "ab", "a a"}
+
+
+@pytest.mark.parametrize("topology", ["standard", "modified"])
+def test_spaces_stand_between_words_and_not_beside_ideographs(tmp_path, topology):
+    tokenizer = CharTokenizer.train(["听 a b", "歌曲ab"])
+    lexicon = Lexicon.spelled(["听", "歌曲", "a", "ab"], tokenizer)
+    graph = build_graph(lexicon, tokenizer, tmp_path, topology=topology)
+
+    def best(text: str) -> str:
+        """What is found in frames of which each is sure of a unit of a text."""
+        scores = np.full((len(text), tokenizer.vocab_size), -9.0, dtype=np.float32)
+        scores[range(len(text)), tokenizer.encode(text)] = -0.01
+        found = KaldiSearch(graph, KaldiOptions(beam=100.0)).search(scores)
+        return tokenizer.decode(graph.units(found.events))
+
+    for text in ("听歌曲听", "听a歌曲", "a ab a", "ab听", "歌曲a ab听"):
+        assert best(text) == text
+    assert best("abab") != "abab"  # no words without a space between
 
 
 def test_a_grammar_of_other_words_is_refused(tokenizer, arpa, tmp_path):

@@ -1,0 +1,264 @@
+"""Claim: words come out soon after they were said, faster than they are said, in bounded memory.
+
+Sentences are joined to one recording, which a model of chunks hears piece by piece as a microphone
+gives it, by every search that can stream. From the end of a word in the reference to the moment
+that it is shown (as partial, and from then on to the end) and that it is final:
+
+    algorithm   by the clock of the input: waiting for the chunk to be complete, and for the search
+                to be sure
+    in all      with what this machine takes to compute: a chunk is begun when its input is there
+                and the one before it is done
+
+Only words that were recognised count. The text is compared with that of the whole recording with
+the same chunks, and what is remembered after ten seconds with what is at the end.
+
+    python benchmarks/streaming.py [--quick] [--json FILE] [--model DIR --cuts FILE]
+        [--minutes 1] [--piece 0.01] [--threads 1] [--chunk-size N] [--left-context N]
+        [--endpoint 0] [--graph DIR] [--beam-size 4]
+
+CUTS is a Lhotse manifest with word alignments (`speechattn align` makes one). Without a model its
+weights are random and the sound is noise, which shows the times of computing alone.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rows import row, save, spread
+
+WARM = 10.0  # seconds, after which memory is not to grow
+RATE = 16000
+VOCABULARY = 500
+
+
+@dataclass
+class Run:
+    """A recording that was streamed.
+
+    Attributes:
+        shown: by word, in their order, when it was first shown, by the two clocks.
+        final: likewise, when it was final.
+        text: of all.
+        seconds: that each chunk took to compute.
+        sizes: numbers remembered after each chunk, and when.
+        real_time_factor: all computing for a second of input.
+    """
+
+    words: list[str]
+    shown: list[tuple[float, float]]
+    final: list[tuple[float, float]]
+    text: str
+    seconds: list[float]
+    sizes: list[tuple[float, int]]
+    real_time_factor: float
+
+
+def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
+    """Streams a recording by the clock of its input."""
+    from speechattn.inference.stream import SpeechStream
+
+    stream = SpeechStream(transcriber, options)
+    run = Run([], [], [], "", [], [], 0.0)
+    done = spent = 0.0  # when the computer has time again, and what it computed
+    waiting: list[tuple[str, float, float]] = []  # words that are shown, not final
+    for start in [*range(0, len(sound), piece), None]:
+        arrived = len(sound) if start is None else min(start + piece, len(sound))
+        begun = time.perf_counter()
+        heard = sound[:0] if start is None else sound[start : start + piece]
+        updates = [stream.finish()] if start is None else stream.accept(heard)
+        took = time.perf_counter() - begun
+        spent += took
+        done = max(done, arrived / RATE) + took
+        if not updates:
+            continue
+        run.seconds.append(took)
+        run.sizes.append((arrived / RATE, stream.size()))
+        for update in updates:
+            run.text += update.text
+            words = [w.text for w in (*update.final, *update.partial)]
+            kept = next(
+                (i for i, (a, b) in enumerate(zip(waiting, words, strict=False)) if a[0] != b),
+                min(len(waiting), len(words)),
+            )
+            now = update.seconds, done
+            waiting = waiting[:kept] + [(word, *now) for word in words[kept:]]
+            for word, *at in waiting[: len(update.final)]:
+                run.words.append(word)
+                run.shown.append(tuple(at))
+                run.final.append(now)
+            waiting = waiting[len(update.final) :]
+    run.real_time_factor = spent / (len(sound) / RATE)
+    return run
+
+
+def random_model(layers: int):
+    """A Conformer of 12 layers and 256 units, by chunks of 640 ms."""
+    from speechattn.data.tokenizer import CharTokenizer
+    from speechattn.encoders import ConformerEncoder
+    from speechattn.frontends import LogMelFbank
+    from speechattn.model import SpeechModel, Stream
+    from speechattn.transcriber import Transcriber
+
+    torch.manual_seed(0)
+    frontend = LogMelFbank(normalise="none")
+    encoder = ConformerEncoder(
+        80, 256, 4, 1024, layers, 15, subsampling="conv2d4", chunk_size=16, left_context=64
+    )
+    tokenizer = CharTokenizer.train(["".join(map(chr, range(0x4E00, 0x4E00 + VOCABULARY)))])
+    model = SpeechModel(tokenizer.vocab_size, Stream(frontend, encoder)).eval()
+    return Transcriber(model, tokenizer)
+
+
+def join(cuts, seconds: float) -> tuple[np.ndarray, list]:
+    """Sound of so many seconds or a little more, and its words in time."""
+    from speechattn.evaluation.delay import Word, reference_words
+
+    parts, words, at = [], [], 0
+    for cut in cuts:
+        sound = cut.load_audio()[0].astype(np.float32)
+        (said,) = reference_words([cut]).values()
+        words += [Word(w.text, at / RATE + w.start, at / RATE + w.end) for w in said]
+        parts.append(sound)
+        at += len(sound)
+        if at >= seconds * RATE:
+            break
+    return np.concatenate(parts), words
+
+
+def bounded(name: str, value: float, target: float, unit: str) -> dict:
+    """A row of a value that must not exceed a bound."""
+    return row(name, value, "bound", value / target, f"<= {target:g}", unit, value <= target)
+
+
+def delay_rows(title: str, run: Run, words: list) -> list[dict]:
+    """From the end of a word to when it is shown and when it is final."""
+    from speechattn.evaluation.delay import Word, emission_delay
+    from speechattn.evaluation.text import normalize
+
+    rows = []
+    for what, moments in (("shown", run.shown), ("final", run.final)):
+        for clock, name in enumerate(("algorithm", "in all")):
+            heard = [
+                Word(normalize(word), at[clock], at[clock])
+                for word, at in zip(run.words, moments, strict=True)
+            ]
+            delay = emission_delay({"": words}, {"": heard}).end
+            if delay.words:
+                name = f"{title}: end of a word to {what}, {name}, {delay.words} of {len(words)}"
+                for part in ("mean", "p90"):
+                    value = getattr(delay, part)
+                    rows.append(row(f"{name}, {part}", value, "bound", None, "none", "ms", True))
+    return rows
+
+
+def whole_text(transcriber, options, sound: np.ndarray) -> str:
+    """Of the whole recording with the chunks of the stream."""
+    from speechattn.data.batch import Item, collate
+    from speechattn.inference.stream_lane import chunks_of
+
+    encoder = transcriber.model.streams["audio"].encoder
+    own = encoder.chunks
+    encoder.chunks = chunks_of(encoder, "audio", options.chunk_size, options.left_context)
+    text = transcriber.recognise(collate([Item("all", "", [], sound)]))[0].text
+    encoder.chunks = own
+    return text
+
+
+def measure(transcriber, method: str, options, sound, words, args) -> list[dict]:
+    """The rows of one search."""
+    from dataclasses import replace
+
+    from speechattn.transcriber import Transcriber
+
+    decode = replace(transcriber.decode_options, method=method, beam_size=args.beam_size)
+    fusion = transcriber.fusion
+    if method != "ctc_graph":
+        fusion = replace(fusion, graph=None)
+    transcriber = Transcriber(
+        transcriber.model, transcriber.tokenizer, decode, transcriber.cropper.options, fusion=fusion
+    )
+    listen(transcriber, options, sound[: 3 * RATE], int(args.piece * RATE))  # warm
+    run = listen(transcriber, options, sound, int(args.piece * RATE))
+    encoder, shift = transcriber.model.streams["audio"].encoder, transcriber.model.frame_shift
+    chunk = (options.chunk_size or encoder.chunks.size) * shift
+    title = f"{method}, {len(sound) / RATE:.0f} s by chunks of {1000 * chunk:.0f} ms"
+    print(f"{title}: computing a chunk, s: {spread(run.seconds)}", flush=True)
+    rows = delay_rows(title, run, words)
+    p90 = float(np.percentile(run.seconds, 90))
+    rows += [
+        bounded(f"{title}: real-time factor", run.real_time_factor, 0.5, "s/s"),
+        bounded(f"{title}: computing a chunk, median", statistics.median(run.seconds), chunk, "s"),
+        bounded(f"{title}: computing a chunk, 90 %", p90, chunk, "s"),
+    ]
+    before = [size for at, size in run.sizes if at <= WARM]
+    after = [size for at, size in run.sizes if at > WARM]
+    if before and after:
+        growth = max(after) / max(before)
+        rows.append(bounded(f"{title}: numbers remembered after 10 s", growth, 1.2, "times"))
+    text = whole_text(transcriber, options, sound)
+    if not options.endpoint_seconds:
+        equal = float(text == run.text)
+        name = f"{title}: text is that of the whole"
+        rows.append(row(name, equal, "bound", equal, 1, "", equal == 1))
+    if args.show:
+        print(f"stream: {run.text}\nwhole:  {text}")
+        print("said:  ", " ".join(w.text for w in words))
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="15 seconds, a small model")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--model", type=Path, help="model directory, of sound and of chunks")
+    parser.add_argument("--cuts", type=Path, help="manifest with word alignments")
+    parser.add_argument("--graph", type=Path, help="decoding graph; measures ctc_graph too")
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--piece", type=float, default=0.01, help="seconds that come at a time")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--chunk-size", type=int)
+    parser.add_argument("--left-context", type=int)
+    parser.add_argument("--endpoint", type=float, default=0.0, help="seconds of silence; 0: none")
+    parser.add_argument("--beam-size", type=int, default=4)
+    parser.add_argument("--show", action="store_true", help="print the texts")
+    args = parser.parse_args()
+    if (args.model is None) != (args.cuts is None):
+        parser.error("--model and --cuts go together")
+    torch.set_num_threads(args.threads)
+
+    from speechattn.decoding import DecodeOptions
+    from speechattn.inference.stream import StreamOptions
+    from speechattn.transcriber import Transcriber
+
+    seconds = 15.0 if args.quick else 60 * args.minutes
+    options = StreamOptions(args.chunk_size, args.left_context, endpoint_seconds=args.endpoint)
+    methods = ["ctc_greedy", "ctc_beam"]
+    if args.model is None:
+        transcriber = random_model(2 if args.quick else 12)
+        draw = np.random.default_rng(0)
+        sound, words = (0.1 * draw.standard_normal(int(seconds * RATE))).astype(np.float32), []
+    else:
+        from lhotse import CutSet
+
+        method = "ctc_greedy" if args.graph is None else "ctc_graph"
+        decode = DecodeOptions(method=method)
+        transcriber = Transcriber.from_pretrained(args.model, decode, graph=args.graph)
+        sound, words = join(CutSet.from_file(args.cuts), seconds)
+        if args.graph is not None:
+            methods.append("ctc_graph")
+    rows = []
+    for method in methods:
+        rows += measure(transcriber, method, options, sound, words, args)
+    for r in rows:
+        print(f"{r['name']}: {r['ours']:.4g} {r['unit']}, target {r['target']}")
+    save(rows, args.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""The part of a transducer that weighs what is heard against what was said.
+
+Legend: B items, T frames, U tokens, V units, D width.
+"""
+
+from torch import Tensor, nn
+
+
+class Joiner(nn.Module):
+    """Logits of the next unit from a frame and a prediction: a tanh between linear layers.
+
+    Graves et al. 2013, "Speech Recognition with Deep Recurrent Neural Networks" (1303.5778).
+
+    Args:
+        encoder_size: width of a frame.
+        predictor_size: width of a prediction.
+        width: D, where they are added.
+        vocab_size: V.
+    """
+
+    def __init__(self, encoder_size: int, predictor_size: int, width: int, vocab_size: int):
+        super().__init__()
+        self.encoder_projection = nn.Linear(encoder_size, width)
+        self.predictor_projection = nn.Linear(predictor_size, width)
+        self.output = nn.Linear(width, vocab_size)
+
+    def forward(self, frames: Tensor, predicted: Tensor, project: bool = True) -> Tensor:
+        """Logits of pairs.
+
+        Args:
+            frames: (..., encoder_size), any leading axes that go together with those of
+                `predicted`: (B, T, 1, ...) and (B, 1, U + 1, ...) make all pairs.
+            predicted: (..., predictor_size).
+            project: both are as they came; else they have been through the projections already.
+
+        Returns:
+            (..., V).
+        """
+        if project:
+            frames = self.encoder_projection(frames)
+            predicted = self.predictor_projection(predicted)
+        return self.output((frames + predicted).tanh())

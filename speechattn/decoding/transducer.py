@@ -1,0 +1,256 @@
+"""Searches with a transducer, over all hypotheses of all utterances at once.
+
+Legend: B utterances, K hypotheses kept for an utterance, N = B * K, T frames, U tokens, V units,
+D width.
+
+Graves, "Sequence Transduction with Recurrent Neural Networks" (1211.3711). The beam search is the
+one of Kim et al., "Accelerating RNN Transducer Inference via One-Step Constrained Beam Search"
+(2002.03577) and of icefall's `modified_beam_search`: at most one token a frame, so that all
+hypotheses read the same frame. Of what coincides the probabilities are added, here before the best
+are chosen (icefall: after). Only frames are looped over: a frame takes one step of the predictor
+and one call of the joiner.
+
+With one token a frame, equal texts come about in one way only: a hypothesis that stays, and its
+parent, also in the beam, that grows by its last token. So merging is finding parents, as in
+`ctc_beam`, whose hashes of texts are used here.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from speechattn.decoders.predictor import PredictorState
+from speechattn.decoders.transducer import Transducer
+from speechattn.decoding.ctc import BLANK
+from speechattn.decoding.ctc_beam import EMPTY, HASH_START, HASH_TIMES
+from speechattn.decoding.evidence import Evidence
+from speechattn.decoding.hypothesis import Hypothesis
+from speechattn.decoding.options import DecodeOptions
+from speechattn.decoding.prefix_scores import PrefixScores
+from speechattn.decoding.scorers import Scorer
+from speechattn.masks import padding_mask
+
+
+def transducer_search(
+    evidence: Evidence, options: DecodeOptions, scorers: Mapping[str, tuple[Scorer, float]]
+) -> list[list[Hypothesis]]:
+    """What the options' method finds in the frames that the model's reducer leaves."""
+    hidden, lengths, index = evidence.hidden, evidence.lengths, None
+    if evidence.frame_reducer is not None:
+        hidden, lengths, index = evidence.frame_reducer(hidden, lengths, evidence.log_probs)
+    head = evidence.transducer
+    if options.method == "transducer_greedy":
+        found = [[h] for h in transducer_greedy(head, hidden, lengths, options.frame_tokens)]
+    else:
+        found = transducer_beam(
+            head, hidden, lengths, options.beam_size, options.nbest, options.length_bonus, scorers
+        )
+    if index is None:
+        return found
+    return [
+        [replace(h, frames=[frames[t] for t in h.frames]) for h in hypotheses]
+        for hypotheses, frames in zip(found, index.tolist(), strict=True)
+    ]
+
+
+@torch.inference_mode()
+def transducer_greedy(
+    head: Transducer, hidden: Tensor, lengths: Tensor, frame_tokens: int = 1
+) -> list[Hypothesis]:
+    """The best unit after what was said, again and again; blank goes on to the next frame.
+
+    <sos/eos> is never said: a transducer is not trained on it.
+
+    Args:
+        head: in evaluation mode.
+        hidden: (B, T, D) of the encoder.
+        lengths: (B,) int64; 0 gives an empty hypothesis.
+        frame_tokens: tokens of a frame at most, after which a blank is free. For a model that was
+            trained with the topology "modified" it is 1.
+
+    Returns:
+        B hypotheses; the score is the log-probability of the path, not of all that spell it.
+    """
+    if frame_tokens < 1:
+        raise ValueError(f"frame_tokens is 1 at least, not {frame_tokens}")
+    b, t, _ = hidden.shape
+    joiner = head.joiner
+    frames = joiner.encoder_projection(hidden)  # (B, T, D)
+    real = padding_mask(lengths, t)
+    tokens = lengths.new_full((b,), BLANK)
+    predicted, state = _step(head, tokens, head.predictor.init_state(b))
+    score = torch.zeros(b, dtype=torch.float64, device=hidden.device)
+    said = []  # (B,) a token, or blank for none; frame_tokens of them for each frame
+    for frame, here in zip(frames.unbind(1), real.unbind(1), strict=True):
+        for i in range(frame_tokens):
+            log_probs = joiner(frame, predicted, project=False).float().log_softmax(-1)  # (B, V)
+            best, token = log_probs[:, :-1].max(-1)
+            score += best.double().masked_fill(~here, 0.0)
+            token = token.masked_fill(~here, BLANK)
+            said.append(token)
+            here = token != BLANK
+            # Nobody looks at what is not there; and looking waits for the device.
+            if i + 1 < frame_tokens and not here.any():
+                said += [torch.full_like(token, BLANK)] * (frame_tokens - 1 - i)
+                break
+            predicted, state = _where(here, _step(head, token, state), (predicted, state))
+    at = torch.stack(said, 1) if said else tokens.new_zeros(b, 0)  # (B, T * frame_tokens)
+    rows = zip(at.tolist(), score.tolist(), strict=True)
+    return [_hypothesis(row, frame_tokens, s, {"transducer": s}) for row, s in rows]
+
+
+@torch.inference_mode()
+def transducer_beam(
+    head: Transducer,
+    hidden: Tensor,
+    lengths: Tensor,
+    beam_size: int = 4,
+    nbest: int = 1,
+    length_bonus: float = 0.0,
+    scorers: Mapping[str, tuple[Scorer, float]] | None = None,
+) -> list[list[Hypothesis]]:
+    """The most probable token sequences, each the sum of all paths that the beam kept of it.
+
+    Paths say one token a frame at most. With a beam that drops nothing the scores are exact, of a
+    model with the topology "modified".
+
+    Args:
+        head: in evaluation mode.
+        hidden: (B, T, D) of the encoder.
+        lengths: (B,) int64; 0 gives an empty hypothesis.
+        beam_size: K.
+        nbest: hypotheses returned for an utterance, at most K.
+        length_bonus: added to the score for each token, natural log.
+        scorers: asked when a hypothesis gets a token, and for <eos> at the end; with their weights,
+            each at least 0, by name. See `ctc_beam_search`.
+
+    Returns:
+        For each utterance at least one and up to `nbest` hypotheses, best first. `scores` has
+        `transducer`, the scorers' and `length`; `frames` is of the most probable path among those
+        that were added up.
+    """
+    if beam_size < 1 or nbest < 1:
+        raise ValueError(f"beam_size and nbest are 1 at least, not {beam_size} and {nbest}")
+    b, t, _ = hidden.shape
+    k, v = beam_size, head.vocab_size
+    device = hidden.device
+    extra = None
+    if scorers or length_bonus:
+        extra = PrefixScores(scorers or {}, length_bonus, b, k, v, device)
+    frames = head.joiner.encoder_projection(hidden)[:, :, None]  # (B, T, 1, D)
+    real = padding_mask(lengths, t)
+    units = torch.arange(v - 1, device=device).expand(b, -1)
+    total = torch.full((b, k), -math.inf, dtype=torch.float64, device=device)
+    total[:, 0] = 0.0
+    keys, parents, last = (torch.full((b, k), x, device=device) for x in EMPTY)
+    keys[:, 0] = HASH_START
+    predicted, state = _step(head, last.flatten(), head.predictor.init_state(b * k))
+    rows = torch.arange(b, device=device)[:, None]
+    # Where each place's path was before each frame, and what it said there: (B, K) each.
+    came, said = [], []
+    for frame, here in zip(frames.unbind(1), real.unbind(1), strict=True):
+        logits = head.joiner(frame, predicted.view(b, k, -1), project=False)
+        log_probs = logits.float().log_softmax(-1).double()[..., :-1]  # (B, K, V - 1)
+        # Padding is certain blank: what has been said stays.
+        log_probs = log_probs.masked_fill(~here[:, None, None], -math.inf)
+        log_probs[..., BLANK].masked_fill_(~here[:, None], 0.0)
+        held = total[..., None] + log_probs
+        # Who is whose parent: at most one is anyone's.
+        kin = parents[:, :, None] == keys[:, None]  # (B, K, K)
+        is_child, parent = kin.any(2), kin.to(torch.uint8).argmax(2)  # (B, K)
+        stays = held[..., BLANK].clone()
+        path = held[rows, parent, last].masked_fill(~is_child, -math.inf)
+        # A parent grown by its child's last token is the child (of others a blank is written over,
+        # which is then written anew).
+        own = torch.arange(k, device=device).expand(b, -1)
+        spent = (torch.where(is_child, parent, own), torch.where(is_child, last, BLANK))
+        held[rows, spent[0], spent[1]] = -math.inf
+        held[..., BLANK] = torch.logaddexp(stays, path)
+        # Which of the two paths the times of the tokens are taken from.
+        via_parent = path > stays
+
+        rank = held.flatten(1) if extra is None else extra.rank(held, units)
+        worth, at = rank.topk(k, dim=1)
+        origin = at.div(v - 1, rounding_mode="floor")
+        token = at - origin * (v - 1)
+        grows = (token != BLANK) & (worth > -math.inf)
+        if extra is not None:
+            extra.follow(at, origin, token, grows)
+        total = held.flatten(1).gather(1, at)
+        turned = via_parent.gather(1, origin) & ~grows
+        came.append(torch.where(turned, parent.gather(1, origin), origin))
+        said.append(torch.where(turned, last.gather(1, origin), token))
+
+        index = (rows * k + origin).flatten()
+        before = head.predictor.select((predicted, *state), index)
+        before = before[0], before[1:]
+        after = _step(head, token.flatten(), before[1])
+        predicted, state = _where(grows.flatten(), after, before)
+        old_keys = keys.gather(1, origin)
+        keys = torch.where(grows, (old_keys ^ token) * HASH_TIMES, old_keys)
+        parents = torch.where(grows, old_keys, parents.gather(1, origin))
+        last = torch.where(grows, token, last.gather(1, origin))
+        # An empty place may stand for a text that is elsewhere: it has no relatives.
+        empty = worth == -math.inf
+        keys, parents, last = (
+            x.masked_fill(empty, y) for x, y in zip((keys, parents, last), EMPTY, strict=True)
+        )
+    return _collect(total, came, said, extra, min(nbest, k))
+
+
+def _step(head: Transducer, tokens: Tensor, state: PredictorState) -> tuple[Tensor, PredictorState]:
+    """The joiner's part of the predictor after one more token (N,), (N, D), and the state."""
+    predicted, state = head.predictor.step(tokens, state)
+    return head.joiner.predictor_projection(predicted), state
+
+
+def _where(
+    which: Tensor, new: tuple[Tensor, PredictorState], old: tuple[Tensor, PredictorState]
+) -> tuple[Tensor, PredictorState]:
+    """A step's outcome for the hypotheses which (N,), and what was before it for the others."""
+
+    def mixed(x: Tensor, y: Tensor) -> Tensor:
+        return torch.where(which.view(-1, *(1 for _ in x.shape[1:])), x, y)
+
+    return mixed(new[0], old[0]), tuple(mixed(*pair) for pair in zip(new[1], old[1], strict=True))
+
+
+def _collect(
+    total: Tensor,
+    came: list[Tensor],
+    said: list[Tensor],
+    extra: PrefixScores | None,
+    nbest: int,
+) -> list[list[Hypothesis]]:
+    """The hypotheses of the last beam (B, K), best first."""
+    score, parts = total, {"transducer": total}
+    if extra is not None:
+        added, others = extra.finish()
+        score, parts = total + added, parts | others
+    score, place = score.topk(nbest, dim=1)
+    parts = {name: x.gather(1, place).tolist() for name, x in parts.items()}
+    path = [place[:, :0]]
+    for token, before in zip(reversed(said), reversed(came), strict=True):
+        path.append(token.gather(1, place))
+        place = before.gather(1, place)
+    rows = torch.stack(path[:0:-1], 2).tolist() if came else [[[]] * nbest] * len(score)
+    results = []
+    for b, scores in enumerate(score.tolist()):
+        hypotheses = []
+        for i, value in enumerate(scores):
+            if i > 0 and value == -math.inf:
+                break
+            of = {name: x[b][i] for name, x in parts.items()}
+            of["length"] = float(sum(token != BLANK for token in rows[b][i]))
+            hypotheses.append(_hypothesis(rows[b][i], 1, value, of))
+        results.append(hypotheses)
+    return results
+
+
+def _hypothesis(said: list[int], slots: int, score: float, scores: dict[str, float]) -> Hypothesis:
+    """From what was said in each frame's `slots`, blank for nothing."""
+    at = [i for i, token in enumerate(said) if token != BLANK]
+    return Hypothesis([said[i] for i in at], score, scores, [i // slots for i in at])
