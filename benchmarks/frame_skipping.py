@@ -1,8 +1,8 @@
 """Claim: a transducer that skips frames that CTC says are blank decodes at least twice as fast.
 
 A model with a `frame_reducer` and a test set, beam search with the reducer and without, the search
-alone (the encoder has run before), one thread. Also how many frames the search reads, against the bound:
-as many as there are tokens.
+alone (the encoder has run before), one thread. Also how many frames the search reads, against the
+bound: as many as there are tokens.
 
     python benchmarks/frame_skipping.py --model MODEL --cuts CUTS [--quick] [--json FILE]
 

@@ -13,8 +13,15 @@ Backend = Literal["reference", "torch", "triton"]
 VARIABLE = "SPEECHATTN_KERNELS"
 _KNOWN: tuple[Backend, ...] = ("reference", "torch", "triton")
 # Operations with a Triton kernel, and the widest heads that it takes: wider ones would not fit
-# into the registers and the shared memory of a GPU.
-_WIDEST = {"attention": 256, "linear_attention": 128, "relative_attention": 128}
+# into the registers and the shared memory of a GPU. None for what has no heads.
+_WIDEST = {
+    "attention": 256,
+    "ctc": None,
+    "gated_linear_attention": 128,
+    "linear_attention": 128,
+    "local_attention": 256,
+    "relative_attention": 128,
+}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from speechattn.kernels.backend import choose
 from speechattn.kernels.ctc_lattice import build, log_total, posteriors, recursion
 from speechattn.kernels.precision import HALF
+from speechattn.masks import padding_mask
 
 _NEVER = -float("inf")
 
@@ -79,11 +80,12 @@ def ctc(
             )
     if log_probs.dtype in HALF:
         log_probs = log_probs.float()
-    compute = {"reference": reference, "torch": fast}[choose(log_probs.device)]
+    given = log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified
+    backend = choose(log_probs.device, "ctc")
     with torch.autocast(log_probs.device.type, enabled=False):
-        return compute(
-            log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified
-        )
+        if backend == "reference":
+            return reference(*given)
+        return _Ctc.apply(*given, backend)
 
 
 def reference(
@@ -140,16 +142,34 @@ def fast(
     (B, T, U + 1) for the backward pass. NaN in one item spreads to others.
     """
     return _Ctc.apply(
-        log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified
+        log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified, "torch"
     )
 
 
 class _Ctc(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified
+        ctx, log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified, backend
     ) -> Tensor:
         learns = ctx.needs_input_grad[0]
+        ctx.units = log_probs.shape[2]
+        if backend == "triton":
+            from speechattn.kernels.triton.ctc import forward_backward
+
+            total, blank, token = forward_backward(
+                log_probs,
+                lengths,
+                tokens,
+                token_lengths,
+                first_scores,
+                repeat_score,
+                modified,
+                learns,
+            )
+            if learns:
+                hidden = ~padding_mask(token_lengths, tokens.shape[1])
+                ctx.save_for_backward(tokens.masked_fill(hidden, 0), blank, token)
+            return -total.to(log_probs.dtype)
         lattice = build(
             log_probs,
             lengths,
@@ -165,7 +185,6 @@ class _Ctc(torch.autograd.Function):
         if learns:
             blank, token = (x.to(log_probs.dtype) for x in posteriors(lattice, reached, total))
             ctx.save_for_backward(lattice.tokens, blank, token)
-            ctx.units = log_probs.shape[2]
         return -(total + lattice.constant).to(log_probs.dtype)
 
     @staticmethod
@@ -178,4 +197,4 @@ class _Ctc(torch.autograd.Function):
         # What stands for padding is blank, with a posterior of 0.
         result.scatter_add_(2, where, token * scale[..., None])
         result[..., 0] += blank * scale
-        return result, None, None, None, None, None, None
+        return result, None, None, None, None, None, None, None
