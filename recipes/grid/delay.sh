@@ -11,8 +11,8 @@ held near their reference times; goes on from that model freely with each penalt
 as many epochs each; measures word error rates and emission delays.
 
 Stages:
-  0  data        manifests and tokens, as run.sh makes them; reference times: those of the corpus, or
-                 found by `speechattn align`
+  0  data        manifests and tokens, as run.sh makes them; statistics of the features; reference
+                 times: those of the corpus, or found by `speechattn align`
   1  base        EXP/base, without a penalty, by loss.time_slack
   2  penalties   EXP/penalty_<value>, from the base, with decoded and scored test set
   3  delay       "delay" in EXP/penalty_<value>/decode_test/score.json
@@ -65,6 +65,8 @@ need_speechattn
 dump=${dump:-$(dirname "$exp")/data_$(basename "$(cd "$data_dir" && pwd)")}
 manifests=$dump/manifests tokens=$dump/tokens_bpe_150 aligned=$dump/aligned
 mkdir -p "$exp"
+statistics=$(cd "$exp" && pwd)/fbank.npz
+sets+=(--set "model.audio.frontend.init_args={normalise: global, statistics: $statistics}")
 
 # recipe EXP [more options]: run.sh for sound with the config of this experiment.
 recipe() {
@@ -76,6 +78,12 @@ recipe() {
 
 if stage_is 0; then
   recipe "$exp/base" --stop-stage 2
+  if [ -f "$statistics" ]; then
+    say 0 "statistics are there"
+  else
+    say 0 "statistics into $statistics"
+    python "$here/delay_statistics.py" "$manifests/cuts_train.jsonl.gz" "$statistics"
+  fi
   if [ -f "$aligned/cuts_test.jsonl.gz" ]; then
     say 0 "reference times are there"
   else
