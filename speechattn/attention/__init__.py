@@ -5,6 +5,7 @@ Legend: B utterances, T frames, H heads, D width, Dh = D / H width of a head.
 
 from speechattn.attention.agent import AgentSelfAttention
 from speechattn.attention.base import AttentionFactory, AttentionState, SelfAttention
+from speechattn.attention.block_sparse import BlockSparseSelfAttention
 from speechattn.attention.cache import AttentionCache
 from speechattn.attention.circular import CircularSelfAttention
 from speechattn.attention.core_context import CoreContextSelfAttention, CoreState
@@ -34,6 +35,7 @@ __all__ = [
     "AttentionCache",
     "AttentionFactory",
     "AttentionState",
+    "BlockSparseSelfAttention",
     "CircularSelfAttention",
     "CoreContextSelfAttention",
     "CoreState",

@@ -74,6 +74,7 @@ CASES = [
     Case("AgentSelfAttention"),
     Case("AgentSelfAttention", {"agents": 5, "kernel": 0}),
     Case("EfficientSelfAttention"),
+    Case("BlockSparseSelfAttention", {"block": 3, "near": 0}, plain={"stride": 1}),
     Case("CircularSelfAttention"),
     Case("RecurrentSelfAttention", {"chunk": 4}, plain={"chunk": 1}, prepare=remember_nothing),
     Case("RecurrentSelfAttention", {"chunk": 32}),
