@@ -91,7 +91,8 @@ def test_what_training_writes(tiny_config, train_tiny, tmp_path):
     assert steps[0] >= 2 and steps[2] > steps[1] > steps[0]
     for row in table:
         # Not of this model.
-        absent = {n for n in row for part in ("reverse", "intermediate", "risk") if part in n}
+        parts = ("reverse", "intermediate", "risk", "transducer", "kept_frames")
+        absent = {n for n in row for part in parts if part in n}
         assert all(bool(row[name]) != (name in absent) for name in row), row
         total = 0.3 * float(row["train_ctc_loss"]) + 0.7 * float(row["train_att_loss"])
         total += 0.3 * float(row["train_stream_loss"])
