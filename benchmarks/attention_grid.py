@@ -36,7 +36,7 @@ KEYS = {
     "tokens": "model.decoder.init_args.self_attention",
     "memory": "model.decoder.init_args.cross_attention",
 }
-EPOCHS = 12  # about four minutes on one core
+EPOCHS = 8  # about three minutes on one core
 
 
 def settings(mechanism: Mechanism, epochs: int) -> Iterator[str]:
