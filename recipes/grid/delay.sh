@@ -48,9 +48,8 @@ while [ $# -gt 0 ]; do
     -h | --help) usage; exit 0 ;;
     --init) init=(--init "${2?--init needs a model directory}"); shift 2 ;;
     --set) sets+=(--set "${2?--set needs KEY=VALUE}"); shift 2 ;;
-    --data-dir | --exp | --dump | --config | --penalties | --base-epochs | --epochs | --time-slack | \
-      --nj | \
-      --stage | --stop-stage)
+    --data-dir | --exp | --dump | --config | --penalties | --base-epochs | --epochs | \
+      --time-slack | --nj | --stage | --stop-stage)
       [ $# -ge 2 ] || fail "$1 needs a value"
       name=${1#--}
       printf -v "${name//-/_}" '%s' "$2"

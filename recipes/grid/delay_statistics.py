@@ -1,6 +1,6 @@
 """Sums of the log mel energies of training sound, as `normalise: global` reads them.
 
-    python recipes/grid/delay_statistics.py CUTS OUTPUT.npz
+python recipes/grid/delay_statistics.py CUTS OUTPUT.npz
 """
 
 import sys

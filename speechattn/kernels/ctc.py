@@ -149,43 +149,29 @@ def fast(
 class _Ctc(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified, backend
+        ctx,
+        log_probs,
+        lengths,
+        tokens,
+        token_lengths,
+        first_scores,
+        repeat_score,
+        modified,
+        backend,
     ) -> Tensor:
         learns = ctx.needs_input_grad[0]
-        ctx.units = log_probs.shape[2]
         if backend == "triton":
             from speechattn.kernels.triton.ctc import forward_backward
-
-            total, blank, token = forward_backward(
-                log_probs,
-                lengths,
-                tokens,
-                token_lengths,
-                first_scores,
-                repeat_score,
-                modified,
-                learns,
-            )
-            if learns:
-                hidden = ~padding_mask(token_lengths, tokens.shape[1])
-                ctx.save_for_backward(tokens.masked_fill(hidden, 0), blank, token)
-            return -total.to(log_probs.dtype)
-        lattice = build(
-            log_probs,
-            lengths,
-            tokens,
-            token_lengths,
-            first_scores,
-            repeat_score,
-            modified,
-            reverse=learns,
+        else:
+            forward_backward = _forward_backward
+        total, blank, token = forward_backward(
+            log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified, learns
         )
-        reached = recursion(lattice)
-        total = log_total(lattice, reached)
         if learns:
-            blank, token = (x.to(log_probs.dtype) for x in posteriors(lattice, reached, total))
-            ctx.save_for_backward(lattice.tokens, blank, token)
-        return -(total + lattice.constant).to(log_probs.dtype)
+            beyond = ~padding_mask(token_lengths, tokens.shape[1])
+            ctx.save_for_backward(tokens.masked_fill(beyond, 0), blank, token)
+            ctx.units = log_probs.shape[2]
+        return -total.to(log_probs.dtype)
 
     @staticmethod
     @once_differentiable
@@ -198,3 +184,32 @@ class _Ctc(torch.autograd.Function):
         result.scatter_add_(2, where, token * scale[..., None])
         result[..., 0] += blank * scale
         return result, None, None, None, None, None, None, None
+
+
+def _forward_backward(
+    log_probs: Tensor,
+    lengths: Tensor,
+    tokens: Tensor,
+    token_lengths: Tensor,
+    first_scores: Tensor | None,
+    repeat_score: float,
+    modified: bool,
+    learns: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The torch path; see `speechattn.kernels.triton.ctc.forward_backward`."""
+    lattice = build(
+        log_probs,
+        lengths,
+        tokens,
+        token_lengths,
+        first_scores,
+        repeat_score,
+        modified,
+        reverse=learns,
+    )
+    reached = recursion(lattice)
+    total = log_total(lattice, reached)
+    blank = token = None
+    if learns:
+        blank, token = (x.to(log_probs.dtype) for x in posteriors(lattice, reached, total))
+    return total + lattice.constant, blank, token

@@ -54,8 +54,8 @@ def gated_linear_attention(
         causal: a frame sees itself and those before it, else its whole item.
 
     Returns:
-        (B, T, H, Dv), zero beyond an item's length; in autocast's dtype where it is on. Halves are
-        computed in float32.
+        (B, T, H, Dv), zero beyond an item's length; in autocast's dtype where it is on. Sums of
+        halves are float32.
 
     Raises:
         ValueError: the gates do not go with the keys.
@@ -67,7 +67,11 @@ def gated_linear_attention(
         )
     gates = gates.to(wide(gates.dtype))
     q, k, v = operands(q, k, v)
-    compute = {"reference": reference, "torch": tiled}[choose(q.device)]
+    backend = choose(q.device, "gated_linear_attention", q)
+    if backend == "triton":
+        from speechattn.kernels.triton.gated_linear import gated_linear_attention as compute
+    else:
+        compute = {"reference": reference, "torch": tiled}[backend]
     with torch.autocast(q.device.type, enabled=False):
         return compute(q, k, v, gates, lengths, causal).to(v.dtype)
 

@@ -98,10 +98,15 @@ def _attend(
     q, k, v = operands(q, k, v)
     # Without a stride it is distances that matter, and not the places from which they are counted.
     inside = window.stride > 1 and start % (window.stride * window.dilation) > 0
+    backend = choose(q.device, "local_attention", q)
     with torch.autocast(q.device.type, enabled=False):
         if q.shape[1] < k.shape[1] or inside:
             y, total = _few(q, k, v, lengths, window, dropout, sink, start)
-        elif choose(q.device) == "reference":
+        elif backend == "triton":
+            from speechattn.kernels.triton.local import local_attention as kernel
+
+            return kernel(q, k, v, lengths, window, dropout, sink)  # has zeros, too
+        elif backend == "reference":
             y, total = reference(q, k, v, lengths, window, dropout, sink)
         else:
             y, total = tiled(q, k, v, lengths, window, dropout, sink, totals)

@@ -33,11 +33,13 @@ class Span:
         size: frames a chunk.
         left: frames before the chunk; None for all.
         right: frames after the chunk; None for all.
+        causal: what comes after the query is not seen, wherever its chunk ends.
     """
 
     size: int = 1
     left: int | None = None
     right: int | None = None
+    causal: bool = False
 
     @classmethod
     def of(cls, chunks: Chunks | None = None, window: tuple[int, int] | None = None) -> "Span":
@@ -55,6 +57,13 @@ class Span:
                 raise ValueError(f"attention: a window has 0 or more frames a side, not {window}")
             return cls(1, *window)
         return cls()
+
+    @property
+    def reach(self) -> int | None:
+        """Frames that a chunk sees; None where they have no bound."""
+        if self.left is None or self.right is None:
+            return None
+        return self.left + self.size + self.right
 
     def arguments(self) -> dict[str, int | bool]:
         """As the kernels take it."""
@@ -117,7 +126,10 @@ def product(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def sees(i, j, n, size, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
+def sees(
+    i, j, n, size, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    CAUSAL: tl.constexpr = False,
+):  # fmt: skip
     """True where queries i (M, 1) see keys j (1, N) of an item of n frames; see `Span`."""
     seen = (j < n) & (i >= 0)
     begin = i // size * size
@@ -125,12 +137,15 @@ def sees(i, j, n, size, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.const
         seen = seen & (j < begin + size + right)
     if HAS_LEFT:
         seen = seen & (j >= begin - left)
+    if CAUSAL:
+        seen = seen & (j <= i)
     return seen
 
 
 @triton.jit
 def keys_seen(
-    start, stop, n, size, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr
+    start, stop, n, size, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    CAUSAL: tl.constexpr = False,
 ):  # fmt: skip
     """The first key that any of the queries from `start` to `stop` sees, and one past the last."""
     first, last = 0, n
@@ -138,12 +153,15 @@ def keys_seen(
         first = tl.maximum(start // size * size - left, 0)
     if HAS_RIGHT:
         last = tl.minimum((stop - 1) // size * size + size + right, n)
+    if CAUSAL:
+        last = tl.minimum(last, stop)
     return first, last
 
 
 @triton.jit
 def queries_seeing(
-    start, stop, m, size, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr
+    start, stop, m, size, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    CAUSAL: tl.constexpr = False,
 ):  # fmt: skip
     """The first of m queries that sees a key from `start` to `stop`, and one past the last."""
     first, last = 0, m
@@ -151,6 +169,8 @@ def queries_seeing(
         first = tl.maximum(start - right, 0) // size * size
     if HAS_LEFT:
         last = tl.minimum(((stop - 1 + left) // size + 1) * size, m)
+    if CAUSAL:
+        first = tl.maximum(first, start)
     return first, last
 
 

@@ -81,12 +81,15 @@ def attention(
     if query_lengths is None:
         query_lengths = torch.full_like(lengths, q.shape[1])
     span = Span.of(chunks, window)
-    return _Attention.apply(q, k, v, lengths, query_lengths, sink, slopes, span, dropout, seed)
+    return Attention.apply(q, k, v, lengths, query_lengths, sink, slopes, span, dropout, seed)[0]
 
 
-class _Attention(torch.autograd.Function):
+class Attention(torch.autograd.Function):
+    """The output, and (B, H, Tq) the log-sum-exp of the scores to the base of 2, infinite if none."""
+
     @staticmethod
     def forward(ctx, q, k, v, lengths, query_lengths, sink, slopes, span, dropout, seed):
+        ctx.set_materialize_grads(False)
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         batch, queries, heads, depth = q.shape
         slopes = None if slopes is None else slopes.float().contiguous()
@@ -100,13 +103,15 @@ class _Attention(torch.autograd.Function):
                                HAS_SINK=sink is not None, **shared)  # fmt: skip
         ctx.save_for_backward(q, k, v, lengths, query_lengths, sink, slopes, out, lse)
         ctx.settings = span, dropout, seed
-        return out
+        return out, lse
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad, grad_lse):
         q, k, v, lengths, query_lengths, sink, slopes, out, lse = ctx.saved_tensors
-        grad = grad.contiguous()
+        grad = torch.zeros_like(out) if grad is None else grad.contiguous()
+        if grad_lse is not None:
+            grad_lse = grad_lse.contiguous()
         batch, queries, heads, _ = q.shape
         keys, key_heads = k.shape[1:3]
         shared = _shared(q, k, slopes, *ctx.settings)
@@ -115,7 +120,8 @@ class _Attention(torch.autograd.Function):
         given = q, k, v, lengths, query_lengths, lse, delta, grad
         if q.numel() > 0:
             grid = partial(tiles, queries, "BLOCK_M", heads, batch)
-            _backward_queries[grid](*given, out, dq, **shared)
+            _backward_queries[grid](*given, out, grad_lse, dq,
+                                    HAS_DLSE=grad_lse is not None, **shared)  # fmt: skip
             if keys > 0:
                 grid = partial(tiles, keys, "BLOCK_N", key_heads, batch)
                 _backward_keys[grid](*given, dk, dv, **shared)
@@ -139,12 +145,13 @@ def _shared(
         "slopes": slopes,
         "seed": seed,
         "drop": dropout,
-        "length": bucket(k.shape[1]),
+        "length": bucket(k.shape[1] if span.reach is None else min(k.shape[1], span.reach)),
         "SHARED": q.shape[2] // k.shape[2],
         "DEPTH": q.shape[3],
         "BLOCK_D": padded(q.shape[3]),
         "HAS_SLOPES": slopes is not None,
         "DROPPED": dropout > 0,
+        "CAUSAL": span.causal,
         "PRECISION": precision(),
         **span.arguments(),
     }
@@ -164,23 +171,23 @@ _BACKWARD = _sizes(
     (128, 64, 8, 2), (64, 128, 8, 2), (128, 128, 8, 1), (64, 64, 4, 3), (64, 64, 4, 2),
     (64, 64, 4, 1), (64, 32, 4, 2), (32, 64, 4, 2), (32, 32, 4, 2),
 )  # fmt: skip
-_KEY = ["length", "DEPTH", "SHARED", "HAS_SLOPES", "HAS_LEFT", "HAS_RIGHT", "DROPPED"]
+_KEY = ["length", "DEPTH", "SHARED", "HAS_SLOPES", "HAS_LEFT", "HAS_RIGHT", "CAUSAL", "DROPPED"]
 
 
 @triton.jit
 def _phases(
     start, stop, n, size, left, right, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr,
-    HAS_RIGHT: tl.constexpr,
+    HAS_RIGHT: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Tiles of keys of the queries from `start` to `stop`: [a, c) and [e, f) need a mask.
 
     All but f, which is returned last, are whole tiles.
     """
-    a, f = keys_seen(start, stop, n, size, left, right, HAS_LEFT, HAS_RIGHT)
+    a, f = keys_seen(start, stop, n, size, left, right, HAS_LEFT, HAS_RIGHT, CAUSAL)
     a = a // BLOCK_N * BLOCK_N
     # What the last query sees begins last, what the first sees ends first.
-    c, _ = keys_seen(stop - 1, stop, n, size, left, right, HAS_LEFT, HAS_RIGHT)
-    _, e = keys_seen(start, start + 1, n, size, left, right, HAS_LEFT, HAS_RIGHT)
+    c, _ = keys_seen(stop - 1, stop, n, size, left, right, HAS_LEFT, HAS_RIGHT, CAUSAL)
+    _, e = keys_seen(start, start + 1, n, size, left, right, HAS_LEFT, HAS_RIGHT, CAUSAL)
     c = tl.minimum(tl.cdiv(c, BLOCK_N), tl.cdiv(f, BLOCK_N)) * BLOCK_N
     c = tl.maximum(c, a)
     e = tl.maximum(e // BLOCK_N * BLOCK_N, c)
@@ -201,8 +208,8 @@ def _forward(
     q, k, v, sink, lengths, query_lengths, out, lse, slopes, heads, queries, keys, size, left,
     right, scale, seed, drop, length, HAS_SINK: tl.constexpr, SHARED: tl.constexpr,
     DEPTH: tl.constexpr, BLOCK_D: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_LEFT: tl.constexpr,
-    HAS_RIGHT: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    HAS_RIGHT: tl.constexpr, CAUSAL: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries of a head."""
     start, h, b = tl.program_id(0) * BLOCK_M, tl.program_id(1), tl.program_id(2)
@@ -215,7 +222,7 @@ def _forward(
     if start < m:
         query = load(q, b, h, i, m, queries, heads, DEPTH, BLOCK_D)
         a, c, e, f = _phases(start, tl.minimum(start + BLOCK_M, m), n, size, left, right, BLOCK_N,
-                             HAS_LEFT, HAS_RIGHT)  # fmt: skip
+                             HAS_LEFT, HAS_RIGHT, CAUSAL)  # fmt: skip
         # Before what all of the tile's queries see, within it and after it.
         for phase in tl.static_range(0 if HAS_LEFT else 1, 3):
             begin, end = (a, c) if phase == 0 else ((c, e) if phase == 1 else (e, f))
@@ -226,7 +233,8 @@ def _forward(
                 scores = _lowered(scores, i[:, None], j[None, :], slopes, h, keys - queries,
                                   HAS_SLOPES)  # fmt: skip
                 if phase != 1:
-                    seen = sees(i[:, None], j[None, :], n, size, left, right, HAS_LEFT, HAS_RIGHT)
+                    seen = sees(i[:, None], j[None, :], n, size, left, right, HAS_LEFT, HAS_RIGHT,
+                                CAUSAL)  # fmt: skip
                     scores = tl.where(seen, scores, -INFINITY)
                 higher = tl.maximum(top, tl.max(scores, 1))
                 base = tl.where(higher == -INFINITY, 0.0, higher)  # nothing seen: no inf - inf
@@ -258,13 +266,13 @@ def _forward(
 @tuned(_BACKWARD, _KEY)
 @triton.jit
 def _backward_queries(
-    q, k, v, lengths, query_lengths, lse, delta, dout, out, dq, slopes, heads, queries, keys, size,
-    left, right, scale, seed, drop, length, SHARED: tl.constexpr, DEPTH: tl.constexpr,
-    BLOCK_D: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_LEFT: tl.constexpr,
-    HAS_RIGHT: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    q, k, v, lengths, query_lengths, lse, delta, dout, out, dlse, dq, slopes, heads, queries, keys,
+    size, left, right, scale, seed, drop, length, HAS_DLSE: tl.constexpr, SHARED: tl.constexpr,
+    DEPTH: tl.constexpr, BLOCK_D: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_LEFT: tl.constexpr,
+    HAS_RIGHT: tl.constexpr, CAUSAL: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dq of a tile of queries, and `delta`, a query's output times its gradient, for the keys."""
+    """dq of a tile of queries, and for the keys `delta`: output times gradient, less that of lse."""
     start, h, b = tl.program_id(0) * BLOCK_M, tl.program_id(1), tl.program_id(2)
     n = tl.load(lengths + b).to(tl.int32)
     m = tl.load(query_lengths + b).to(tl.int32)
@@ -273,13 +281,15 @@ def _backward_queries(
     mean = load(out, b, h, i, m, queries, heads, DEPTH, BLOCK_D)
     mean = tl.sum(mean.to(tl.float32) * grad.to(tl.float32), 1)
     row = (b * heads + h) * queries + i
+    if HAS_DLSE:
+        mean -= tl.load(dlse + row, mask=i < m, other=0.0) * LOG2E
     tl.store(delta + row, mean, mask=i < queries)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     if start < m:
         query = load(q, b, h, i, m, queries, heads, DEPTH, BLOCK_D)
         norm = tl.load(lse + row, mask=i < m, other=INFINITY)
         a, c, e, f = _phases(start, tl.minimum(start + BLOCK_M, m), n, size, left, right, BLOCK_N,
-                             HAS_LEFT, HAS_RIGHT)  # fmt: skip
+                             HAS_LEFT, HAS_RIGHT, CAUSAL)  # fmt: skip
         for phase in tl.static_range(0 if HAS_LEFT else 1, 3):  # as in `_forward`
             begin, end = (a, c) if phase == 0 else ((c, e) if phase == 1 else (e, f))
             for first in range(begin, end, BLOCK_N):
@@ -290,7 +300,8 @@ def _backward_queries(
                 scores = _lowered(scores, i[:, None], j[None, :], slopes, h, keys - queries,
                                   HAS_SLOPES)  # fmt: skip
                 if phase != 1:
-                    seen = sees(i[:, None], j[None, :], n, size, left, right, HAS_LEFT, HAS_RIGHT)
+                    seen = sees(i[:, None], j[None, :], n, size, left, right, HAS_LEFT, HAS_RIGHT,
+                                CAUSAL)  # fmt: skip
                     scores = tl.where(seen, scores, -INFINITY)
                 weights = tl.exp2(scores - norm[:, None])
                 dweights = product(grad, tl.trans(value), PRECISION)
@@ -307,8 +318,8 @@ def _backward_keys(
     q, k, v, lengths, query_lengths, lse, delta, dout, dk, dv, slopes, heads, queries, keys, size,
     left, right, scale, seed, drop, length, SHARED: tl.constexpr, DEPTH: tl.constexpr,
     BLOCK_D: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_LEFT: tl.constexpr,
-    HAS_RIGHT: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    HAS_RIGHT: tl.constexpr, CAUSAL: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a tile of keys, over all heads of queries that share them. Scores are (N, M)."""
     first, kh, b = tl.program_id(0) * BLOCK_N, tl.program_id(1), tl.program_id(2)
@@ -321,7 +332,7 @@ def _backward_keys(
         key = load(k, b, kh, j, n, keys, heads // SHARED, DEPTH, BLOCK_D)
         value = load(v, b, kh, j, n, keys, heads // SHARED, DEPTH, BLOCK_D)
         begin, end = queries_seeing(first, tl.minimum(first + BLOCK_N, n), m, size, left, right,
-                                    HAS_LEFT, HAS_RIGHT)  # fmt: skip
+                                    HAS_LEFT, HAS_RIGHT, CAUSAL)  # fmt: skip
         begin = begin // BLOCK_M * BLOCK_M
         for h in range(kh * SHARED, (kh + 1) * SHARED):
             for start in range(begin, end, BLOCK_M):
@@ -335,7 +346,8 @@ def _backward_keys(
                 scores = _lowered(scores, i[None, :], j[:, None], slopes, h, keys - queries,
                                   HAS_SLOPES)  # fmt: skip
                 # Also of keys that are not real, whose sums would otherwise be infinite.
-                seen = sees(i[None, :], j[:, None], n, size, left, right, HAS_LEFT, HAS_RIGHT)
+                seen = sees(i[None, :], j[:, None], n, size, left, right, HAS_LEFT, HAS_RIGHT,
+                            CAUSAL)  # fmt: skip
                 scores = tl.where(seen, scores, -INFINITY)
                 weights = tl.exp2(scores - norm[None, :])
                 dweights = product(value, tl.trans(grad), PRECISION)
