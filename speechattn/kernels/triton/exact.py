@@ -85,7 +85,7 @@ def attention(
 
 
 class Attention(torch.autograd.Function):
-    """The output, and (B, H, Tq) the log-sum-exp of the scores to the base of 2, infinite if none."""
+    """The output; and (B, H, Tq), the log-sum-exp of scores to the base of 2, infinity if none."""
 
     @staticmethod
     def forward(ctx, q, k, v, lengths, query_lengths, sink, slopes, span, dropout, seed):
@@ -272,7 +272,7 @@ def _backward_queries(
     HAS_RIGHT: tl.constexpr, CAUSAL: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dq of a tile of queries, and for the keys `delta`: output times gradient, less that of lse."""
+    """dq of a tile of queries; and `delta`, output times gradient less lse's, for the keys."""
     start, h, b = tl.program_id(0) * BLOCK_M, tl.program_id(1), tl.program_id(2)
     n = tl.load(lengths + b).to(tl.int32)
     m = tl.load(query_lengths + b).to(tl.int32)
