@@ -14,22 +14,28 @@ from pathlib import Path
 import torch
 from rows import against_peer, in_turn, row, save, spread
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import ctc_loss, scaled_dot_product_attention
 
+from speechattn.kernels import gated_linear_attention as gated
+from speechattn.kernels import local_attention as local
+from speechattn.kernels.ctc import ctc
 from speechattn.kernels.relative_attention import tiled
+from speechattn.kernels.window import Window
 from speechattn.masks import Chunks, padding_mask
 
 DEVICE = "cuda"
 HEADS, DEPTH = 8, 64
+UNITS, TOKENS = 5000, 40  # of CTC
 NOT_MEASURED = "not measured: no GPU"
 
 
 @dataclass(frozen=True)
 class Case:
-    """An operation on a ragged batch of bfloat16.
+    """An operation on a ragged batch of bfloat16, of float32 for CTC.
 
     Attributes:
-        operation: `exact`, `causal`, `relative` or `linear`.
+        operation: `exact`, `causal`, `relative`, `linear`, `gated`, `local` (128 neighbours) or
+            `ctc`.
         items: of the batch; the shortest has half the frames of the longest.
         frames: of the longest.
         target: how many times faster than torch it is to be.
@@ -47,6 +53,9 @@ class Case:
             "causal": "torch's scaled_dot_product_attention, causal, padding computed too",
             "relative": "the torch path",
             "linear": "torch's scaled_dot_product_attention, causal, padding computed too",
+            "gated": "the torch path",
+            "local": "torch's scaled_dot_product_attention, over all keys, padding computed too",
+            "ctc": "torch's ctc_loss",
         }[self.operation]
 
 
@@ -55,6 +64,9 @@ CASES = [
     Case("causal", 16, 1000, 1.0), Case("causal", 4, 4000, 1.0),
     Case("relative", 16, 1000, 2.0), Case("relative", 4, 4000, 2.0),
     Case("linear", 4, 4000, 1.0), Case("linear", 1, 64000, 4.0),
+    Case("gated", 4, 4000, 2.0), Case("gated", 1, 64000, 2.0),
+    Case("local", 4, 4000, 2.0), Case("local", 1, 16000, 20.0),
+    Case("ctc", 32, 500, 1.0), Case("ctc", 16, 1500, 1.0),
 ]  # fmt: skip
 
 
@@ -71,6 +83,8 @@ def made(case: Case) -> tuple[Callable, Callable, list[Tensor], Tensor]:
     lengths = torch.linspace(case.frames // 2, case.frames, case.items, device=DEVICE).long()
     lengths[-1] = case.frames
     real = padding_mask(lengths, case.frames)[:, None, None]
+    if case.operation == "ctc":
+        return _ctc(case, lengths)
 
     if case.operation == "exact":
         ours = partial(attention, lengths=lengths, query_lengths=lengths)
@@ -82,12 +96,35 @@ def made(case: Case) -> tuple[Callable, Callable, list[Tensor], Tensor]:
         decay = -torch.linspace(0.001, 0.1, HEADS, device=DEVICE)
         ours = partial(linear_attention, decay=decay, lengths=lengths)
         peer = partial(torchs, is_causal=True)
+    elif case.operation == "gated":
+        tensors += [(torch.randn(shape, device=DEVICE).sigmoid().log() / 16).requires_grad_()]
+        ours = partial(gated.gated_linear_attention, lengths=lengths)
+        peer = partial(gated.tiled, lengths=lengths)
+    elif case.operation == "local":
+        ours = partial(local.local_attention, lengths=lengths, window=Window.of(128))
+        peer = torchs
     else:
         p = torch.randn(2 * case.frames - 1, HEADS, DEPTH, **settings)
         tensors += [x.requires_grad_() for x in (p, *torch.randn(2, HEADS, DEPTH, **settings))]
         ours = partial(relative_attention, lengths=lengths)
         peer = partial(tiled, lengths=lengths)
     return ours, peer, tensors, torch.randn(shape, **settings)
+
+
+def _ctc(case: Case, lengths: Tensor) -> tuple[Callable, Callable, list[Tensor], Tensor]:
+    """`made` for CTC: losses (B,) of log probabilities, as each of the two wants them."""
+    logits = torch.randn(case.items, case.frames, UNITS, device=DEVICE).requires_grad_()
+    texts = torch.randint(1, UNITS, (case.items, TOKENS), device=DEVICE)
+    spoken = torch.full_like(lengths, TOKENS)
+
+    def ours(logits: Tensor) -> Tensor:
+        return ctc(logits.log_softmax(-1), lengths, texts, spoken)
+
+    def peer(logits: Tensor) -> Tensor:
+        log_probs = logits.log_softmax(-1).transpose(0, 1)
+        return ctc_loss(log_probs, texts, lengths, spoken, reduction="none")
+
+    return ours, peer, [logits], torch.ones(case.items, device=DEVICE)
 
 
 def torchs(q: Tensor, k: Tensor, v: Tensor, **masked: Tensor | bool) -> Tensor:

@@ -1,8 +1,9 @@
 """Claim: words come out soon after they were said, faster than they are said, in bounded memory.
 
-Sentences are joined to one recording, which a model of chunks hears piece by piece as a microphone
-gives it, by every search that can stream. From the end of a word in the reference to the moment
-that it is shown (as partial, and from then on to the end) and that it is final:
+Sentences are joined to one recording (or left apart, each a stream of its own), which a model of
+chunks hears piece by piece as a microphone gives it, by every search that can stream. From the end
+of a word in the reference to the moment that it is shown (as partial, and from then on to the end)
+and that it is final:
 
     algorithm   by the clock of the input: waiting for the chunk to be complete, and for the search
                 to be sure
@@ -14,7 +15,7 @@ the same chunks, and what is remembered after ten seconds with what is at the en
 
     python benchmarks/streaming.py [--quick] [--json FILE] [--model DIR --cuts FILE]
         [--minutes 1] [--piece 0.01] [--threads 1] [--chunk-size N] [--left-context N]
-        [--endpoint 0] [--graph DIR] [--beam-size 4]
+        [--endpoint 0] [--apart] [--graph DIR] [--beam-size 4]
 
 CUTS is a Lhotse manifest with word alignments (`speechattn align` makes one). Without a model its
 weights are random and the sound is noise, which shows the times of computing alone.
@@ -46,7 +47,7 @@ class Run:
         text: of all.
         seconds: that each chunk took to compute.
         sizes: numbers remembered after each chunk, and when.
-        real_time_factor: all computing for a second of input.
+        spent: seconds of all computing.
     """
 
     words: list[str]
@@ -55,7 +56,7 @@ class Run:
     text: str
     seconds: list[float]
     sizes: list[tuple[float, int]]
-    real_time_factor: float
+    spent: float
 
 
 def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
@@ -64,7 +65,7 @@ def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
 
     stream = SpeechStream(transcriber, options)
     run = Run([], [], [], "", [], [], 0.0)
-    done = spent = 0.0  # when the computer has time again, and what it computed
+    done = 0.0  # when the computer has time again
     waiting: list[tuple[str, float, float]] = []  # words that are shown, not final
     for start in [*range(0, len(sound), piece), None]:
         arrived = len(sound) if start is None else min(start + piece, len(sound))
@@ -72,14 +73,14 @@ def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
         heard = sound[:0] if start is None else sound[start : start + piece]
         updates = [stream.finish()] if start is None else stream.accept(heard)
         took = time.perf_counter() - begun
-        spent += took
+        run.spent += took
         done = max(done, arrived / RATE) + took
         if not updates:
             continue
         run.seconds.append(took)
         run.sizes.append((arrived / RATE, stream.size()))
         for update in updates:
-            run.text += update.text
+            run.text += update.text + "\n" * update.endpoint
             words = [w.text for w in (*update.final, *update.partial)]
             kept = next(
                 (i for i, (a, b) in enumerate(zip(waiting, words, strict=False)) if a[0] != b),
@@ -92,13 +93,13 @@ def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
                 run.shown.append(tuple(at))
                 run.final.append(now)
             waiting = waiting[len(update.final) :]
-    run.real_time_factor = spent / (len(sound) / RATE)
     return run
 
 
 def random_model(layers: int):
     """A Conformer of 12 layers and 256 units, by chunks of 640 ms."""
     from speechattn.data.tokenizer import CharTokenizer
+    from speechattn.decoding import DecodeOptions
     from speechattn.encoders import ConformerEncoder
     from speechattn.frontends import LogMelFbank
     from speechattn.model import SpeechModel, Stream
@@ -107,27 +108,29 @@ def random_model(layers: int):
     torch.manual_seed(0)
     frontend = LogMelFbank(normalise="none")
     encoder = ConformerEncoder(
-        80, 256, 4, 1024, layers, 15, subsampling="conv2d4", chunk_size=16, left_context=64
+        80, 256, 4, 1024, layers, conv_kernel=15, chunk_size=16, left_context=64
     )
     tokenizer = CharTokenizer.train(["".join(map(chr, range(0x4E00, 0x4E00 + VOCABULARY)))])
     model = SpeechModel(tokenizer.vocab_size, Stream(frontend, encoder)).eval()
-    return Transcriber(model, tokenizer)
+    return Transcriber(model, tokenizer, DecodeOptions(method="ctc_greedy"))
 
 
-def join(cuts, seconds: float) -> tuple[np.ndarray, list]:
-    """Sound of so many seconds or a little more, and its words in time."""
+def recordings(cuts, seconds: float, apart: bool) -> list[tuple[np.ndarray, list]]:
+    """Sound of so many seconds or a little more in all, and the words in it in time."""
     from speechattn.evaluation.delay import Word, reference_words
 
-    parts, words, at = [], [], 0
+    found, at = [], 0
     for cut in cuts:
         sound = cut.load_audio()[0].astype(np.float32)
         (said,) = reference_words([cut]).values()
-        words += [Word(w.text, at / RATE + w.start, at / RATE + w.end) for w in said]
-        parts.append(sound)
+        found.append((sound, said, at / RATE))
         at += len(sound)
         if at >= seconds * RATE:
             break
-    return np.concatenate(parts), words
+    if apart:
+        return [(sound, said) for sound, said, _ in found]
+    words = [Word(w.text, at + w.start, at + w.end) for _, said, at in found for w in said]
+    return [(np.concatenate([sound for sound, *_ in found]), words)]
 
 
 def bounded(name: str, value: float, target: float, unit: str) -> dict:
@@ -135,21 +138,25 @@ def bounded(name: str, value: float, target: float, unit: str) -> dict:
     return row(name, value, "bound", value / target, f"<= {target:g}", unit, value <= target)
 
 
-def delay_rows(title: str, run: Run, words: list) -> list[dict]:
+def delay_rows(title: str, runs: list[Run], words: list[list]) -> list[dict]:
     """From the end of a word to when it is shown and when it is final."""
     from speechattn.evaluation.delay import Word, emission_delay
     from speechattn.evaluation.text import normalize
 
     rows = []
-    for what, moments in (("shown", run.shown), ("final", run.final)):
+    for what in ("shown", "final"):
         for clock, name in enumerate(("algorithm", "in all")):
-            heard = [
-                Word(normalize(word), at[clock], at[clock])
-                for word, at in zip(run.words, moments, strict=True)
-            ]
-            delay = emission_delay({"": words}, {"": heard}).end
+            heard = {
+                str(i): [
+                    Word(normalize(word), at[clock], at[clock])
+                    for word, at in zip(run.words, getattr(run, what), strict=True)
+                ]
+                for i, run in enumerate(runs)
+            }
+            report = emission_delay({str(i): said for i, said in enumerate(words)}, heard)
+            delay, of = report.end, report.reference_words
             if delay.words:
-                name = f"{title}: end of a word to {what}, {name}, {delay.words} of {len(words)}"
+                name = f"{title}: end of a word to {what}, {name}, {delay.words} of {of} words"
                 for part in ("mean", "p90"):
                     value = getattr(delay, part)
                     rows.append(row(f"{name}, {part}", value, "bound", None, "none", "ms", True))
@@ -169,7 +176,7 @@ def whole_text(transcriber, options, sound: np.ndarray) -> str:
     return text
 
 
-def measure(transcriber, method: str, options, sound, words, args) -> list[dict]:
+def measure(transcriber, method: str, options, given, args) -> list[dict]:
     """The rows of one search."""
     from dataclasses import replace
 
@@ -182,32 +189,39 @@ def measure(transcriber, method: str, options, sound, words, args) -> list[dict]
     transcriber = Transcriber(
         transcriber.model, transcriber.tokenizer, decode, transcriber.cropper.options, fusion=fusion
     )
-    listen(transcriber, options, sound[: 3 * RATE], int(args.piece * RATE))  # warm
-    run = listen(transcriber, options, sound, int(args.piece * RATE))
+    piece = max(int(args.piece * RATE), 1)
+    listen(transcriber, options, given[0][0][: 3 * RATE], piece)  # warm
+    runs = [listen(transcriber, options, sound, piece) for sound, _ in given]
     encoder, shift = transcriber.model.streams["audio"].encoder, transcriber.model.frame_shift
     chunk = (options.chunk_size or encoder.chunks.size) * shift
-    title = f"{method}, {len(sound) / RATE:.0f} s by chunks of {1000 * chunk:.0f} ms"
-    print(f"{title}: computing a chunk, s: {spread(run.seconds)}", flush=True)
-    rows = delay_rows(title, run, words)
-    p90 = float(np.percentile(run.seconds, 90))
+    length = sum(len(sound) for sound, _ in given) / RATE
+    apart = f" in {len(given)} streams" if len(given) > 1 else ""
+    title = f"{method}, {length:.0f} s{apart} by chunks of {1000 * chunk:.0f} ms"
+    seconds = [s for run in runs for s in run.seconds]
+    print(f"{title}: computing a chunk, s: {spread(seconds)}", flush=True)
+    rows = delay_rows(title, runs, [words for _, words in given])
+    p90 = float(np.percentile(seconds, 90))
     rows += [
-        bounded(f"{title}: real-time factor", run.real_time_factor, 0.5, "s/s"),
-        bounded(f"{title}: computing a chunk, median", statistics.median(run.seconds), chunk, "s"),
+        bounded(f"{title}: real-time factor", sum(r.spent for r in runs) / length, 0.5, "s/s"),
+        bounded(f"{title}: computing a chunk, median", statistics.median(seconds), chunk, "s"),
         bounded(f"{title}: computing a chunk, 90 %", p90, chunk, "s"),
     ]
-    before = [size for at, size in run.sizes if at <= WARM]
-    after = [size for at, size in run.sizes if at > WARM]
+    before = [size for run in runs for at, size in run.sizes if at <= WARM]
+    after = [size for run in runs for at, size in run.sizes if at > WARM]
     if before and after:
         growth = max(after) / max(before)
         rows.append(bounded(f"{title}: numbers remembered after 10 s", growth, 1.2, "times"))
-    text = whole_text(transcriber, options, sound)
+    texts = [whole_text(transcriber, options, sound) for sound, _ in given]
     if not options.endpoint_seconds:
-        equal = float(text == run.text)
-        name = f"{title}: text is that of the whole"
+        equal = statistics.mean(
+            run.text.removesuffix("\n") == text for run, text in zip(runs, texts, strict=True)
+        )
+        name = f"{title}: share of texts that are those of the whole"
         rows.append(row(name, equal, "bound", equal, 1, "", equal == 1))
     if args.show:
-        print(f"stream: {run.text}\nwhole:  {text}")
-        print("said:  ", " ".join(w.text for w in words))
+        for run, text, (_, words) in zip(runs, texts, given, strict=True):
+            print(f"stream: {run.text.strip()}\nwhole:  {text}")
+            print("said:  ", " ".join(w.text for w in words))
     return rows
 
 
@@ -224,6 +238,7 @@ def main() -> int:
     parser.add_argument("--chunk-size", type=int)
     parser.add_argument("--left-context", type=int)
     parser.add_argument("--endpoint", type=float, default=0.0, help="seconds of silence; 0: none")
+    parser.add_argument("--apart", action="store_true", help="a stream for each sentence")
     parser.add_argument("--beam-size", type=int, default=4)
     parser.add_argument("--show", action="store_true", help="print the texts")
     args = parser.parse_args()
@@ -241,19 +256,20 @@ def main() -> int:
     if args.model is None:
         transcriber = random_model(2 if args.quick else 12)
         draw = np.random.default_rng(0)
-        sound, words = (0.1 * draw.standard_normal(int(seconds * RATE))).astype(np.float32), []
+        noise = 0.1 * draw.standard_normal(int(seconds * RATE))
+        given = [(noise.astype(np.float32), [])]
     else:
         from lhotse import CutSet
 
         method = "ctc_greedy" if args.graph is None else "ctc_graph"
         decode = DecodeOptions(method=method)
         transcriber = Transcriber.from_pretrained(args.model, decode, graph=args.graph)
-        sound, words = join(CutSet.from_file(args.cuts), seconds)
+        given = recordings(CutSet.from_file(args.cuts), seconds, args.apart)
         if args.graph is not None:
             methods.append("ctc_graph")
     rows = []
     for method in methods:
-        rows += measure(transcriber, method, options, sound, words, args)
+        rows += measure(transcriber, method, options, given, args)
     for r in rows:
         print(f"{r['name']}: {r['ours']:.4g} {r['unit']}, target {r['target']}")
     save(rows, args.json)

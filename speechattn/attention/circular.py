@@ -18,8 +18,8 @@ class CircularSelfAttention(SelfAttention):
 
     (2504.06704, the form with one projection A of D to H in the place of queries and keys). So what
     a frame says is how much others get of the one that stands as far behind them as it stands
-    behind the first. The paper's code was not read here; the sums are along rising frames, and each
-    item has its own circle, so that a batch does not change it.
+    behind the first. Each item has its own circle, so that a batch does not change it. The paper's
+    causal form, whose time is quadratic as that of softmax attention, is left out.
 
     Time O(T log T) for T frames, memory O(T).
 

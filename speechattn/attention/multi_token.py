@@ -37,9 +37,11 @@ class MultiTokenSelfAttention(SelfAttention):
     """Softmax attention whose scores are convolved over queries and keys, and heads mixed after.
 
     The paper's key-query convolution before the softmax and its head mixing after it, both of which
-    begin as identity. Filters see a query and those before it, in whole sequences too, and keys to
-    both sides; scores that are not seen are 0 to them. Its norm of each head with a scale by depth
-    is left out: blocks here have norms of their own. Positions are rotary.
+    begin as identity, then RMSNorm of each head and a gate for it, the sigmoid of a projection of
+    what the norm gave. Scores that are not seen are 0 to the filters. Positions are rotary.
+    What we chose: filters see a query and those before it in whole sequences too, and keys to both
+    sides, as in the authors' program. Its second convolution, after the softmax, and its mixing of
+    heads before it are left out; section 3.3 has both as options.
 
     Time O(T^2) for T frames, memory O(T).
 
@@ -49,7 +51,8 @@ class MultiTokenSelfAttention(SelfAttention):
         dropout: of the attention weights.
         queries: A, of the filter, at least 1; the paper's 6.
         keys: of the filter, at least 1; the paper's 11.
-        mixed: heads of a group that are mixed, divides H; 1 for none, the paper's 2.
+        mixed: heads of a group that are mixed, divides H; 1 for none, 0 for all, as the paper's 16.
+        normalise: norm and gate of the heads.
     """
 
     patterns = ("noncausal self", "causal self")
@@ -61,16 +64,22 @@ class MultiTokenSelfAttention(SelfAttention):
         dropout: float = 0.0,
         queries: int = 6,
         keys: int = 11,
-        mixed: int = 2,
+        mixed: int = 0,
+        normalise: bool = True,
     ):
         super().__init__()
         name = type(self).__name__
         if width % (2 * heads):
             raise ValueError(f"{name}: {heads} heads do not cut width {width} into even parts")
         if queries < 1 or keys < 1:
-            raise ValueError(f"{name}: a filter has 1 query and 1 key at least")
+            raise ValueError(
+                f"{name}: a filter has 1 query and 1 key at least, not {queries} and {keys}"
+            )
+        mixed = mixed or heads
         if mixed < 1 or heads % mixed:
-            raise ValueError(f"{name}: groups of {mixed} do not divide {heads} heads")
+            raise ValueError(
+                f"{name}: groups of {mixed} do not divide {heads} heads: mixed 0 takes all"
+            )
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
@@ -80,6 +89,10 @@ class MultiTokenSelfAttention(SelfAttention):
         self.mix = nn.Parameter(torch.eye(mixed).repeat(heads // mixed, 1, 1))
         with torch.no_grad():
             self.filters[:, -1, keys // 2] = 1.0
+        self.norm = self.gate = None
+        if normalise:
+            self.norm = nn.RMSNorm(width // heads, eps=1e-5)
+            self.gate = nn.Linear(width // heads, 1)
         self.dropout = Dropout(dropout)
 
     def forward(
@@ -93,7 +106,7 @@ class MultiTokenSelfAttention(SelfAttention):
         q, k, v = self._project(x, 0)
         dropout = self.dropout.p if self.training else 0.0
         y = multi_token_attention(q, k, v, lengths, self.filters, self.mix, causal, dropout)
-        return self.output(y.flatten(2))
+        return self._merge(y)
 
     def init_state(self, batch: int) -> MultiTokenState:
         nothing = self.query.weight.new_zeros(batch, 0, self.query.in_features)
@@ -111,9 +124,16 @@ class MultiTokenSelfAttention(SelfAttention):
         )
         kept = self.filters.shape[1] - 1
         state = MultiTokenState(cache, q[:, max(q.shape[1] - kept, 0) :])
-        return self.output(y.flatten(2)), state
+        return self._merge(y), state
 
     def _project(self, x: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, T, H, Dh) of frames from `first` on."""
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.query, self.key, self.value))
         return rotate(q, first), rotate(k, first), v
+
+    def _merge(self, y: Tensor) -> Tensor:
+        """The heads' (B, T, H, Dh), each normalised and gated, to (B, T, D)."""
+        if self.norm is not None and self.gate is not None:
+            y = self.norm(y)
+            y = y * self.gate(y).sigmoid()  # (B, T, H, 1)
+        return self.output(y.flatten(2))

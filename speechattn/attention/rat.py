@@ -29,7 +29,7 @@ class RecurrentState:
     Attributes:
         key: (B, E, H, Dh), turned by the chunk's index.
         value: (B, E, H, Dh).
-        pending: (3, B, fewer than L, H, Dh) keys, values and gates.
+        pending: (3, B, fewer than L, H, Dh) keys, values and what gates are the sigmoids of.
     """
 
     key: Tensor
@@ -52,7 +52,8 @@ class RecurrentSelfAttention(SelfAttention):
     with gates g and z for each channel, sigmoids of projections of the input (RAT, 2507.04416). L
     of 1 is softmax attention, if the gates let it, L of T a recurrence; between, scores cost
     T^2 / L. Keys are turned by the index of their chunk (rotary), so that what is far counts in
-    chunks.
+    chunks. As in the authors' program, gates begin as those of averages over 2 to L frames, and
+    heads may share projections of queries and keys, which pays for those of the gates.
 
     The paper is causal. Of a whole item, here, a frame sees the last states of the chunks after its
     own as well, and of its own chunk what comes after it as one more state, by the same recurrence
@@ -65,25 +66,35 @@ class RecurrentSelfAttention(SelfAttention):
         heads: H; D / H is even.
         dropout: of what the heads give.
         chunk: L, at least 1; the paper's 16.
+        key_heads: projections of queries and keys, divides H; 0 for H.
     """
 
     patterns = ("noncausal self", "causal self")
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, chunk: int = 16):
+    def __init__(
+        self, width: int, heads: int, dropout: float = 0.0, chunk: int = 16, key_heads: int = 0
+    ):
         super().__init__()
         check_heads("RecurrentSelfAttention", width, heads)
         if chunk < 1:
             raise ValueError(f"RecurrentSelfAttention: chunk is at least 1 frame, not {chunk}")
+        key_heads = key_heads or heads
+        if key_heads < 1 or heads % key_heads:
+            raise ValueError(
+                f"RecurrentSelfAttention: key_heads is 0 or divides {heads} heads, not {key_heads}"
+            )
         self.width = width
         self.heads = heads
         self.chunk = chunk
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
+        self.query = nn.Linear(width, key_heads * (width // heads))
+        self.key = nn.Linear(width, key_heads * (width // heads))
         self.value = nn.Linear(width, width)
         self.forget = nn.Linear(width, width)
         self.gate = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
         self.dropout = Dropout(dropout)
+        with torch.no_grad():
+            self.forget.bias.uniform_(1, max(chunk - 1, 1)).log_()
 
     def forward(
         self,
@@ -126,10 +137,12 @@ class RecurrentSelfAttention(SelfAttention):
         return self._merge(y, x), RecurrentState(keys[:, :ended], values[:, :ended], left)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, keys, values and gates (B, T, H, Dh)."""
+        """Queries, keys, values and what gates are the sigmoids of, (B, T, H, Dh)."""
         layers = (self.query, self.key, self.value, self.forget)
-        q, k, v, g = operands(*(f(x).unflatten(-1, (self.heads, -1)) for f in layers))
-        return q, k, v, g.sigmoid()
+        head = self.width // self.heads
+        q, k, v, g = operands(*(f(x).unflatten(-1, (-1, head)) for f in layers))
+        q, k = (part.repeat_interleave(self.heads // part.shape[2], 2) for part in (q, k))
+        return q, k, v, g
 
     def _within(
         self,
@@ -143,7 +156,8 @@ class RecurrentSelfAttention(SelfAttention):
         """What frames see of their own chunks, and the chunks' last states.
 
         Args:
-            q, k, v, g: (B, T, H, Dh), of frames from the beginning of a chunk.
+            q, k, v, g: (B, T, H, Dh), of frames from the beginning of a chunk, gates before the
+                sigmoid.
             lengths: (B,) of them that are real.
             causal: see what was before a frame alone.
 
@@ -152,13 +166,14 @@ class RecurrentSelfAttention(SelfAttention):
         """
         frames, dtype = q.shape[1], wide(q.dtype)
         real = padding_mask(lengths, frames)[..., None, None]
-        # Padding leaves a state as it is.
-        g = g.to(dtype).masked_fill(~real, 1.0)
-        pairs = torch.stack((k, v)).to(dtype)
-        pairs = (1.0 - g) * pairs.masked_fill(~real, 0.0)  # (2, B, T, H, Dh)
-        room = -frames % self.chunk
-        g = pad(g, (0, 0, 0, 0, 0, room), value=1.0).unflatten(1, (-1, self.chunk))
-        pairs = pad(pairs, (0, 0, 0, 0, 0, room)).unflatten(2, (-1, self.chunk))
+        g = g.to(dtype)  # close to 1, a gate has too few digits in half precision
+        pairs = torch.stack((k, v)).to(dtype).masked_fill(~real, 0.0)
+        pairs = (-g).sigmoid() * pairs  # (2, B, T, H, Dh)
+        g = g.sigmoid().masked_fill(~real, 1.0)  # padding leaves a state as it is
+        size = self._size(frames)
+        room = -frames % size
+        g = pad(g, (0, 0, 0, 0, 0, room), value=1.0).unflatten(1, (-1, size))
+        pairs = pad(pairs, (0, 0, 0, 0, 0, room)).unflatten(2, (-1, size))
         states = _recurrence(pairs, g)  # (2, B, E, L, H, Dh)
         keys, values = states[:, :, :, -1]
         seen = [states.flatten(2, 3)[:, :, :frames]]
@@ -178,10 +193,14 @@ class RecurrentSelfAttention(SelfAttention):
 
     def _turned(self, q: Tensor, over: int) -> Tensor:
         """Queries (B, T, H, Dh), from the beginning of a chunk, turned by their chunks' indices."""
-        frames = q.shape[1]
-        q = pad(q, (0, 0, 0, 0, 0, -frames % self.chunk)).unflatten(1, (-1, self.chunk))
+        frames, size = q.shape[1], self._size(q.shape[1])
+        q = pad(q, (0, 0, 0, 0, 0, -frames % size)).unflatten(1, (-1, size))
         turned = rotate(q.transpose(1, 2).flatten(0, 1), over)  # (B * L, E, H, Dh)
-        return turned.unflatten(0, (-1, self.chunk)).transpose(1, 2).flatten(1, 2)[:, :frames]
+        return turned.unflatten(0, (-1, size)).transpose(1, 2).flatten(1, 2)[:, :frames]
+
+    def _size(self, frames: int) -> int:
+        """Frames of a chunk: L, but no more than there are, so that a long one is not filled up."""
+        return min(self.chunk, max(frames, 1))
 
     def _merge(self, y: Tensor, x: Tensor) -> Tensor:
         """(B, T, H, Dh), gated by the input, to (B, T, D)."""

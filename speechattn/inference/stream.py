@@ -11,13 +11,14 @@ pictures).
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from speechattn.decoding import DecodeOptions, Evidence
+from speechattn.decoding.fst.online_search import OnlineSearch
 from speechattn.errors import ConfigError
 from speechattn.inference.stream_input import Piece, split
 from speechattn.inference.stream_lane import Lane
@@ -49,13 +50,11 @@ class StreamOptions:
         margin: `ctc_beam` is sure of a token that all hypotheses have whose scores are not so much
             below the best, in natural log; inf for all hypotheses of the beam.
         settle_seconds: `ctc_beam` and `ctc_graph` are sure of a token, too, that the best
-            hypothesis has had for so long; inf for never, in which case (with margin inf) the beam
-            is that of the whole input exactly, and hardly ever sure before the end.
+            hypothesis has had for so long; inf for never, which is exact: the search is that of the
+            whole input (the beam with margin inf, but then it is hardly ever sure before the end).
+            None for 0.5 in a beam of CTC alone, for 2 where language models or hot words may
+            change its mind, and for inf over a graph.
         pending_seconds: `ctc_beam` is not unsure of more than this.
-        utterance_seconds: `ctc_graph`, which remembers an utterance from its beginning, starts anew
-            at the first silence after so many.
-        graph_search: library that searches a graph: 'kaldi', as for whole files, or 'k2py', whose
-            time for a chunk grows with the utterance.
     """
 
     chunk_size: int | None = None
@@ -63,15 +62,14 @@ class StreamOptions:
     silence_seconds: float = 0.4
     endpoint_seconds: float = 0.0
     margin: float = 10.0
-    settle_seconds: float = 0.5
+    settle_seconds: float | None = None
     pending_seconds: float = 8.0
-    utterance_seconds: float = 60.0
-    graph_search: Literal["kaldi", "k2py"] = "kaldi"
 
     def __post_init__(self) -> None:
-        for name in ("silence_seconds", "settle_seconds", "pending_seconds", "utterance_seconds"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} has to be above 0, not {getattr(self, name):g}")
+        for name in ("silence_seconds", "settle_seconds", "pending_seconds"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} has to be above 0, not {value:g}")
         if self.endpoint_seconds < 0 or self.margin < 0:
             raise ConfigError("endpoint_seconds and margin have to be 0 or more")
         if 0 < self.endpoint_seconds < self.silence_seconds:
@@ -79,8 +77,6 @@ class StreamOptions:
                 f"endpoint_seconds {self.endpoint_seconds:g} is below silence_seconds "
                 f"{self.silence_seconds:g}: an utterance does not end within a word"
             )
-        if self.graph_search not in ("kaldi", "k2py"):
-            raise ConfigError(f"graph_search is kaldi or k2py, not {self.graph_search!r}")
 
 
 @dataclass(frozen=True)
@@ -214,7 +210,7 @@ class SpeechStream:
         self.frames += hidden.shape[1]
         frames = self.frames - self._begun
         final, partial, text = self.words.update(found, frames)
-        if not self._ends(self.words.quiet(found, frames), frames):
+        if not self._ends(self.words.quiet(found, frames)):
             return [StreamUpdate(final, partial, text, self.seconds)]
         last, rest = self.words.finish(self.search.finish())
         self._begin()
@@ -222,14 +218,10 @@ class SpeechStream:
             lane.restart()
         return [StreamUpdate(final + last, [], text + rest, self.seconds, endpoint=True)]
 
-    def _ends(self, quiet: int, frames: int) -> bool:
+    def _ends(self, quiet: int) -> bool:
         """Whether the utterance is over."""
-        o, shift = self.options, self.model.frame_shift
-        if o.endpoint_seconds and quiet >= frames_of(o.endpoint_seconds, shift):
-            return True
-        long = frames >= frames_of(o.utterance_seconds, shift)
-        remembers = isinstance(self.search, GraphSearch)
-        return remembers and long and quiet >= frames_of(o.silence_seconds, shift)
+        silence = self.options.endpoint_seconds
+        return silence > 0 and quiet >= frames_of(silence, self.model.frame_shift)
 
 
 def stream(
@@ -270,26 +262,22 @@ def searches(transcriber: "Transcriber", options: StreamOptions) -> Callable[[],
     """What makes the search of an utterance."""
     o, model, fusion = transcriber.decode_options, transcriber.model, transcriber.fusion
     check_search(o)
-    shift = model.frame_shift
-    longest = frames_of(options.pending_seconds, shift)
-    settle = math.inf
-    if math.isfinite(options.settle_seconds):
-        settle = frames_of(options.settle_seconds, shift)
+    longest = frames_of(options.pending_seconds, model.frame_shift)
     if o.method == "ctc_greedy":
         return GreedySearch
     if o.method == "ctc_beam":
         none = torch.zeros(1, 0, model.vocab_size, device=transcriber.device)
         evidence = [Evidence(none, none.new_zeros(1, dtype=torch.int64), none)]
-        of = model.vocab_size, o, transcriber.device
+        settle = settled(options, 2.0 if fusion.scorers(o, evidence) else 0.5, model.frame_shift)
         waits = options.margin, settle, longest
+        of = model.vocab_size, o, transcriber.device
         return lambda: BeamSearch(*of, fusion.scorers(o, evidence), *waits)
-    graph = fusion.graph.graph
-    if options.graph_search == "k2py":
-        from speechattn.decoding.fst.k2py_search import K2pySearch, PrunedOptions
+    graph, width = fusion.graph.graph, (o.graph_beam, o.graph_states)
+    waits = settled(options, math.inf, model.frame_shift), longest
+    return lambda: GraphSearch(OnlineSearch(graph, *width), graph, o.graph_weight, *waits)
 
-        width = PrunedOptions(search_beam=o.graph_beam, max_active=o.graph_states)
-        search = K2pySearch(graph, width)
-    else:
-        width = replace(fusion.graph.options, beam=o.graph_beam, max_active=o.graph_states)
-        search = fusion.graph.with_options(width)
-    return lambda: GraphSearch(search.stream(), graph, o.graph_weight, settle, longest)
+
+def settled(options: StreamOptions, usual: float, frame_shift: float) -> float:
+    """Frames after which a token is taken for sure."""
+    seconds = usual if options.settle_seconds is None else options.settle_seconds
+    return frames_of(seconds, frame_shift) if math.isfinite(seconds) else seconds

@@ -12,14 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from speechattn.decoding.ctc import BLANK, AlignmentError, TokenSpan, ctc_forced_align
 from speechattn.decoding.ctc_beam import PrefixBeam, trace
 from speechattn.decoding.fst.graph import Graph
-from speechattn.decoding.fst.path import Path
+from speechattn.decoding.fst.online_search import OnlineSearch
 from speechattn.decoding.options import DecodeOptions
 from speechattn.decoding.scorers import Scorer
 
@@ -250,35 +249,28 @@ def _common(texts: Sequence[list[int]]) -> int:
     )
 
 
-class OnlinePaths(Protocol):
-    """A search over a graph whose frames come in pieces, such as that of `KaldiSearch.stream`."""
-
-    def accept(self, scores: np.ndarray) -> None: ...
-
-    def best(self) -> Path: ...
-
-    def finish(self) -> Path: ...
-
-
 class GraphSearch:
-    """Over a decoding graph: a token is sure when the best path has had it for some time.
-
-    Such a search tells its best path, not whether all its paths agree. Should the best path change
-    before what was handed out, that stays, and the path counts from there on.
+    """Over a decoding graph: a token is sure when all paths have it.
 
     Args:
-        paths: the search.
+        search: over the graph.
         graph: that it searches.
         weight: of the graph's scores.
-        settle: frames for which a token has to stand; inf to wait for the end.
-        longest: frames whose posteriors are remembered, for the confidence of tokens.
+        settle: frames after which a token is sure, too, that the best path has had for so long;
+            should the best path change after that, it stays nevertheless. inf for never.
+        longest: frames whose posteriors are remembered, for the times and the confidence of tokens.
     """
 
     def __init__(
-        self, paths: OnlinePaths, graph: Graph, weight: float, settle: float, longest: int = 200
+        self,
+        search: OnlineSearch,
+        graph: Graph,
+        weight: float,
+        settle: float = math.inf,
+        longest: int = 200,
     ):
         self._standing = Standing(settle)
-        self._paths = paths
+        self._search = search
         self._graph = graph
         self._weight = weight
         self._frames = 0
@@ -286,31 +278,38 @@ class GraphSearch:
         self._held: deque[Tensor] = deque(maxlen=longest)  # posteriors (V,) of the last frames
 
     def accept(self, log_probs: Tensor) -> Found:
-        self._paths.accept(log_probs.float().cpu().numpy() / self._weight)
+        sure = self._search.accept(log_probs.float().cpu().numpy() / self._weight)
         self._frames += len(log_probs)
-        self._held.extend(log_probs.exp().unbind(0))
-        spans = self._spans(self._paths.best())
-        stable = self._standing.update([span.token for span in spans], self._frames)
+        self._held.extend(log_probs.exp().cpu().unbind(0))
+        spans = self._spans(sure + self._search.best())
+        agreed = sum(span.start <= sure[-1][1] for span in spans) if sure else 0
+        stable = max(agreed, self._standing.update([span.token for span in spans], self._frames))
         self._standing.take(stable)
         if stable:
-            self._done = spans[stable - 1].end
+            self._done = spans[stable - 1].start + 1
         return Found(spans[:stable], spans[stable:])
 
     def finish(self) -> list[TokenSpan]:
-        return self._spans(self._paths.finish())
+        return self._spans(self._search.finish())
 
     def size(self) -> int:
-        return sum(frame.numel() for frame in self._held) + len(self._standing)
+        return sum(map(len, self._held)) + len(self._standing) + self._search.size()
 
-    def _spans(self, path: Path) -> list[TokenSpan]:
+    def _spans(self, events: list[tuple[int, int]]) -> list[TokenSpan]:
+        """Tokens with the frames in which they are the best label, but those handed out."""
         spans = []
         first = self._frames - len(self._held)
-        for token, start in zip(self._graph.units(path.events), path.starts, strict=True):
-            if start < self._done:
-                continue
-            stop = start + 1
-            while stop < len(path.labels) and path.labels[stop] == token:
-                stop += 1
-            seen = [float(self._held[t - first][token]) for t in range(max(start, first), stop)]
-            spans.append(TokenSpan(token, start, stop, sum(seen) / max(len(seen), 1)))
+        events = [event for event in events if event[1] >= self._done]
+        starts = [start for _, start in events]
+        for token, start, stop in zip(
+            self._graph.units(event for event, _ in events),
+            starts,
+            [*starts[1:], self._frames],
+            strict=False,  # of no events there is an end all the same
+        ):
+            end = start + 1
+            while first <= end < stop and int(self._held[end - first].argmax()) == token:
+                end += 1
+            seen = [float(self._held[t - first][token]) for t in range(max(start, first), end)]
+            spans.append(TokenSpan(token, start, end, sum(seen) / max(len(seen), 1)))
         return spans

@@ -205,7 +205,8 @@ def by_group(
     first, lengths = tensors[0], cu_seqlens.diff()
     if first.device.type != "cpu":
         padded = [unpack(Packed(x, cu_seqlens, longest))[0] for x in tensors]
-        return compute(*padded, lengths)[padding_mask(lengths, longest)]
+        rows = _rows(len(first), cu_seqlens, longest)
+        return compute(*padded, lengths).flatten(0, 1).index_select(0, rows)
     bounds = cu_seqlens.tolist()
     counts = lengths.tolist()
     if bounds[0] != 0 or any(bounds[-1] != len(x) for x in tensors) or min(counts, default=0) < 0:
@@ -230,6 +231,16 @@ def by_group(
             row[:count] for row, count in zip(y, counts[group.start : group.stop], strict=True)
         ]
     return torch.cat(parts) if parts else torch.zeros_like(first)
+
+
+def _rows(frames: int, cu_seqlens: Tensor, longest: int) -> Tensor:
+    """(N,) where each packed frame stands among the B T of the padded batch.
+
+    A mask would say the same, but to count what is in it waits for the device.
+    """
+    place = torch.arange(frames, device=cu_seqlens.device)
+    item = torch.searchsorted(cu_seqlens[1:].contiguous(), place, right=True)
+    return item * longest + place - cu_seqlens[item]
 
 
 def _padded(items: tuple[Tensor, ...], frames: int, like: Tensor) -> Tensor:

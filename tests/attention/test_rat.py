@@ -16,9 +16,10 @@ def by_loops(module: RecurrentSelfAttention, x: torch.Tensor, causal: bool) -> t
     """One item (T, D), a frame at a time."""
 
     def heads(layer):
-        return layer(x).unflatten(-1, (HEADS, -1))
+        return layer(x).unflatten(-1, (-1, WIDTH // HEADS))
 
     q, k, v = heads(module.query), heads(module.key), heads(module.value)
+    q, k = (part.repeat_interleave(HEADS // part.shape[1], 1) for part in (q, k))
     g, z = heads(module.forget).sigmoid(), heads(module.gate).sigmoid()
     chunks = [list(range(t, min(t + CHUNK, len(x)))) for t in range(0, len(x), CHUNK)]
 
@@ -46,15 +47,48 @@ def by_loops(module: RecurrentSelfAttention, x: torch.Tensor, causal: bool) -> t
     return module.output(torch.stack(rows))
 
 
+@pytest.mark.parametrize("key_heads", [0, 1])
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_definition(causal):
+def test_the_definition_and_its_gradients(causal, key_heads):
     torch.manual_seed(0)
-    module = RecurrentSelfAttention(WIDTH, HEADS, chunk=CHUNK).double().eval()
-    x = torch.randn(2, 10, WIDTH, dtype=torch.float64)
+    module = RecurrentSelfAttention(WIDTH, HEADS, chunk=CHUNK, key_heads=key_heads).double().eval()
+    x = torch.randn(2, 10, WIDTH, dtype=torch.float64, requires_grad=True)
     lengths = torch.tensor([10, 5])
     y = module(x, lengths, chunks=Chunks(1) if causal else None)
+    wanted = (x, *module.parameters())
     for row, n in enumerate(lengths.tolist()):
-        torch.testing.assert_close(y[row, :n], by_loops(module, x[row, :n], causal))
+        expected = by_loops(module, x[row, :n], causal)
+        torch.testing.assert_close(y[row, :n], expected)
+        given = torch.randn_like(expected)
+        found, by_hand = (
+            torch.autograd.grad(part, wanted, given, retain_graph=True)
+            for part in (y[row, :n], expected)
+        )
+        torch.testing.assert_close(found, by_hand)
+
+
+@pytest.mark.parametrize("frames", [1, 7])
+def test_a_chunk_of_all_frames_is_a_recurrence(frames):
+    """However long: attention is to one state, so its weight is 1."""
+    torch.manual_seed(0)
+    module = RecurrentSelfAttention(WIDTH, HEADS, chunk=10**9).double().eval()
+    x = torch.randn(1, frames, WIDTH, dtype=torch.float64)
+    v, g, z = module.value(x), module.forget(x).sigmoid(), module.gate(x).sigmoid()
+    state, rows = torch.zeros(1, WIDTH, dtype=torch.float64), []
+    for t in range(frames):
+        state = g[:, t] * state + (1 - g[:, t]) * v[:, t]
+        rows.append(module.output(state * z[:, t]))
+    y = module(x, torch.tensor([frames]), chunks=Chunks(1))
+    torch.testing.assert_close(y, torch.stack(rows, 1))
+
+
+def test_gates_begin_as_averages_of_up_to_a_chunk():
+    g = RecurrentSelfAttention(64, 2, chunk=16).forget.bias.sigmoid()
+    frames = 1 / (1 - g)  # time constant of each channel
+    assert frames.min() >= 2 - 1e-4 and 12 < frames.max() <= 16 + 1e-3
+    torch.testing.assert_close(
+        RecurrentSelfAttention(8, 2, chunk=1).forget.bias.detach(), torch.zeros(8)
+    )
 
 
 def test_steps_of_any_size():
@@ -69,6 +103,16 @@ def test_steps_of_any_size():
         at += size
         assert state.pending.shape[2] < CHUNK and state.key.shape[1] == at // CHUNK
     torch.testing.assert_close(torch.cat(parts, 1), y)
+
+
+def test_streams_do_not_forget():
+    with pytest.raises(ValueError, match="left_context -1"):
+        RecurrentSelfAttention(WIDTH, HEADS).init_state(1).keep(3)
+
+
+def test_heads_that_do_not_divide():
+    with pytest.raises(ValueError, match="divides 2 heads, not 3"):
+        RecurrentSelfAttention(WIDTH, HEADS, key_heads=3)
 
 
 def test_a_chunk_has_a_frame():

@@ -304,27 +304,37 @@ def graph(tokenizer, tmp_path_factory):
     return build_graph(lexicon, tokenizer, tmp_path_factory.mktemp("graph"))
 
 
-@pytest.mark.parametrize("library", ["kaldi", "k2py"])
-def test_graph_says_what_it_says_of_the_whole(transcribers, tokenizer, graph, library):
-    pytest.importorskip(library.replace("kaldi", "kaldi_decoder"))
+def test_graph_says_what_it_says_of_the_whole(transcribers, tokenizer, graph):
     options = DecodeOptions(method="ctc_graph", graph_weight=0.7)
     fusion = ShallowFusion(graph=KaldiSearch(graph))
-    transcriber = transcribers("audio", options, fusion=fusion)
-    new_search = searches(transcriber, StreamOptions(graph_search=library))
+    new_search = searches(transcribers("audio", options, fusion=fusion), StreamOptions())
     rng = np.random.default_rng(0)
     for seed in range(6):
         text = " ".join(rng.choice(WORDS, 12))
-        log_probs = script(text, tokenizer, 1.5, seed)
+        log_probs = script(text, tokenizer, 2.5, seed)
         lengths = torch.tensor([len(log_probs)])
         wanted = graph_search(log_probs[None], lengths, fusion.graph, options)[0][0].tokens
         search = new_search()
         found, rest = run(search, log_probs, seed)
         spans = [s for f in found for s in f.stable] + rest
         assert [s.token for s in spans] == wanted
-        assert len(rest) < len(wanted) / 2
+        assert len(rest) < len(wanted) / 2 and search.size() < 10000
         for span in spans:
             seen = log_probs[span.start : span.end, span.token].exp().mean().item()
             assert span.score == pytest.approx(seen, abs=1e-5)
+        for a, b in itertools.pairwise(spans):
+            assert a.start < a.end <= b.start
+
+
+def test_a_graph_in_a_stream(transcribers, graph):
+    options = DecodeOptions(method="ctc_graph")
+    fusion = ShallowFusion(graph=KaldiSearch(graph))
+    transcriber = transcribers("audio", options, fusion=fusion)
+    wave, crops = draw(120, 1)
+    _, transcript = whole(transcriber, wave, crops)
+    updates = list(transcriber.stream(pieces(wave, 3000)))
+    assert "".join(u.text for u in updates) == transcript.text
+    assert {w.text for u in updates for w in u.final} <= set(WORDS)
 
 
 @pytest.mark.parametrize("margin, settle", [(10.0, 12), (INF, 12), (1.0, INF), (INF, INF)])

@@ -98,10 +98,6 @@ class Stream:
             self._intersecter.decode(np.ascontiguousarray(scores, np.float32), False)
             self._frames += len(scores)
 
-    def best(self) -> Path:
-        """The best path of the frames so far."""
-        return self.finish()  # which ends nothing: more frames may come
-
     def finish(self) -> Path:
         """The best path of all frames."""
         if not self._frames:

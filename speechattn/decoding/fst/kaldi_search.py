@@ -67,17 +67,17 @@ class KaldiSearch:
 
         Where the graph lets no path end in the last frame, the best that is there.
         """
-        stream = self.stream()
-        stream.accept(scores)
-        return stream.finish()
-
-    def stream(self) -> "Stream":
-        """A recording whose frames come in pieces."""
+        if not len(scores):
+            return NOTHING
         o = self.options
         options = self._kaldi.FasterDecoderOptions(
             beam=o.beam, max_active=o.max_active, min_active=o.min_active
         )
-        return Stream(self._kaldi.FasterDecoder(self._fst, options), self._kaldi.DecodableCtc)
+        decoder = self._kaldi.FasterDecoder(self._fst, options)
+        decoder.decode(self._kaldi.DecodableCtc(np.ascontiguousarray(scores, np.float32)))
+        ended = decoder.reached_final()
+        found, best = decoder.get_best_path(use_final_probs=ended)
+        return replace(read_path(best), ended=ended) if found else LOST
 
     def nbest(self, scores: np.ndarray, count: int) -> list[Path]:
         """The best paths of a recording's (T, V) log-probabilities, no two of the same events.
@@ -106,37 +106,6 @@ class KaldiSearch:
         final = np.isfinite(decoder.final_relative_cost())
         found, lattice = decoder.get_raw_lattice(use_final_probs=bool(final))
         return lattice if found else None
-
-
-class Stream:
-    """One recording; see `KaldiSearch`."""
-
-    def __init__(self, decoder: Any, decodable: Any):
-        self._decoder = decoder
-        self._decodable = decodable
-        self._frames = 0
-        decoder.init_decoding()
-
-    def accept(self, scores: np.ndarray) -> None:
-        """The next frames (T, V)."""
-        if len(scores):
-            scores = np.ascontiguousarray(scores, np.float32)
-            self._decoder.advance_decoding(self._decodable(scores, self._frames))
-            self._frames += len(scores)
-
-    def best(self) -> Path:
-        """The best path of the frames so far, which need not end where the graph lets one end."""
-        return self._path(False)
-
-    def finish(self) -> Path:
-        """The best path of all frames, one that ends as the graph wants if there is one."""
-        return self._path(self._decoder.reached_final())
-
-    def _path(self, ended: bool) -> Path:
-        if not self._frames:
-            return NOTHING
-        found, best = self._decoder.get_best_path(use_final_probs=ended)
-        return replace(read_path(best), ended=ended) if found else LOST
 
 
 def distinct(lattice: Any, count: int) -> list[Path]:

@@ -166,7 +166,7 @@ def _sizes(*configurations: tuple[int, int, int]) -> list[tuple[dict, int, int]]
 
 # Columns of the state, warps, stages.
 _ALONG = _sizes((64, 4, 2), (32, 4, 3), (32, 4, 2), (16, 4, 3), (32, 2, 2), (16, 2, 2))
-_WITHIN = _sizes((128, 8, 1), (64, 8, 1), (64, 4, 1), (32, 8, 1), (32, 4, 1), (16, 4, 1))
+_WITHIN = _sizes((128, 8, 1), (64, 4, 1), (32, 4, 1), (16, 4, 1), (64, 8, 1), (32, 8, 1))
 _KEY = ["DEPTH", "WIDTH", "HALF"]
 
 
@@ -260,8 +260,8 @@ def _scores(
         apart = tl.zeros((BLOCK, BLOCK_D), tl.float32)
         for number in range(1, BLOCK):
             j = BLOCK - 1 - number
-            one, g = _key(k, gates, j, b, h, start, n, frames, heads, FLIP, DEPTH, BLOCK_D)
-            apart = tl.where(row > j, apart + g, 0.0)
+            one, gate = _key(k, gates, j, b, h, start, n, frames, heads, FLIP, DEPTH, BLOCK_D)
+            apart = tl.where(row > j, apart + gate, 0.0)
             found = tl.sum(tl.where(row > j, query * one * tl.exp2(apart), 0.0), 1)
             scores = tl.where(column == j, found[:, None], scores)
     if not FLIP:
@@ -406,9 +406,9 @@ def _gradients(
             apart = tl.zeros((BLOCK, BLOCK_D), tl.float32)
             for behind in range(1, BLOCK):
                 j = BLOCK - 1 - behind
-                one, g = _key(k, gates, j, b, h, number * BLOCK, n, frames, heads, FLIP, DEPTH,
-                              BLOCK_D)  # fmt: skip
-                apart = tl.where(row > j, apart + g, 0.0)
+                one, gate = _key(k, gates, j, b, h, number * BLOCK, n, frames, heads, FLIP, DEPTH,
+                                 BLOCK_D)  # fmt: skip
+                apart = tl.where(row > j, apart + gate, 0.0)
                 slope = tl.sum(tl.where(column == j, dscores, 0.0), 1)[:, None] * tl.exp2(apart)
                 by_query += slope * one
                 by_key = tl.where(row == j, tl.sum(slope * query, 0)[None, :], by_key)

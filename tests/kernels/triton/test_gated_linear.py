@@ -48,20 +48,24 @@ def compare(tensors, lengths, tolerance, causal=True):
 @pytest.mark.parametrize("strength", [0.1, 20.0], ids=["open", "strong"])
 def test_equals_definition(strength, causal, device):
     """Open gates take one form within a block, strong ones the other."""
-    y = compare(*inputs([34, 0, 16, 1], device, heads=2, strength=strength), 1e-5, causal)
-    assert y[1].abs().max() == 0 and y[2, 16:].abs().max() == 0
+    lengths = [34, 0, 16, 1] if strength < 1 else [17, 0]
+    y = compare(*inputs(lengths, device, heads=1 + causal, strength=strength), 1e-5, causal)
+    assert y[1].abs().max() == 0 and y[2:, 16:].abs().sum() == 0
 
 
-@pytest.mark.parametrize("strength", [0.3, 20.0], ids=["open", "strong"])
+@pytest.mark.parametrize(
+    "strength", [0.3, pytest.param(20.0, marks=pytest.mark.slow)], ids=["open", "strong"]
+)
 def test_widths(strength, device):
     """The state wider than a program's columns, and neither a power of two."""
-    compare(*inputs([20, 17], device, depths=(20, 37), strength=strength), 1e-5)
+    compare(*inputs([18], device, depths=(20, 37), strength=strength), 1e-5)
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "both sides"])
 @pytest.mark.parametrize("strength", [0.1, 20.0], ids=["open", "strong"])
 def test_halves(strength, causal, device):
-    compare(*inputs([20, 9], device, dtype=torch.bfloat16, strength=strength), 0.03, causal)
+    lengths = [20, 9] if strength < 1 else [10]
+    compare(*inputs(lengths, device, dtype=torch.bfloat16, strength=strength), 0.03, causal)
 
 
 @pytest.mark.slow
@@ -69,10 +73,12 @@ def test_float16(device):
     compare(*inputs([20, 9], device, dtype=torch.half), 0.005)
 
 
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both sides"])
+@pytest.mark.parametrize(
+    "causal", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["causal", "both sides"]
+)
 def test_closed_gates(causal, device):
     """What open gates let through after closed ones is not washed out; and a gradient is none."""
-    tensors, lengths = inputs([40, 23], device, strength=0.01)
+    tensors, lengths = inputs([23], device, strength=0.01)
     with torch.no_grad():
         tensors[3][:, ::5, :, ::2] = -math.inf
         tensors[3][:, 3::7, :, 1] = -1e4
@@ -105,6 +111,16 @@ def test_what_stands_in_the_padding(device):
         assert torch.equal(y, z) and z[0, 5:].abs().max() == 0
         for g in torch.autograd.grad(z.sum(), filled):
             assert torch.isfinite(g).all() and g[0, 5:].abs().max() == 0
+
+
+def test_is_what_runs(device, monkeypatch):
+    (q, k, v, gates), lengths = inputs([5, 3], device)
+    from speechattn.kernels.triton import gated_linear
+
+    monkeypatch.setattr(gated_linear, "gated_linear_attention", None)
+    with pytest.raises(TypeError):
+        gated_linear_attention(q, k, v, gates, lengths)
+    gated_linear_attention(q.double(), k, v.double(), gates, lengths)  # without a kernel
 
 
 def test_no_frames(device):

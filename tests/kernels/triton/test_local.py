@@ -60,9 +60,14 @@ WINDOWS = [
     Window(5, 4, stride=2, dilation=3).past(),
     Window(10**12, 10**12),
 ]
+SLOW = [Window(3, 5).past(), Window.of(20, stride=20), Window(10**12, 10**12)]
 
 
-@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize(
+    "window",
+    [pytest.param(x, marks=pytest.mark.slow) if x in SLOW else x for x in WINDOWS],
+    ids=str,
+)
 def test_equals_definition(window, device):
     compare(*inputs([34, 0, 18], device), window, 1e-5)
 
