@@ -18,6 +18,8 @@ from torch.nn.functional import ctc_loss, scaled_dot_product_attention
 
 from speechattn.kernels import gated_linear_attention as gated
 from speechattn.kernels import local_attention as local
+from speechattn.kernels.block_layouts import near_blocks, shards
+from speechattn.kernels.block_sparse_attention import block_sparse_attention
 from speechattn.kernels.ctc import ctc
 from speechattn.kernels.relative_attention import tiled
 from speechattn.kernels.window import Window
@@ -34,8 +36,9 @@ class Case:
     """An operation on a ragged batch of bfloat16, of float32 for CTC.
 
     Attributes:
-        operation: `exact`, `causal`, `relative`, `linear`, `gated`, `local` (128 neighbours) or
-            `ctc`.
+        operation: `exact`, `causal`, `relative`, `linear`, `gated`, `local` (128 neighbours),
+            `sparse` (blocks of 64 frames: its neighbours, and of all others one in 16, another
+            one for each head) or `ctc`.
         items: of the batch; the shortest has half the frames of the longest.
         frames: of the longest.
         target: how many times faster than torch it is to be.
@@ -55,6 +58,7 @@ class Case:
             "linear": "torch's scaled_dot_product_attention, causal, padding computed too",
             "gated": "the torch path",
             "local": "torch's scaled_dot_product_attention, over all keys, padding computed too",
+            "sparse": "torch's scaled_dot_product_attention, over all keys, padding computed too",
             "ctc": "torch's ctc_loss",
         }[self.operation]
 
@@ -66,6 +70,7 @@ CASES = [
     Case("linear", 4, 4000, 1.0), Case("linear", 1, 64000, 4.0),
     Case("gated", 4, 4000, 2.0), Case("gated", 1, 64000, 2.0),
     Case("local", 4, 4000, 2.0), Case("local", 1, 16000, 20.0),
+    Case("sparse", 4, 4000, 1.5), Case("sparse", 1, 16000, 3.0),
     Case("ctc", 32, 500, 1.0), Case("ctc", 16, 1500, 1.0),
 ]  # fmt: skip
 
@@ -102,6 +107,11 @@ def made(case: Case) -> tuple[Callable, Callable, list[Tensor], Tensor]:
         peer = partial(gated.tiled, lengths=lengths)
     elif case.operation == "local":
         ours = partial(local.local_attention, lengths=lengths, window=Window.of(128))
+        peer = torchs
+    elif case.operation == "sparse":
+        blocks = -(-case.frames // 64)
+        layout = near_blocks(blocks, 1, DEVICE) | shards(HEADS, blocks, 16, DEVICE)
+        ours = partial(block_sparse_attention, lengths=lengths, layout=layout, block=64)
         peer = torchs
     else:
         p = torch.randn(2 * case.frames - 1, HEADS, DEPTH, **settings)

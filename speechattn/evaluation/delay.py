@@ -103,10 +103,10 @@ class DelayReport:
         for column in ("ms", "words", "mean", "CI", "90 %"):
             table.add_column(column, justify="left" if column == "ms" else "right")
         for name, text in (
-            ("end", "after the end of the word"),
+            ("end", "after the reference's end of the word"),
             ("first", "of an utterance's first word"),
             ("last", "of its last"),
-            ("start", "after the start of the word"),
+            ("start", "after its start of the word"),
         ):
             delay = getattr(self, name)
             mean, low, high, p90 = (

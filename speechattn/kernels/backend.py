@@ -16,6 +16,7 @@ _KNOWN: tuple[Backend, ...] = ("reference", "torch", "triton")
 # into the registers and the shared memory of a GPU. None for what has no heads.
 _WIDEST = {
     "attention": 256,
+    "block_sparse_attention": 256,
     "ctc": None,
     "gated_linear_attention": 128,
     "linear_attention": 128,

@@ -17,9 +17,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from speechattn.kernels.triton import ctc, exact, gated_linear, linear, relative
+from speechattn.kernels.triton import (
+    block_sparse, ctc, exact, gated_linear, linear, relative
+)
 
 LONGS = ("lengths", "query_lengths", "tokens", "token_lengths")
+INDICES = {"lists": "*i16", "counts": "*i32"}
 DOUBLES = ("reached", "total", "repeat_score")
 FLOATS = ("lse", "delta", "dlse", "sink", "slopes", "sums", "dp", "decay", "gates", "dgates",
           "states", "dstates", "log_probs", "first_scores", "blank", "token")
@@ -28,11 +31,13 @@ NUMBERS = ("scale", "drop")
 FLAGS = {"HAS_SINK": True, "HAS_SLOPES": True, "SHARED": 2, "DEPTH": 64, "BLOCK_D": 64,
          "HAS_LEFT": True, "HAS_RIGHT": True, "CAUSAL": True, "DROPPED": True,
          "PRECISION": "tf32x3", "REVERSE": True, "STRICT": True, "WIDTH": 64, "HAS_DLSE": True,
-         "BACK": False, "FLIP": True, "HAS_FIRST": True, "MODIFIED": False, "LEARNS": True}
+         "BACK": False, "FLIP": True, "HAS_FIRST": True, "MODIFIED": False, "LEARNS": True,
+         "EACH": True}
 UNTUNED = triton.Config({"BLOCK": 128}, num_warps=2)
 KERNELS = (exact._forward, exact._backward_queries, exact._backward_keys, relative._forward,
            relative._backward_queries, relative._backward_keys, relative._backward_distances,
            linear._kernel, gated_linear._scan, gated_linear._outputs, gated_linear._gradients,
+           block_sparse._forward, block_sparse._backward_queries, block_sparse._backward_keys,
            ctc._recursion, ctc._posteriors)
 for kernel in KERNELS:
     tuned = isinstance(kernel, triton.runtime.Autotuner)
@@ -45,6 +50,9 @@ for kernel in KERNELS:
         for number, name in enumerate(function.arg_names):
             if name in fixed:
                 types[name], values[(number,)] = "constexpr", fixed[name]
+            elif name in INDICES:
+                types[name] = INDICES[name]
+                aligned[(number,)] = [["tt.divisibility", 16]]
             elif name in NUMBERS:
                 types[name] = "fp32"
             elif name in LONGS + DOUBLES + FLOATS + TENSORS:
@@ -78,7 +86,7 @@ def test_for_ampere_and_hopper(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [re.fullmatch(r"(\S+) (\S+) (\d+) (\d+) (\d+)", r) for r in done.stdout.splitlines()]
-    assert len(rows) == 39
+    assert len(rows) == 48
     for row in rows:
         assert int(row[4]) <= 99 * 1024, row[0]
         # Of CTC there are none.
