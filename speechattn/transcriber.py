@@ -100,6 +100,7 @@ class Transcriber:
         quantise: Scheme | None = None,
         lm: str | Path | None = None,
         graph: str | Path | None = None,
+        graph_ngram: str | Path | None = None,
     ) -> "Transcriber":
         """Reads a model directory, or what `speechattn export` made of one.
 
@@ -118,6 +119,8 @@ class Transcriber:
                 makes it; decode option lm_weight or lm_rescore_weight.
             graph: the folder of a decoding graph, as `speechattn graph` makes it; decode option
                 method ctc_graph.
+            graph_ngram: a larger n-gram model of the graph's words, an ARPA file; decode option
+                graph_ngram_weight.
 
         Raises:
             ConfigError: the directory is not whole, or names what it may not.
@@ -136,7 +139,7 @@ class Transcriber:
                     owner, name = (one, "look") if exported else (one.streams["video"], "frontend")
                     setattr(owner, name, optimise(getattr(owner, name), precision))
         tokenizer = Tokenizer.load(folder)
-        fusion = read_fusion(tokenizer, ngram, hot_words, lm, graph)
+        fusion = read_fusion(tokenizer, ngram, hot_words, lm, graph, graph_ngram)
         long_form = build(LongFormOptions, config.get("long_form", {}), "long_form")
         transcriber = cls(model, tokenizer, options, roi, device, fusion, long_form)
         if quantise is not None:

@@ -127,6 +127,11 @@ def add_search(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--graph", type=Path, help="folder that `speechattn graph` made; set method=ctc_graph"
     )
+    sub.add_argument(
+        "--graph-ngram",
+        type=Path,
+        help="larger ARPA file of the graph's words; set graph_ngram_weight",
+    )
 
 
 def add_device(sub: argparse.ArgumentParser) -> None:
@@ -188,6 +193,7 @@ def load_transcriber(args: Namespace):
         args.quantize,
         args.lm,
         args.graph,
+        args.graph_ngram,
     )
 
 

@@ -91,19 +91,25 @@ def surest_times(
 def hypothesis_times(evidence: Sequence[Evidence], row: int, found: Hypothesis) -> list[TokenTime]:
     """When the tokens of a hypothesis were said.
 
-    A search that knows the frame of each token says it; confidences are of the CTC alignment all
-    the same. For others that gives the times too, see `surest_times`.
+    A search that knows the frame of each token, or how sure it is, says so. For others the CTC
+    alignment does, see `surest_times`.
 
     Raises:
         AlignmentError: too few frames for so many tokens, in every model.
     """
     used, times = surest_times(evidence, row, found.tokens)
-    if found.frames is None:
-        return times
-    return [
-        replace(time, start=frame * used.frame_shift, end=(frame + 1) * used.frame_shift)
-        for time, frame in zip(times, found.frames, strict=True)
-    ]
+    if found.frames is not None:
+        shift = used.frame_shift
+        times = [
+            replace(time, start=frame * shift, end=(frame + 1) * shift)
+            for time, frame in zip(times, found.frames, strict=True)
+        ]
+    if found.confidences is not None:
+        times = [
+            replace(time, confidence=sure)
+            for time, sure in zip(times, found.confidences, strict=True)
+        ]
+    return times
 
 
 def word_times(times: Sequence[TokenTime], pieces: Sequence[str]) -> list[WordTime]:

@@ -12,7 +12,7 @@ from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.fst.decode import graph_search
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.joint import joint_search
-from speechattn.decoding.options import DecodeOptions
+from speechattn.decoding.options import GRAPH, DecodeOptions
 from speechattn.decoding.rescoring import add_decoder, add_lm, least_risk, rescore
 from speechattn.decoding.shallow_fusion import NOTHING, ShallowFusion
 from speechattn.decoding.transducer import transducer_search
@@ -20,6 +20,8 @@ from speechattn.errors import ConfigError
 
 TRANSDUCER = ("transducer_greedy", "transducer_beam")
 WITHOUT_DECODER = ("ctc_greedy", "ctc_beam", "ctc_graph", *TRANSDUCER)
+# Ranked anew with the decoder.
+RESCORED = ("ctc_rescore", "ctc_graph_rescore")
 
 
 def check_options(
@@ -110,7 +112,7 @@ def decode(
         return results
     evidence = [e.rows(heard) for e in evidence]
     wide = options
-    if options.method == "ctc_rescore" or (
+    if options.method in RESCORED or (
         options.reverse_weight or options.lm_rescore_weight or options.risk_scale
     ):
         wide = replace(options, nbest=max(options.nbest, options.beam_size))
@@ -131,7 +133,7 @@ def first_pass(
         return transducer_search(e, options, fusion.scorers(options, evidence))
     if options.method == "ctc_greedy":
         return [[h] for h in ctc_greedy(e.log_probs, e.lengths)]
-    if options.method == "ctc_graph":
+    if options.method in GRAPH:
         return graph_search(e.log_probs, e.lengths, fusion.graph, options)
     return ctc_beam_search(
         e.log_probs,
@@ -152,7 +154,7 @@ def second_pass(
     fusion: ShallowFusion,
 ) -> list[list[Hypothesis]]:
     """What ranks the search's hypotheses anew."""
-    if options.method == "ctc_rescore":
+    if options.method in RESCORED:
         nbest = add_decoder(evidence[0], nbest, 1 - options.ctc_weight)
     if options.reverse_weight > 0 and options.method not in WITHOUT_DECODER:
         nbest = rescore(evidence, nbest, 1 - options.ctc_weight, options.reverse_weight)

@@ -183,6 +183,15 @@ class NgramLm:
         after = self.arcs.step(state, self.unit[token])
         return torch.where(token == self.vocab_size - 1, self.start, after)
 
+    def score(self, state: Tensor, token: Tensor) -> Tensor:
+        """Log-probability (N,) of a token (N,) after each state (N,), as in `scores`."""
+        unit = self.unit[token]
+        found = self.unigram[unit]
+        for context in reversed(self.arcs.chain(state)):
+            at, hit = find(self.arcs.key, context * self.vocab_size + unit)
+            found = torch.where(hit, self.log_prob[at], found + self.weight[context])
+        return found.clamp(max=0.0)
+
     def scores(self, state: Tensor) -> Tensor:
         """Log-probability of every next token (N, V); none above 0, -inf for blank."""
         # Contexts of one unit have by far the most arcs, and hypotheses of a beam share them.

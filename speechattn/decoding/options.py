@@ -14,9 +14,13 @@ METHODS = (
     "ctc_beam",
     "ctc_rescore",
     "ctc_graph",
+    "ctc_graph_rescore",
     "transducer_greedy",
     "transducer_beam",
 )
+# Methods over a decoding graph, and what may search it.
+GRAPH = ("ctc_graph", "ctc_graph_rescore")
+GRAPH_LIBRARIES = ("kaldi", "k2py", "k2")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class DecodeOptions:
             token sequences by CTC, with the language models and hot words below; `ctc_rescore`,
             these ranked anew with the decoder, `ctc_weight` deciding who gets how much;
             `ctc_graph`, the most probable sentence of a decoding graph, see `speechattn graph`;
+            `ctc_graph_rescore`, its `beam_size` best ranked anew with the decoder, as in
+            `ctc_rescore`;
             `transducer_greedy`, the best unit of a transducer again and again; `transducer_beam`,
             its most probable token sequences with one token a frame at most, by the language
             models and hot words too.
@@ -62,6 +68,15 @@ class DecodeOptions:
         graph_weight: of the scores of the graph's words, beside those of CTC, in `ctc_graph`.
         graph_beam: `ctc_graph` drops what is this much worse than the best of a frame.
         graph_states: `ctc_graph` keeps so many states of a frame at most.
+        graph_library: what searches the graph: `kaldi` (kaldi-decoder), `k2py`, which tells the
+            best path only, or `k2`, which searches a batch at once and needs k2 installed.
+        graph_lattice_beam: above 0 paths that are this much worse than the best are kept, and the
+            confidence of a token is the share of them that has it; 8 where it is 0 and several
+            hypotheses or a larger language model are asked for.
+        graph_ngram_weight: of a larger n-gram model of words (`--graph-ngram`), whose scores take
+            the place of the graph's in what was kept.
+        graph_delay_penalty: taken from a token's score in each frame by which it begins after the
+            middle of the utterance, and added before it: earlier tokens, as in delay-penalised CTC.
         frame_tokens: `transducer_greedy` says so many tokens in a frame at most.
         risk_scale: above 0 the best is the hypothesis of the fewest expected token errors among
             the `beam_size` best, each as probable as exp(risk_scale * score) says.
@@ -86,6 +101,10 @@ class DecodeOptions:
     graph_weight: float = 1.0
     graph_beam: float = 12.0
     graph_states: int = 2000
+    graph_library: str = "kaldi"
+    graph_lattice_beam: float = 0.0
+    graph_ngram_weight: float = 0.0
+    graph_delay_penalty: float = 0.0
     frame_tokens: int = 1
     risk_scale: float = 0.0
 
@@ -111,12 +130,20 @@ class DecodeOptions:
             "ngram_weight",
             "hot_words_weight",
             "internal_lm_weight",
+            "graph_lattice_beam",
+            "graph_ngram_weight",
+            "graph_delay_penalty",
             "risk_scale",
         ):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _check(self.graph_weight > 0, "graph_weight", self.graph_weight, "above 0")
         _check(self.graph_beam > 0, "graph_beam", self.graph_beam, "above 0")
         _check(self.graph_states > 0, "graph_states", self.graph_states, "above 0")
+        known = ", ".join(GRAPH_LIBRARIES)
+        _check(
+            self.graph_library in GRAPH_LIBRARIES, "graph_library", self.graph_library,
+            f"one of {known}",
+        )  # fmt: skip
         _check(self.frame_tokens >= 1, "frame_tokens", self.frame_tokens, "at least 1")
         _check(self.frame_units >= 0, "frame_units", self.frame_units, "0 or more")
         _check(0 < self.blank_skip <= 1, "blank_skip", self.blank_skip, "above 0, at most 1")

@@ -11,17 +11,19 @@ from speechattn.data.tokenizer import Tokenizer
 from speechattn.decoders.language_model import TransformerLm
 from speechattn.decoding.boosting import BoostScorer, ContextGraph
 from speechattn.decoding.evidence import Evidence
+from speechattn.decoding.fst.decode import GraphDecoder
 from speechattn.decoding.fst.graph import ARCS, Graph
-from speechattn.decoding.fst.kaldi_search import KaldiSearch
+from speechattn.decoding.fst.word_lm import WordLm
 from speechattn.decoding.lm_dir import WEIGHTS, load_lm
 from speechattn.decoding.lm_scorers import InternalLmScorer, LmScorer, NgramScorer
 from speechattn.decoding.ngram import UNK, NgramLm
-from speechattn.decoding.options import DecodeOptions
+from speechattn.decoding.options import GRAPH, DecodeOptions
 from speechattn.decoding.scorers import Scorer
 from speechattn.errors import ConfigError
 
-# Methods that neither language models nor hot words change.
-DEAF = ("ctc_greedy", "ctc_graph", "transducer_greedy")
+# Methods whose search neither language models nor hot words change; what the graph's has found, a
+# language model can still rank anew.
+DEAF = ("ctc_greedy", *GRAPH, "transducer_greedy")
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,14 @@ class ShallowFusion:
         lm: a Transformer language model in evaluation mode.
         ngram: an n-gram model.
         hot_words: phrases that are made more probable.
-        graph: what may be said at all, for the method `ctc_graph`.
+        graph: what may be said at all, for the methods `ctc_graph` and `ctc_graph_rescore`.
         sources: SHA-256 of the files that these come from, by name.
     """
 
     lm: TransformerLm | None = None
     ngram: NgramLm | None = None
     hot_words: ContextGraph | None = None
-    graph: KaldiSearch | None = None
+    graph: GraphDecoder | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
     def check(self, options: DecodeOptions, vocab_size: int) -> None:
@@ -53,9 +55,15 @@ class ShallowFusion:
                 "decode options lm_weight and lm_rescore_weight: the language model would count "
                 "twice; set one of them to 0"
             )
-        if (self.graph is None) == (options.method == "ctc_graph"):
+        if (self.graph is None) == (options.method in GRAPH):
             raise ConfigError(
                 "a decoding graph (--graph DIR) and the decode option method ctc_graph go together"
+            )
+        larger = self.graph is not None and self.graph.lm is not None
+        if larger != (options.graph_ngram_weight > 0):
+            raise ConfigError(
+                "a larger language model of the graph's words (--graph-ngram FILE.arpa) and the "
+                "decode option graph_ngram_weight go together"
             )
         if self.graph is not None and self.graph.graph.vocab_size != vocab_size:
             raise ConfigError(
@@ -72,7 +80,8 @@ class ShallowFusion:
             weight = getattr(options, option)
             if weight > 0 and model is None:
                 raise ConfigError(f"decode option {option}: {weight:g} needs {what}")
-            if model is not None and (weight == 0 or options.method in DEAF):
+            late = option == "lm_rescore_weight" and options.method in GRAPH
+            if model is not None and (weight == 0 or options.method in DEAF and not late):
                 raise ConfigError(
                     f"{what} would change nothing: decode option {option} is {weight:g} and method "
                     f"{options.method}"
@@ -117,6 +126,7 @@ def read_fusion(
     hot_words: str | Path | None = None,
     lm: str | Path | None = None,
     graph: str | Path | None = None,
+    graph_ngram: str | Path | None = None,
 ) -> ShallowFusion:
     """Language models and hot words from files.
 
@@ -126,6 +136,7 @@ def read_fusion(
         hot_words: a text file, a phrase a line; behind a tab its score a token, 1 by default.
         lm: the directory of a Transformer language model of the tokenizer's units.
         graph: the folder of a decoding graph of the tokenizer's units.
+        graph_ngram: a larger ARPA file of the graph's words.
 
     Raises:
         ConfigError: a file cannot be read, or says what the tokenizer has no units for.
@@ -142,12 +153,17 @@ def read_fusion(
     if hot_words is not None:
         phrases = read_hot_words(tokenizer, hot_words)
     if graph is not None:
-        search = KaldiSearch(Graph.load(graph))
+        loaded = Graph.load(graph)
+        larger = None if graph_ngram is None else WordLm(graph_ngram, loaded.words)
+        search = GraphDecoder(loaded, larger)
+    elif graph_ngram is not None:
+        raise ConfigError(f"{graph_ngram}: is for a decoding graph; give one (--graph DIR)")
     files = {
         "lm": lm if lm is None else Path(lm) / WEIGHTS,
         "ngram": ngram,
         "hot_words": hot_words,
         "graph": graph if graph is None else Path(graph) / ARCS,
+        "graph_ngram": graph_ngram,
     }
     sources = {name: _checksum(path) for name, path in files.items() if path is not None}
     return ShallowFusion(transformer, ngrams, phrases, search, sources)

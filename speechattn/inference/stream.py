@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from speechattn.transcriber import Transcriber
 
 METHODS = ("ctc_greedy", "ctc_beam", "ctc_graph")
+# Of a graph's search, what needs the last frame.
+WHOLE = ("graph_lattice_beam", "graph_ngram_weight", "graph_delay_penalty")
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ def check_search(options: DecodeOptions) -> None:
             f"decode option method: {options.method} reads whole utterances, so it cannot stream; "
             f"set it to one of {', '.join(METHODS)} (--set method=ctc_beam)"
         )
-    for option in ("lm_rescore_weight", "risk_scale"):
+    for option in ("lm_rescore_weight", "risk_scale", *WHOLE):
         if getattr(options, option) > 0:
             raise ConfigError(
                 f"decode option {option}: ranks what was found of a whole utterance, so it cannot "

@@ -19,9 +19,8 @@ from speechattn.data.tokenizer import CharTokenizer, SentencePieceTokenizer, Tok
 from speechattn.decoding import DecodeOptions
 from speechattn.decoding.ctc import TokenSpan
 from speechattn.decoding.ctc_beam import PrefixBeam, ctc_beam_search, trace
-from speechattn.decoding.fst.decode import graph_search
+from speechattn.decoding.fst.decode import GraphDecoder, graph_search
 from speechattn.decoding.fst.graph import build_graph
-from speechattn.decoding.fst.kaldi_search import KaldiSearch
 from speechattn.decoding.fst.lexicon import Lexicon
 from speechattn.decoding.shallow_fusion import ShallowFusion
 from speechattn.errors import ConfigError, MediaError
@@ -306,7 +305,7 @@ def graph(tokenizer, tmp_path_factory):
 
 def test_graph_says_what_it_says_of_the_whole(transcribers, tokenizer, graph):
     options = DecodeOptions(method="ctc_graph", graph_weight=0.7)
-    fusion = ShallowFusion(graph=KaldiSearch(graph))
+    fusion = ShallowFusion(graph=GraphDecoder(graph))
     new_search = searches(transcribers("audio", options, fusion=fusion), StreamOptions())
     rng = np.random.default_rng(0)
     for seed in range(6):
@@ -328,7 +327,7 @@ def test_graph_says_what_it_says_of_the_whole(transcribers, tokenizer, graph):
 
 def test_a_graph_in_a_stream(transcribers, graph):
     options = DecodeOptions(method="ctc_graph")
-    fusion = ShallowFusion(graph=KaldiSearch(graph))
+    fusion = ShallowFusion(graph=GraphDecoder(graph))
     transcriber = transcribers("audio", options, fusion=fusion)
     wave, crops = draw(120, 1)
     _, transcript = whole(transcriber, wave, crops)

@@ -6,8 +6,10 @@ come in pieces.
 Legend: T frames, V units.
 """
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -60,15 +62,34 @@ class K2pySearch:
         except ImportError as error:
             raise ConfigError("this search needs k2py: pip install 'speechattn[fst]'") from error
         self._k2py = k2py
+        self.graph = graph
         self.options = options or PrunedOptions()
         text, last = k2_text(graph)
         self._fsa = k2py.CreateFsaVecFromStr(text, final_state=last)
+
+    def with_options(self, options: PrunedOptions) -> "K2pySearch":
+        """The same graph, searched otherwise."""
+        other = copy(self)
+        other.options = options
+        return other
 
     def search(self, scores: np.ndarray) -> Path:
         """The best path of a recording's (T, V) log-probabilities."""
         stream = self.stream()
         stream.accept(scores)
-        return stream.finish()
+        labels = stream.finish()
+        return along(self.graph, labels, scores) if len(labels) else NOTHING
+
+    def lattices(self, scores: Sequence[np.ndarray]) -> NoReturn:
+        """k2py tells the best path only.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "decode option graph_library: k2py tells the best path only; use kaldi or k2 for "
+            "several hypotheses, confidences of words and larger language models"
+        )
 
     def stream(self) -> "Stream":
         """A recording whose frames come in pieces."""
@@ -98,14 +119,48 @@ class Stream:
             self._intersecter.decode(np.ascontiguousarray(scores, np.float32), False)
             self._frames += len(scores)
 
-    def finish(self) -> Path:
-        """The best path of all frames."""
+    def finish(self) -> np.ndarray:
+        """(T,) int32, the units and blanks of the best path."""
         if not self._frames:
-            return NOTHING
-        (found,), (labels,) = self._intersecter.finish()
-        found = [(int(f.token_id), int(f.timestamp)) for f in found if int(f.token_id) > 0]
-        events, starts = zip(*found, strict=True) if found else ((), ())
-        return Path(events, starts, np.array(labels[: self._frames], np.int32))
+            return np.empty(0, np.int32)
+        _, (labels,) = self._intersecter.finish()
+        return np.array(labels[: self._frames], np.int32)
+
+
+def along(graph: Graph, labels: np.ndarray, scores: np.ndarray) -> Path:
+    """The best path whose frames have these labels.
+
+    k2py tells neither the score of its path nor an event that follows itself at once, as it may in
+    the topology `modified`; both are found by going along the path again.
+
+    Args:
+        graph: what was searched.
+        labels: (T,) int32.
+        scores: (T, V).
+    """
+    arcs, first = graph.arcs, graph.arcs.first()
+    ways = {0: (0.0, None)}  # by state its score, and the events that led there, the last one first
+    for t, label in enumerate(labels.tolist()):
+        onward: dict = {}
+        for state, (total, said) in ways.items():
+            here = np.arange(first[state], first[state + 1])
+            for i in here[arcs.label[here] == label].tolist():
+                score, target = total + float(arcs.score[i]), int(arcs.target[i])
+                if target not in onward or score > onward[target][0]:
+                    event = int(arcs.output[i])
+                    onward[target] = score, (event, t, said) if event else said
+        ways = onward
+    ends = {s: (total + float(arcs.final[s]), said) for s, (total, said) in ways.items()}
+    ended = any(np.isfinite(total) for total, _ in ends.values())
+    found, said = max((ends if ended else ways).values(), key=lambda way: way[0])
+    events, starts = [], []
+    while said is not None:
+        event, start, said = said
+        events.append(event)
+        starts.append(start)
+    frames = float(scores[np.arange(len(labels)), labels].sum(dtype=np.float64))
+    said = tuple(events[::-1]), tuple(starts[::-1]), labels
+    return Path(*said, found + frames, found, ended)
 
 
 def k2_text(graph: Graph) -> tuple[str, int]:

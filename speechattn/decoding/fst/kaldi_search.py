@@ -3,6 +3,7 @@
 Legend: T frames, V units.
 """
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from speechattn.decoding.fst.graph import Graph
-from speechattn.decoding.fst.openfst import compiled, libraries
+from speechattn.decoding.fst.lattice import SILENCE, Lattice
+from speechattn.decoding.fst.openfst import compiled
 from speechattn.decoding.fst.path import LOST, NOTHING, Path
 from speechattn.errors import ConfigError
 
@@ -79,23 +81,20 @@ class KaldiSearch:
         found, best = decoder.get_best_path(use_final_probs=ended)
         return replace(read_path(best), ended=ended) if found else LOST
 
-    def nbest(self, scores: np.ndarray, count: int) -> list[Path]:
-        """The best paths of a recording's (T, V) log-probabilities, no two of the same events.
+    def lattices(self, scores: Sequence[np.ndarray]) -> list[Lattice | None]:
+        """`lattice` of several recordings; of those without frames, one without arcs."""
+        return [self.lattice(s) if len(s) else SILENCE for s in scores]
+
+    def lattice(self, scores: np.ndarray) -> Lattice | None:
+        """What is not worse by `lattice_beam` than the best path of a recording.
 
         Args:
-            scores: (T, V) float32 log-probabilities.
-            count: how many at most.
+            scores: (T, V) float32 log-probabilities, T > 0.
 
         Returns:
-            At least one, best first; without frames and labels.
+            In which all paths of T frames end, where the graph lets none end; None where the beam
+            lost them all.
         """
-        if not len(scores):
-            return [NOTHING]
-        lattice = self.lattice(scores)
-        return (distinct(lattice, count) if lattice is not None else []) or [LOST]
-
-    def lattice(self, scores: np.ndarray) -> Any | None:
-        """Kaldi's raw lattice of a recording: graph and frame costs, outputs are events."""
         o = self.options
         decoder = self._kaldi.LatticeSimpleDecoder(
             self._fst,
@@ -103,41 +102,33 @@ class KaldiSearch:
         )
         if not decoder.decode(self._kaldi.DecodableCtc(np.ascontiguousarray(scores, np.float32))):
             return None
-        final = np.isfinite(decoder.final_relative_cost())
-        found, lattice = decoder.get_raw_lattice(use_final_probs=bool(final))
-        return lattice if found else None
+        ended = bool(np.isfinite(decoder.final_relative_cost()))
+        found, lattice = decoder.get_raw_lattice(use_final_probs=ended)
+        return read_lattice(lattice) if found else None
 
 
-def distinct(lattice: Any, count: int) -> list[Path]:
-    """The best paths of a lattice, no two of the same events, best first.
-
-    Paths that say the same in other frames are one: it scores as the best of them.
-    """
-    kaldifst, _ = libraries()
-    rows, ends = [], []
-    for line in lattice.to_str(show_weight_one=True).splitlines():
+def read_lattice(raw: Any) -> Lattice:
+    """Kaldi's lattice with costs of the graph and of frames."""
+    arcs, final = [], np.full(raw.num_states, -np.inf)
+    for line in raw.to_str(show_weight_one=True).splitlines():
         state, *arc, weight = line.split() if "," in line else [*line.split(), "0,0"]
-        cost = sum(map(float, weight.split(",")))
+        graph, frame = weight.split(",")
         if arc:
-            target, _, event = arc
-            rows.append(f"{state} {target} {event} {event} {cost:.9g}")
+            target, label, output = arc
+            arcs.append((state, target, label, output, graph, frame))
         else:
-            ends.append(f"{state} {cost:.9g}")
-    first = f"{lattice.start} "
-    rows.sort(key=lambda row: not row.startswith(first))  # where OpenFst starts
-    fst = compiled([*rows, *ends])
-    kaldifst.rmepsilon(fst)
-    fst = kaldifst.shortest_path(kaldifst.determinize(fst), n=count)
-    found = []
-    for path in kaldifst.convert_nbest_to_vector(fst):
-        _, events, _, cost = kaldifst.get_linear_symbol_sequence(path)
-        found.append(Path(tuple(events), (), np.empty(0, np.int32), -cost.value))
-    return sorted(found, key=lambda path: -path.score)
+            final[int(state)] = -float(graph) - float(frame)
+    table = np.array(arcs, dtype=np.float64).reshape(-1, 6)
+    source, target, label, output = table[:, :4].astype(np.int64).T
+    name = np.arange(raw.num_states)
+    name[[0, raw.start]] = raw.start, 0  # the first state is 0
+    columns = (label - 1, output, -table[:, 4], -table[:, 5])
+    return Lattice.of(name[source], name[target], *columns, final[name])
 
 
 def read_path(lattice: Any) -> Path:
     """A lattice of one path."""
-    events, starts, labels, cost = [], [], [], 0.0
+    events, starts, labels, costs = [], [], [], np.zeros(2)
     rows = {}
     for line in lattice.to_str(show_weight_one=True).splitlines():
         state, *rest = line.split()
@@ -145,9 +136,10 @@ def read_path(lattice: Any) -> Path:
     state = lattice.start
     while True:
         *arc, weight = rows[state] if rows[state] else ["0,0"]
-        cost += sum(map(float, weight.split(",")))
+        costs += [float(part) for part in weight.split(",")]
         if not arc:
-            return Path(tuple(events), tuple(starts), np.array(labels, np.int32), -cost)
+            said = tuple(events), tuple(starts), np.array(labels, np.int32)
+            return Path(*said, -float(costs.sum()), -float(costs[0]))
         state, label, output = map(int, arc)
         if output:
             events.append(output)

@@ -1,19 +1,25 @@
 """Batches over a graph, the words of texts, and both from the command line."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from speechattn.cli import main
 from speechattn.data.tokenizer import CharTokenizer
+from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import DecodeOptions
+from speechattn.decoding.alignment import hypothesis_times
 from speechattn.decoding.dispatch import decode
 from speechattn.decoding.evidence import Evidence
-from speechattn.decoding.fst.decode import graph_search
+from speechattn.decoding.fst.decode import GraphDecoder, graph_search
 from speechattn.decoding.fst.graph import Graph
 from speechattn.decoding.fst.kaldi_search import KaldiOptions, KaldiSearch
+from speechattn.decoding.fst.word_lm import WordLm
 from speechattn.decoding.fst.word_ngram import train_word_ngram, words_of
 from speechattn.decoding.ngram import NgramLm
+from speechattn.decoding.rescoring import decoder_scores
 from speechattn.decoding.shallow_fusion import ShallowFusion, read_fusion
 from speechattn.errors import ConfigError
 
@@ -32,8 +38,7 @@ def options(**more) -> DecodeOptions:
 
 
 def test_a_batch_gives_what_its_items_give(graph, batch):
-    search = KaldiSearch(graph)
-    found = graph_search(batch, LENGTHS, search, options(graph_weight=0.5))
+    found = graph_search(batch, LENGTHS, GraphDecoder(graph), options(graph_weight=0.5))
     wide = KaldiSearch(graph, KaldiOptions(1000.0, 1000.0, 20, 100000))
     for row, n, (best,) in zip(batch, LENGTHS.tolist(), found, strict=True):
         path = wide.search(2.0 * row[:n].numpy())
@@ -43,16 +48,16 @@ def test_a_batch_gives_what_its_items_give(graph, batch):
 
 
 def test_nbest_are_different_and_best_first(graph, batch):
-    found = graph_search(batch, LENGTHS, KaldiSearch(graph), options(nbest=4))[0]
+    found = graph_search(batch, LENGTHS, GraphDecoder(graph), options(nbest=4))[0]
     scores = [h.score for h in found]
     assert scores == sorted(scores, reverse=True) and len(found) == 4
-    one = graph_search(batch, LENGTHS, KaldiSearch(graph), options())[0][0]
+    one = graph_search(batch, LENGTHS, GraphDecoder(graph), options())[0][0]
     assert found[0].tokens == one.tokens and scores[0] == pytest.approx(one.score, abs=1e-3)
 
 
 def test_the_method_and_the_graph_go_together(graph, batch):
     evidence = [Evidence(batch, LENGTHS, batch)]
-    fusion = ShallowFusion(graph=KaldiSearch(graph))
+    fusion = ShallowFusion(graph=GraphDecoder(graph))
     found = decode(evidence, options(), fusion)
     assert found[0][0].tokens and found[1][0].tokens == []
     for method, given in (("ctc_graph", ShallowFusion()), ("ctc_greedy", fusion)):
@@ -61,6 +66,97 @@ def test_the_method_and_the_graph_go_together(graph, batch):
     other = [Evidence(batch, LENGTHS, torch.cat([batch, batch], 2))]
     with pytest.raises(ConfigError, match="12 units, and a decoding graph of 6"):
         decode(other, options(), fusion)
+
+
+def test_lattices_give_frames_and_confidences(graph, batch):
+    found = graph_search(batch, LENGTHS, GraphDecoder(graph), options(graph_lattice_beam=1000.0))
+    plain = graph_search(batch, LENGTHS, GraphDecoder(graph), options())
+    for (a,), (b,) in zip(found, plain, strict=True):
+        assert (a.tokens, a.frames) == (b.tokens, b.frames)
+        assert a.score == pytest.approx(b.score, abs=1e-3)
+        assert a.scores == pytest.approx(b.scores, abs=1e-3)
+        assert len(a.confidences) == len(a.tokens) == len(a.frames) and b.confidences is None
+        assert all(0 < sure <= 1 for sure in a.confidences)
+        assert sum(a.scores.values()) == pytest.approx(a.score, abs=1e-3)
+    evidence = [Evidence(batch, LENGTHS, batch)]
+    times = hypothesis_times(evidence, 0, found[0][0])
+    assert [time.confidence for time in times] == found[0][0].confidences
+    assert [time.start for time in times] == [0.04 * f for f in found[0][0].frames]
+
+
+def test_k2py_finds_the_same(graph, batch):
+    pytest.importorskip("k2py")
+    decoder = GraphDecoder(graph)
+    for more in ({}, {"graph_delay_penalty": 0.3}, {"graph_weight": 0.5}):
+        found = graph_search(batch, LENGTHS, decoder, options(graph_library="k2py", **more))
+        other = graph_search(batch, LENGTHS, decoder, options(**more))
+        for (a,), (b,) in zip(found, other, strict=True):
+            assert (a.tokens, a.frames) == (b.tokens, b.frames)
+            assert a.scores == pytest.approx(b.scores, abs=1e-3)
+    with pytest.raises(ConfigError, match="best path only"):
+        graph_search(batch, LENGTHS, decoder, options(graph_library="k2py", nbest=2))
+
+
+def test_a_delay_penalty_makes_tokens_earlier(graph, batch):
+    decoder, means = GraphDecoder(graph), []
+    for penalty in (0.0, 1.0):
+        found = graph_search(batch, LENGTHS, decoder, options(graph_delay_penalty=penalty))
+        means.append(np.mean(found[0][0].frames))
+    assert means[1] < means[0]
+
+
+def test_a_larger_model_takes_the_graphs_place(graph, batch, arpa, tmp_path):
+    """The same model but for one word, which it finds far more probable."""
+    text = arpa.read_text().replace("-1.1\tc", "-0.01\tc").replace("-0.6\tc c", "-0.01\tc c")
+    (tmp_path / "larger.arpa").write_text(text)
+    number = graph.words.index("c") + 1
+    units = {event.unit for event in graph.events if event.words == (number,)}
+    said = []
+    for path in (arpa, tmp_path / "larger.arpa"):
+        decoder = GraphDecoder(graph, WordLm(path, graph.words))
+        more = options(nbest=5, graph_ngram_weight=3.0, graph_weight=0.5, graph_lattice_beam=100.0)
+        for hypotheses in graph_search(batch, LENGTHS, decoder, more):
+            scores = [h.score for h in hypotheses]
+            assert scores == sorted(scores, reverse=True)
+            for h in hypotheses:
+                of = h.scores
+                assert of["ctc"] + 3 * of.get("graph_ngram", 0) == pytest.approx(h.score, abs=1e-3)
+        best = graph_search(batch, LENGTHS, decoder, more)[0][0]
+        said.append(sum(token in units for token in best.tokens))
+    assert said[1] > said[0]
+
+
+def test_the_decoder_ranks_what_the_graph_finds(graph, batch, tokenizer):
+    torch.manual_seed(0)
+    vocab = tokenizer.vocab_size
+    decoder = TransformerDecoder(vocab, 8, attention_heads=2, linear_units=8, num_blocks=1).eval()
+    evidence = [Evidence(torch.randn(4, 9, 8), LENGTHS, batch, decoder)]
+    fusion = ShallowFusion(graph=GraphDecoder(graph))
+    more = replace(options(nbest=4, beam_size=6, ctc_weight=0.4), method="ctc_graph_rescore")
+    found = decode(evidence, more, fusion)
+    nbest = graph_search(batch, LENGTHS, fusion.graph, options(nbest=6))
+    alone = decoder_scores(evidence[0].rows(torch.tensor([0])), nbest[:1])[0]
+    wanted = [
+        0.4 * h.scores["ctc"] + h.scores["graph"] + 0.6 * score
+        for h, score in zip(nbest[0], alone, strict=True)
+    ]
+    assert [h.score for h in found[0]] == pytest.approx(sorted(wanted)[:1:-1], abs=1e-3)
+    assert found[1][0].tokens == [] and len(found[0]) == 4
+    with pytest.raises(ConfigError, match="needs a decoder"):
+        decode([Evidence(batch, LENGTHS, batch)], more, fusion)
+
+
+def test_a_larger_model_and_its_weight_go_together(graph, batch, arpa, tokenizer, tmp_path):
+    evidence = [Evidence(batch, LENGTHS, batch)]
+    given = ShallowFusion(graph=GraphDecoder(graph, WordLm(arpa, graph.words)))
+    for fusion, more in (
+        (given, options()),
+        (ShallowFusion(graph=GraphDecoder(graph)), options(graph_ngram_weight=1.0)),
+    ):
+        with pytest.raises(ConfigError, match="graph_ngram_weight go together"):
+            decode(evidence, more, fusion)
+    with pytest.raises(ConfigError, match="--graph DIR"):
+        read_fusion(tokenizer, graph_ngram=arpa)
 
 
 def test_words_of_texts():
