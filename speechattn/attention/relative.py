@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from speechattn.attention.base import SelfAttention
 from speechattn.attention.cache import AttentionCache
-from speechattn.attention.distances import project_distances
+from speechattn.attention.distances import KeptDistances
 from speechattn.attention.positions import relative_positions
 from speechattn.dropout import Dropout
 from speechattn.kernels.relative_attention import relative_attention, relative_attention_step
@@ -49,8 +49,13 @@ class RelativeSelfAttention(SelfAttention):
         self.content_bias = nn.Parameter(torch.empty(heads, width // heads))
         self.position_bias = nn.Parameter(torch.empty(heads, width // heads))
         self.dropout = Dropout(dropout)
+        self._distances = KeptDistances()
         nn.init.xavier_uniform_(self.content_bias)
         nn.init.xavier_uniform_(self.position_bias)
+
+    def train(self, mode: bool = True) -> "RelativeSelfAttention":
+        self._distances.forget()
+        return super().train(mode)
 
     def forward(
         self,
@@ -74,7 +79,7 @@ class RelativeSelfAttention(SelfAttention):
             positions = relative_positions(x.shape[1], self.width, x.device).to(x.dtype)
         y = relative_attention(
             *self._split(x),
-            self._by_head(project_distances(self.position, positions)),
+            self._by_head(self._distances.project(self.position, positions)),
             self.content_bias,
             self.position_bias,
             lengths,
