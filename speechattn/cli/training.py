@@ -129,6 +129,11 @@ def add_lm_commands(command) -> None:
         default=[],
         help="a sentence a line, or Lhotse cuts: words and n-gram model are taken from them",
     )
+    sub.add_argument(
+        "--units",
+        action="store_true",
+        help="the words are the model's units: what loss LatticeFreeMmi compares texts with",
+    )
     sub.add_argument("--segmented", action="store_true", help="ideographs: spaces divide words")
     sub.add_argument("--max-words", type=int, default=200_000, help="the most frequent ones")
     sub.add_argument("--lexicon", type=Path, help="lines `word unit unit ...`; else as spelled")
@@ -200,8 +205,14 @@ def graph(args: Namespace) -> None:
     from speechattn.decoding.fst.word_ngram import train_word_ngram, words_of
 
     tokenizer = Tokenizer.load(args.tokens)
-    sentences = [words_of(text, args.segmented) for text in read_texts(args.text)]
-    if args.lexicon is not None:
+    texts = read_texts(args.text)
+    if args.units:
+        sentences = [[tokenizer.tokens[unit] for unit in tokenizer.encode(text)] for text in texts]
+    else:
+        sentences = [words_of(text, args.segmented) for text in texts]
+    if args.units:
+        lexicon = Lexicon.of_units(tokenizer)
+    elif args.lexicon is not None:
         lexicon = Lexicon.read(args.lexicon, tokenizer)
     elif sentences:
         lexicon = Lexicon.spelled(most_frequent(sentences, args.max_words), tokenizer)

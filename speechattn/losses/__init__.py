@@ -6,6 +6,7 @@ from speechattn.losses.blank_regularised_ctc import (
 )
 from speechattn.losses.delay_penalised_ctc import DelayPenalisedCTC, delay_penalised_ctc_loss
 from speechattn.losses.joint import JointLoss, LossParts, label_smoothing_loss
+from speechattn.losses.lattice_free_mmi import LatticeFreeMmi
 from speechattn.losses.mwer import MwerLoss
 from speechattn.losses.transducer import FullTransducerLoss, PrunedTransducerLoss
 
@@ -14,6 +15,7 @@ __all__ = [
     "DelayPenalisedCTC",
     "FullTransducerLoss",
     "JointLoss",
+    "LatticeFreeMmi",
     "LossParts",
     "MwerLoss",
     "PrunedTransducerLoss",

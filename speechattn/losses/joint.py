@@ -15,6 +15,7 @@ from speechattn.decoders import BidirectionalDecoder, Decoder, reverse_tokens
 from speechattn.errors import ConfigError
 from speechattn.losses.blank_regularised_ctc import BlankRegularisedCTC
 from speechattn.losses.delay_penalised_ctc import DelayPenalisedCTC
+from speechattn.losses.lattice_free_mmi import LatticeFreeMmi
 from speechattn.losses.mwer import MwerLoss
 from speechattn.losses.timed_ctc import timed_ctc_loss
 from speechattn.losses.transducer import FullTransducerLoss, PrunedTransducerLoss
@@ -119,8 +120,8 @@ class JointLoss(nn.Module):
             encoder with `intermediate` layers.
         time_slack: seconds before and after a word in which CTC may emit its tokens, where the
             cuts say when words were said; None for anywhere. See `timed_ctc`.
-        ctc: what computes all the CTC losses: a DelayPenalisedCTC, or a BlankRegularisedCTC; None
-            for torch's.
+        ctc: what computes all the CTC losses: a DelayPenalisedCTC, a BlankRegularisedCTC, or a
+            LatticeFreeMmi; None for torch's.
         mwer: expected errors, beside all of the above, for the fine-tuning of a trained model; in
             training only.
         transducer: what the model's transducer learns from, a FullTransducerLoss or a
@@ -137,7 +138,7 @@ class JointLoss(nn.Module):
         reverse_weight: float = 0.0,
         intermediate_weight: float = 0.0,
         time_slack: float | None = None,
-        ctc: DelayPenalisedCTC | BlankRegularisedCTC | None = None,
+        ctc: DelayPenalisedCTC | BlankRegularisedCTC | LatticeFreeMmi | None = None,
         mwer: MwerLoss | None = None,
         transducer: FullTransducerLoss | PrunedTransducerLoss | None = None,
         transducer_weight: float = 0.7,

@@ -63,6 +63,13 @@ class Lexicon:
         return cls(tuple(kept), tuple(entries), _separator(tokenizer))
 
     @classmethod
+    def of_units(cls, tokenizer: Tokenizer) -> "Lexicon":
+        """Every unit as a word of its own, the space between words among them."""
+        units = [u for u in range(1, tokenizer.vocab_size - 1) if u != tokenizer.unk_id]
+        words = tuple(tokenizer.tokens[unit] for unit in units)
+        return cls(words, tuple((i, (unit,)) for i, unit in enumerate(units, 1)))
+
+    @classmethod
     def read(cls, path: str | Path, tokenizer: Tokenizer) -> "Lexicon":
         """A file of lines `word unit unit ...`, as Kaldi's and icefall's `lexicon.txt`.
 
