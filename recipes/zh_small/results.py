@@ -16,6 +16,8 @@ METHODS = {
     "joint_ngram": "CTC and attention, n-gram in the search (shallow fusion)",
     "ctc_beam_ngram": "CTC prefix beam search, n-gram in the search",
     "hlg": "CTC over a graph of lexicon and n-gram (HLG)",
+    "hlg_larger": "the same, its lattices by an n-gram model that is 2 longer",
+    "hlg_decoder": "HLG, its 10 best by the decoder too (a fifth of the score of CTC)",
 }
 
 

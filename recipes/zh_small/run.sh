@@ -9,7 +9,8 @@ Usage: recipes/zh_small/run.sh --data-dir DIR --lm-text FILE... --exp DIR [optio
 
 Trains a recogniser of Mandarin characters on a folder with manifest.tsv (file speaker split text),
 counts n-gram models of characters, and measures the same model without language model, with one
-added in the search (shallow fusion), and over a decoding graph of CTC, lexicon and n-gram (HLG).
+added in the search (shallow fusion), and over a decoding graph of CTC, lexicon and n-gram (HLG),
+whose lattices a larger n-gram model or the decoder then ranks anew.
 
 Stages:
   0  manifests   Lhotse cuts
@@ -17,7 +18,7 @@ Stages:
                  model that is trained on these very data
   2  train       resumes where it stopped
   3  average     the best epochs into EXP/model
-  4  LM          an n-gram model of characters and a decoding graph, of the training transcripts and
+  4  LM          n-gram models of characters and a decoding graph, of the training transcripts and
                  --lm-text
   5  tune        each weight of the language model on the dev set, EXP/tune
   6  decode      EXP/decode_test_<method>, with the weights that did best
@@ -31,7 +32,7 @@ Options:
   --dump DIR          manifests, tokens, language models (default: data_<corpus folder's name>,
                       beside the experiment)
   --config FILE       (default: conf/audio.yaml beside this script)
-  --order N           characters of the longest n-gram (default: 3)
+  --order N           characters of the longest n-gram, 2 more for the larger one (default: 3)
   --weights "W ..."   of the language model, of which the dev set chooses
                       (default: "0.1 0.2 0.3 0.5 0.7 1.0")
   --init MODEL        model directory to start from
@@ -115,16 +116,19 @@ if stage_is 3; then
   fi
 fi
 
-arpa=$dump/${order}gram.arpa graph=$dump/graph_${order}gram
+arpa=$dump/${order}gram.arpa graph=$dump/graph_${order}gram larger=$dump/$((order + 2))gram.arpa
 if stage_is 4; then
   texts=("$manifests/cuts_train.jsonl.gz" "${lm_text[@]}")
-  if [ -f "$arpa" ]; then
-    say 4 "the n-gram model is there"
-  else
-    say 4 "n-gram model of characters into $arpa"
-    speechattn ngram --text "${texts[@]}" --valid-text "$manifests/cuts_dev.jsonl.gz" \
-      --tokens "$tokens" --order "$order" --output "$arpa"
-  fi
+  for size in 0 2; do
+    file=$dump/$((order + size))gram.arpa
+    if [ -f "$file" ]; then
+      say 4 "$file is there"
+    else
+      say 4 "n-gram model of characters into $file"
+      speechattn ngram --text "${texts[@]}" --valid-text "$manifests/cuts_dev.jsonl.gz" \
+        --tokens "$tokens" --order $((order + size)) --output "$file"
+    fi
+  done
   if [ -f "$graph/graph.json" ]; then
     say 4 "the graph is there"
   else
@@ -141,9 +145,15 @@ with() {
     joint_ngram) options=(--ngram "$arpa" --set "ngram_weight=$2") ;;
     ctc_beam_ngram) options=(--ngram "$arpa" --set method=ctc_beam --set "ngram_weight=$2") ;;
     hlg) options=(--graph "$graph" --set method=ctc_graph --set "graph_weight=$2") ;;
+    hlg_larger)
+      with hlg "$(python "$here/results.py" "$exp" --best hlg)"
+      options+=(--graph-ngram "$larger" --set "graph_ngram_weight=$2") ;;
+    hlg_decoder)
+      with hlg "$2"
+      options+=(--set method=ctc_graph_rescore --set ctc_weight=0.8) ;;
   esac
 }
-tuned="joint_ngram ctc_beam_ngram hlg"
+tuned="joint_ngram ctc_beam_ngram hlg hlg_larger hlg_decoder"
 
 if stage_is 5; then
   for method in $tuned; do
