@@ -200,7 +200,7 @@ def graph(args: Namespace) -> None:
     """speechattn graph"""
     from speechattn.data.texts import read_texts
     from speechattn.data.tokenizer import Tokenizer
-    from speechattn.decoding.fst.graph import build_graph
+    from speechattn.decoding.fst.build import build_graph
     from speechattn.decoding.fst.lexicon import Lexicon, most_frequent
     from speechattn.decoding.fst.word_ngram import train_word_ngram, words_of
 

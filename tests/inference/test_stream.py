@@ -19,8 +19,8 @@ from speechattn.data.tokenizer import CharTokenizer, SentencePieceTokenizer, Tok
 from speechattn.decoding import DecodeOptions
 from speechattn.decoding.ctc import TokenSpan
 from speechattn.decoding.ctc_beam import PrefixBeam, ctc_beam_search, trace
+from speechattn.decoding.fst.build import build_graph
 from speechattn.decoding.fst.decode import GraphDecoder, graph_search
-from speechattn.decoding.fst.graph import build_graph
 from speechattn.decoding.fst.lexicon import Lexicon
 from speechattn.decoding.shallow_fusion import ShallowFusion
 from speechattn.errors import ConfigError, MediaError

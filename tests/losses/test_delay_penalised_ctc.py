@@ -1,5 +1,6 @@
 """Delay-penalised CTC against what k2 made of it, and against torch without a penalty."""
 
+import importlib.util
 import json
 import math
 from dataclasses import dataclass
@@ -12,7 +13,12 @@ from torch.nn.functional import ctc_loss as torch_ctc_loss
 
 from speechattn.config import build
 from speechattn.errors import ConfigError
-from speechattn.losses import DelayPenalisedCTC, JointLoss, delay_penalised_ctc_loss
+from speechattn.losses import (
+    DelayPenalisedCTC,
+    JointLoss,
+    delay_penalised_ctc,
+    delay_penalised_ctc_loss,
+)
 from speechattn.losses.joint import ctc_loss
 from tests.k2.ctc_cases import CASES, Case, case
 
@@ -168,3 +174,27 @@ def test_what_cannot_be():
         DelayPenalisedCTC(-0.1)
     with pytest.raises(ConfigError, match="time_slack"):
         JointLoss(time_slack=0.2, ctc=DelayPenalisedCTC())
+
+
+def test_backends():
+    with pytest.raises(ConfigError, match="native or k2"):
+        DelayPenalisedCTC(backend="fast")
+    if importlib.util.find_spec("k2") is None:
+        with pytest.raises(ConfigError, match="wheel for your torch"):
+            DelayPenalisedCTC(backend="k2")
+
+
+def test_k2_as_a_backend(monkeypatch):
+    """Items that do not fit are left out, as by the native one (k2 itself: tests/k2)."""
+    monkeypatch.setattr(delay_penalised_ctc, "library", lambda: None)
+    monkeypatch.setattr(delay_penalised_ctc, "ctc_losses", delay_penalised_ctc_loss)
+    c = case(2)
+    log_probs = torch.from_numpy(c.logits).log_softmax(-1).requires_grad_()
+    lengths = torch.tensor([len(text) for text in c.texts])
+    tokens = torch.tensor([text + [0] * (int(lengths.max()) - len(text)) for text in c.texts])
+    given = log_probs, torch.from_numpy(c.lengths), tokens, lengths
+    native_, other = (DelayPenalisedCTC(0.01, backend=b)(*given) for b in ("native", "k2"))
+    assert torch.equal(native_, other)
+    assert torch.isinf(delay_penalised_ctc_loss(*given)).any()
+    (gradient,) = torch.autograd.grad(other, log_probs)
+    assert gradient.isfinite().all()

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from speechattn.decoding.fst.graph import Graph
+from speechattn.decoding.fst.k2_search import K2Search
 from speechattn.decoding.fst.k2py_search import K2pySearch, PrunedOptions
 from speechattn.decoding.fst.kaldi_search import KaldiOptions, KaldiSearch
 from speechattn.decoding.fst.lattice import Lattice, confidences, posteriors
@@ -17,7 +18,8 @@ from speechattn.decoding.fst.word_lm import WordLm
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.options import DecodeOptions
 
-Search = KaldiSearch | K2pySearch
+Search = KaldiSearch | K2pySearch | K2Search
+SEARCHES = {"kaldi": KaldiSearch, "k2py": K2pySearch, "k2": K2Search}
 
 
 class GraphDecoder:
@@ -42,9 +44,8 @@ class GraphDecoder:
         penalised = options.graph_delay_penalty > 0
         key = options.graph_library, penalised
         if key not in self._searches:
-            kind = {"kaldi": KaldiSearch, "k2py": K2pySearch}
             graph = with_onsets(self.graph) if penalised else self.graph
-            self._searches[key] = kind[options.graph_library](graph)
+            self._searches[key] = SEARCHES[options.graph_library](graph)
         beam, most = options.graph_beam, options.graph_states
         lattice_beam = lattice_beam_of(options)
         if options.graph_library == "kaldi":

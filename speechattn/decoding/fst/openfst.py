@@ -15,6 +15,8 @@ from speechattn.decoding.fst.lexicon import Lexicon
 from speechattn.errors import ConfigError
 
 INSTALL = "graphs need kaldifst and kaldilm: pip install 'speechattn[fst]'"
+# To which scores are rounded: OpenFst's 1/1024 adds up to more than 0.001 in a sentence.
+DELTA = 1e-6
 BACKOFF = "#0"  # the symbol that reads a back-off of the language model
 
 
@@ -119,8 +121,8 @@ def lexicon_and_grammar(lexicon: Lexicon, grammar: Any | None, vocab_size: int) 
         kaldifst.add_self_loops(fst, [vocab_size + 1], [len(lexicon.words) + 1])
         kaldifst.arcsort(fst, "olabel")
         fst = kaldifst.StdVectorFst(kaldifst.compose(fst, grammar))
-    kaldifst.determinize_star(fst, use_log=True)
-    kaldifst.minimize_encoded(fst)
+    kaldifst.determinize_star(fst, delta=DELTA, use_log=True)
+    kaldifst.minimize_encoded(fst, delta=DELTA)
     return fst
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from speechattn.data.tokenizer import CharTokenizer
-from speechattn.decoding.fst.graph import Graph, build_graph
+from speechattn.decoding.fst.build import build_graph
+from speechattn.decoding.fst.graph import Graph
 from speechattn.decoding.fst.lexicon import Lexicon
 
 pytest.importorskip("kaldifst")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from speechattn.data.tokenizer import CharTokenizer
-from speechattn.decoding.fst.graph import Graph, build_graph
+from speechattn.decoding.fst.build import build_graph
+from speechattn.decoding.fst.graph import Graph
 from speechattn.decoding.fst.kaldi_search import KaldiOptions, KaldiSearch, openfst
 from speechattn.decoding.fst.lexicon import Lexicon
 from speechattn.errors import ConfigError
