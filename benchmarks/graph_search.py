@@ -4,9 +4,9 @@ The most frequent words of a text, a trigram model of its sentences but those th
 BPE units. No model of such a vocabulary is at hand, so the posteriors are made up: each sentence at
 15 characters a second in frames of 40 ms, its units where they would be, between them blank; the
 true unit's logit is `SURE` above those of the other units but for some confused ones, and noise is
-added, so that the best label of each frame is wrong in the share of the units that is printed. Real
-time is the frames' 40 ms. The search alone is timed, sentence after sentence, by each library at the
-default width and by the search of streams; words that are wrong show what a width is worth.
+added; the share of the units that is wrong without a graph is printed. Real time is the frames' 40
+ms. The search alone is timed, sentence after sentence, by each library at the default width and by
+the search of streams; words that are wrong show what a width is worth.
 
     python benchmarks/graph_search.py --text FILE [--quick] [--json FILE]
 
