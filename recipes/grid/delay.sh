@@ -12,10 +12,12 @@ as many epochs each; measures word error rates and emission delays.
 
 Stages:
   0  data        manifests and tokens, as run.sh makes them; statistics of the features; reference
-                 times: those of the corpus, or found by `speechattn align`
+                 times: those of the corpus, or found by `speechattn align`; a decoding graph of the
+                 training transcripts' words and trigrams
   1  base        EXP/base, without a penalty, by loss.time_slack
-  2  penalties   EXP/penalty_<value>, from the base, with decoded and scored test set
-  3  delay       "delay" in EXP/penalty_<value>/decode_test/score.json
+  2  penalties   EXP/penalty_<value>, from the base, with the test set decoded without the graph
+                 (decode_test) and over it (decode_graph), and scored
+  3  delay       "delay" in EXP/penalty_<value>/decode_*/score.json
   4  curve       EXP/delay.md and EXP/delay.svg
 Work that is finished is skipped; to do a stage again, remove what it wrote.
 
@@ -28,8 +30,8 @@ Options:
   --init MODEL        model directory that the base starts from, whose CTC has to know when words
                       were said (that of conf/audio_long.yaml does, that of conf/audio.yaml not)
   --time-slack S      seconds from its time in which the base may say a word (default: 0.4)
-  --base-epochs N     (default: 20)
-  --epochs N          with each penalty (default: 4)
+  --base-epochs N     (default: 50)
+  --epochs N          with each penalty (default: 30)
   --set KEY=VALUE     change the config of all; may be repeated
   --nj N              worker processes (default: 2)
   --stage N           first stage (default: 0)
@@ -41,7 +43,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=../lib.sh
 . "$here/../lib.sh"
 data_dir= exp=exp/grid_delay dump= config=$here/conf/delay.yaml penalties="0 0.01 0.03 0.1"
-base_epochs=20 epochs=4 time_slack=0.4 nj=2 stage=0 stop_stage=4
+base_epochs=50 epochs=30 time_slack=0.4 nj=2 stage=0 stop_stage=4
 init=() sets=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -63,6 +65,7 @@ done
 need_speechattn
 dump=${dump:-$(dirname "$exp")/data_$(basename "$(cd "$data_dir" && pwd)")}
 manifests=$dump/manifests tokens=$dump/tokens_bpe_150 aligned=$dump/aligned
+graph=$dump/graph_trigram
 mkdir -p "$exp"
 statistics=$(cd "$exp" && pwd)/fbank.npz
 sets+=(--set "model.audio.frontend.init_args={normalise: global, statistics: $statistics}")
@@ -89,6 +92,12 @@ if stage_is 0; then
     say 0 "reference times into $aligned"
     speechattn align "$manifests"/cuts_{train,dev,test}.jsonl.gz --tokens "$tokens" \
       --output "$aligned"
+  fi
+  if [ -f "$graph/graph.json" ]; then
+    say 0 "the graph is there"
+  else
+    say 0 "decoding graph into $graph"
+    speechattn graph --tokens "$tokens" --text "$manifests/cuts_train.jsonl.gz" --output "$graph"
   fi
 fi
 
@@ -117,6 +126,9 @@ if stage_is 2; then
     recipe "$exp/penalty_$penalty" --stage 3 --init "$exp/base/model" \
       --set "training.max_epochs=$epochs" --set training.lr=5e-4 \
       --set "loss.ctc.init_args.delay_penalty=$penalty"
+    # What is said too early may be said again: the grammar knows better.
+    decode 2 "$exp/penalty_$penalty/model" "$manifests/cuts_test.jsonl.gz" \
+      "$exp/penalty_$penalty/decode_graph" --graph "$graph" --set method=ctc_graph
   done
 fi
 
@@ -136,9 +148,11 @@ PYTHON
 
 if stage_is 3; then
   for penalty in $penalties; do
-    say 3 "penalty $penalty"
-    speechattn score --decode-dir "$exp/penalty_$penalty/decode_test" --delay \
-      --ref-times "$aligned/cuts_test.jsonl.gz" --chunk-seconds "$(chunk)"
+    for search in test graph; do
+      say 3 "penalty $penalty, decode_$search"
+      speechattn score --decode-dir "$exp/penalty_$penalty/decode_$search" --delay \
+        --ref-times "$aligned/cuts_test.jsonl.gz" --chunk-seconds "$(chunk)"
+    done
   done
 fi
 

@@ -9,23 +9,29 @@ import argparse
 import json
 from pathlib import Path
 
+SEARCHES = {"decode_test": "greedy", "decode_graph": "graph"}
+
 
 def measured(exp: Path) -> list[dict]:
-    """Penalty, word error rate and delays of each model, by rising penalty."""
+    """Search, penalty, word error rate and delays of each model, by search and rising penalty."""
     found = []
-    for path in exp.glob("penalty_*/decode_test/score.json"):
-        scores = json.loads(path.read_text())
-        if scores.get("delay", {}).get("end", {}).get("words"):
-            penalty = float(path.parent.parent.name.removeprefix("penalty_"))
-            found.append({"penalty": penalty, "wer": scores["word"], "delay": scores["delay"]})
-    return sorted(found, key=lambda one: one["penalty"])
+    for folder, search in SEARCHES.items():
+        rows = []
+        for path in exp.glob(f"penalty_*/{folder}/score.json"):
+            scores = json.loads(path.read_text())
+            if scores.get("delay", {}).get("end", {}).get("words"):
+                penalty = float(path.parent.parent.name.removeprefix("penalty_"))
+                rows.append({"search": search, "penalty": penalty, "wer": scores["word"],
+                             "delay": scores["delay"]})  # fmt: skip
+        found += sorted(rows, key=lambda one: one["penalty"])
+    return found
 
 
 def table(found: list[dict]) -> str:
     """Markdown."""
     lines = [
-        "| penalty | WER % | end delay, mean ms | 90 % | first word | last word |",
-        "|---|---|---|---|---|---|",
+        "| search | penalty | WER % | end delay, mean ms | 90 % | first word | last word |",
+        "|---|---|---|---|---|---|---|",
     ]
     for one in found:
         wer, delay = one["wer"], one["delay"]
@@ -34,26 +40,30 @@ def table(found: list[dict]) -> str:
         )
         shown = (delay["end"]["mean"], delay["end"]["p90"], delay["first"]["mean"],
                  delay["last"]["mean"])  # fmt: skip
-        cells = ["-" if x is None else f"{x:.0f}" for x in shown]
-        lines.append(
-            f"| {one['penalty']:g} | {wer['error_rate']:.2f}{interval} | {' | '.join(cells)} |"
-        )
+        cells = [one["search"], f"{one['penalty']:g}", f"{wer['error_rate']:.2f}{interval}"]
+        cells += ["-" if x is None else f"{x:.0f}" for x in shown]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def draw(found: list[dict], path: Path) -> None:
-    """Word error rate over mean delay, a point a penalty."""
+    """Word error rate over mean delay, a line a search and a point a penalty."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    points = [(one["delay"]["end"]["mean"], one["wer"]["error_rate"]) for one in found]
-    axes.plot(*zip(*points, strict=True), marker="o")
-    for one, point in zip(found, points, strict=True):
-        text = f"{one['penalty']:g}"
-        axes.annotate(text, point, textcoords="offset points", xytext=(6, 6))
+    for search in SEARCHES.values():
+        rows = [one for one in found if one["search"] == search]
+        if not rows:
+            continue
+        points = [(one["delay"]["end"]["mean"], one["wer"]["error_rate"]) for one in rows]
+        axes.plot(*zip(*points, strict=True), marker="o", label=search)
+        for one, point in zip(rows, points, strict=True):
+            text = f"{one['penalty']:g}"
+            axes.annotate(text, point, textcoords="offset points", xytext=(6, 6))
+    axes.legend()
     axes.set_xlabel("emission after the reference time, mean, ms")
     axes.set_ylabel("word error rate, %")
     axes.set_ylim(bottom=0)

@@ -101,7 +101,7 @@ def add_training_commands(command) -> None:
 
 
 def add_lm_commands(command) -> None:
-    """train-lm, ngram."""
+    """train-lm, ngram, graph, draw."""
     sub = command("train-lm", train_lm, "train a Transformer language model on text")
     sub.add_argument("--config", type=Path, required=True)
     add_texts(sub)
@@ -147,6 +147,11 @@ def add_lm_commands(command) -> None:
     )
     sub.add_argument("--topology", choices=("standard", "modified"), default="standard")
     sub.add_argument("--output", type=Path, required=True, help="folder of the graph")
+
+    sub = command("draw", draw, "draw a decoding graph of a few words as SVG")
+    sub.add_argument("graph", type=Path, help="folder that `speechattn graph` has made")
+    sub.add_argument("picture", type=Path, help="FILE.svg to write")
+    sub.add_argument("--tokens", type=Path, required=True, help="folder of the tokenizer")
 
 
 def add_texts(sub: argparse.ArgumentParser) -> None:
@@ -224,6 +229,20 @@ def graph(args: Namespace) -> None:
         arpa = args.output / "words.arpa"
         train_word_ngram(sentences, lexicon.words, arpa, args.order, args.min_count)
     build_graph(lexicon, tokenizer, args.output, arpa, args.topology)
+
+
+def draw(args: Namespace) -> None:
+    """speechattn draw"""
+    from speechattn.data.tokenizer import Tokenizer
+    from speechattn.decoding.fst.draw import graph_svg
+    from speechattn.decoding.fst.graph import Graph
+
+    if args.picture.suffix != ".svg":
+        raise ConfigError(f"{args.picture}: pictures are SVG: name it {args.picture.stem}.svg")
+    svg = graph_svg(Graph.load(args.graph), Tokenizer.load(args.tokens).tokens)
+    args.picture.parent.mkdir(parents=True, exist_ok=True)
+    args.picture.write_text(svg, encoding="utf-8")
+    logger.info("written to %s", args.picture)
 
 
 def import_checkpoint(args: Namespace) -> None:

@@ -133,13 +133,18 @@ def test_delays_by_penalty(corpus, tmp_path):
     for penalty in ("0", "0.05"):
         folder = exp / f"penalty_{penalty}"
         assert f"delay_penalty: {penalty}\n" in (folder / "train" / "config.yaml").read_text()
-        score = json.loads((folder / "decode_test" / "score.json").read_text())
-        assert score["delay"]["reference_words"] > 0
+        for search in ("decode_test", "decode_graph"):
+            score = json.loads((folder / search / "score.json").read_text())
+            assert score["delay"]["reference_words"] > 0
 
 
 def test_delay_curve(tmp_path):
-    for penalty, rate, ms in (("0.03", 4.5, 120.0), ("0", 4.0, 210.0)):
-        folder = tmp_path / f"penalty_{penalty}" / "decode_test"
+    for penalty, search, rate, ms in (
+        ("0.03", "decode_test", 4.5, 120.0),
+        ("0", "decode_test", 4.0, 210.0),
+        ("0", "decode_graph", 3.0, 200.0),
+    ):
+        folder = tmp_path / f"penalty_{penalty}" / search
         folder.mkdir(parents=True)
         score = {"word": {"error_rate": rate, "ci_low": rate - 1, "ci_high": rate + 1}}
         delay = {"words": 9, "mean": ms, "p90": ms + 50}
@@ -149,8 +154,9 @@ def test_delay_curve(tmp_path):
     script = [sys.executable, RECIPE / "delay_curve.py", tmp_path]
     done = subprocess.run(script, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[2:] == [
-        "| 0 | 4.00 (3.0-5.0) | 210 | 260 | 210 | 210 |",
-        "| 0.03 | 4.50 (3.5-5.5) | 120 | 170 | 120 | 120 |",
+        "| greedy | 0 | 4.00 (3.0-5.0) | 210 | 260 | 210 | 210 |",
+        "| greedy | 0.03 | 4.50 (3.5-5.5) | 120 | 170 | 120 | 120 |",
+        "| graph | 0 | 3.00 (2.0-4.0) | 200 | 250 | 200 | 200 |",
     ]
     assert (tmp_path / "delay.md").read_text() == done.stdout
     assert "<svg" in (tmp_path / "delay.svg").read_text()

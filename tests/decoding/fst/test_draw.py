@@ -66,22 +66,24 @@ def overlap(a, b) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def points(path: str) -> list[tuple[float, float]]:
-    """Many points along a path of M, H and C."""
-    found, x, y = [], 0.0, 0.0
+def points(path: str) -> np.ndarray:
+    """(points, 2) along a path of M, H and C."""
+    t = np.linspace(0, 1, 60)[:, None]
+    weights = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3
+    found, at = [], np.zeros(2)
     for letter, text in re.findall(r"([MHC])([^MHC]*)", path):
-        n = numbers(text)
-        end = (n[0], y) if letter == "H" else (n[-2], n[-1])
+        n = np.array(numbers(text))
         if letter == "M":
-            x, y = end
-        inner = [(x, y), end] if letter != "C" else [(n[0], n[1]), (n[2], n[3])]
-        for t in np.linspace(0, 1, 60):
-            weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3)
-            corners = [(x, y), *inner, end]
-            pairs = list(zip(weights, corners, strict=True))
-            found.append(tuple(sum(w * c[i] for w, c in pairs) for i in (0, 1)))
-        x, y = end
-    return found
+            at = n
+        elif letter == "H":
+            end = np.array([n[0], at[1]])
+            found.append((1 - t) * at + t * end)
+            at = end
+        else:
+            corners = [at, *n.reshape(3, 2)]
+            found.append(sum(w * c for w, c in zip(weights, corners, strict=True)))
+            at = corners[-1]
+    return np.concatenate(found)
 
 
 def said(graph: Graph, tokens: list[str]) -> dict[tuple[int, int], Counter]:
@@ -158,15 +160,25 @@ def test_nothing_is_on_top_of_something_else(picture):
     for a in texts:
         assert left <= a[0] and a[2] <= left + width and top <= a[1] and a[3] <= top + height
     # No arrow goes through a text or through a state.
-    for ends, group in picture.arcs.items():
-        way = points(group.find(SVG + "path").get("d"))
-        for x, y in way:
-            assert not any(a[0] < x < a[2] and a[1] < y < a[3] for a in texts), ends
-            assert all(math.hypot(x - u, y - v) > r - 0.2 for u, v, r in circles), ends
+    drawn = [*picture.arcs.values(), *picture.states.values()]
+    for path in (path for group in drawn for path in group.findall(SVG + "path")):
+        x, y = points(path.get("d")).T[:, :, None]  # points, 1
+        a0, a1, a2, a3 = np.array(texts).T  # texts
+        assert not ((a0 < x) & (x < a2) & (a1 < y) & (y < a3)).any(), path.get("d")
+        u, v, r = np.array(circles).T
+        assert (np.hypot(x - u, y - v) > r - 0.2).all(), path.get("d")
 
 
 def test_the_first_state_is_on_the_left(picture):
     assert all(picture.circle(0)[0] < picture.circle(state)[0] for state in picture.states if state)
+
+
+def test_arrows_lead_on_where_they_can():
+    """State 3 is as far from the first as 1 and 2, and leads to both: it comes before them."""
+    rows = [(0, 1), (0, 2), (0, 3), (1, 4), (2, 1), (3, 1), (3, 2)]
+    drawn = Picture(graph_svg(made([(*row, 1, 0, 0.0) for row in rows], [0.0] * 5), TOKENS))
+    across = [drawn.circle(state)[0] for state in range(5)]
+    assert sorted(range(5), key=across.__getitem__) == [0, 3, 2, 1, 4]
 
 
 @pytest.mark.parametrize("topology", ["standard", "modified"])
