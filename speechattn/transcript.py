@@ -22,7 +22,8 @@ class Span:
         text: as written.
         start: seconds from the start of the file.
         end: seconds.
-        confidence: 0 to 1, the mean CTC posterior.
+        confidence: 0 to 1, the mean CTC posterior, or of a search that keeps a lattice the share
+            of its paths.
     """
 
     text: str

@@ -69,7 +69,8 @@ class DecodeOptions:
         graph_beam: `ctc_graph` drops what is this much worse than the best of a frame.
         graph_states: `ctc_graph` keeps so many states of a frame at most.
         graph_library: what searches the graph: `kaldi` (kaldi-decoder), `k2py`, which tells the
-            best path only, or `k2`, which searches a batch at once and needs k2 installed.
+            best path only, or `k2`, which searches a batch at once and needs k2 installed. Streams
+            have a search of their own.
         graph_lattice_beam: above 0 paths that are this much worse than the best are kept, and the
             confidence of a token is the share of them that has it; 8 where it is 0 and several
             hypotheses or a larger language model are asked for.
