@@ -83,11 +83,13 @@ def test_all_stages_and_again(tmp_path):
     options = ["--data-dir", corpus(data), "--lm-text", text, "--exp", exp, *TINY]
     first = run(*options)
     assert "stage 2: train in" in first.stdout
-    for method in ("ctc_greedy", "joint", "joint_ngram", "ctc_beam_ngram", "hlg"):
+    methods = ("ctc_greedy", "joint", "joint_ngram", "ctc_beam_ngram", "hlg", "hlg_larger",
+               "hlg_decoder")  # fmt: skip
+    for method in methods:
         score = json.loads((exp / f"decode_test_{method}" / "score.json").read_text())
         assert score["char"]["error_rate"] >= 0
     table = (exp / "results.md").read_text(encoding="utf-8")
-    assert len(table.splitlines()) == 7
+    assert len(table.splitlines()) == 2 + len(methods)
     assert table in first.stdout
     # What the graph lets through is in its lexicon, one character after the other.
     hyp = (exp / "decode_test_hlg" / "hyp.tsv").read_text(encoding="utf-8").splitlines()
