@@ -329,7 +329,7 @@ def benchmark(quick: bool, only: str) -> list[dict]:
     """All rows; `quick` is short inputs and few rounds."""
     growth = [1000, 4000] if quick else [4000, 16_000, 64_000]
     cases = [(relative_rows, n, "forward", 3 if quick else rounds)
-             for n, rounds in ((250, 41), (750, 21), (1500, 11), (4000, 5))
+             for n, rounds in ((250, 41), (750, 21), (1500, 11), (4000, 11))
              if not (quick and n > 750)]  # fmt: skip
     cases.append((relative_memory, 1000 if quick else 4000))
     if not quick:

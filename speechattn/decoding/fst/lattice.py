@@ -139,6 +139,15 @@ def best(lattice: Lattice) -> Path | None:
     )
 
 
+def onwards(lattice: Lattice) -> np.ndarray:
+    """(S,) float64, the score of the best path from each state to an end."""
+    scores, ahead = lattice.scores, lattice.final.astype(np.float64)
+    for arcs in reversed(list(lattice.frames())):
+        found = scores[arcs] + ahead[lattice.target[arcs]]
+        np.maximum.at(ahead, lattice.source[arcs], found)
+    return ahead
+
+
 def total(lattice: Lattice) -> float:
     """The logarithm of the sum of all paths' probabilities; -inf where no path ends."""
     return _log_sum(_forward(lattice, lattice.scores) + lattice.final)

@@ -106,12 +106,23 @@ def test_nbest_and_what_says_them(lattice):
     assert spoken(lattice, [9, 9]) is None
 
 
+def test_nbest_of_more_sentences_than_can_be_listed():
+    """Some 10^20 of them; each that is found is the best that the lattice has for it."""
+    lattice = drawn(0, frames=40, states=6)
+    found = nbest(lattice, 5)
+    assert found[0].score == pytest.approx(best(lattice).score, abs=1e-4)
+    assert len({path.events for path in found}) == 5
+    scores = [path.score for path in found]
+    assert scores == sorted(scores, reverse=True)
+    assert [path.events for path in nbest(lattice, 2)] == [path.events for path in found[:2]]
+
+
 def test_nothing_ends(lattice):
     blind = expanded(
         lattice, np.zeros(1), 1, lambda m, o: (m, np.zeros(len(m)), np.ones(len(m), bool))
     )
     lattice = blind.with_graph(lattice.graph[blind.arc], np.full(lattice.states, -np.inf))
-    assert best(lattice) is None and total(lattice) == -np.inf
+    assert best(lattice) is None and total(lattice) == -np.inf and nbest(lattice, 3) == []
 
 
 def test_confidences():
