@@ -10,12 +10,14 @@ and that it is final:
     in all      with what this machine takes to compute: a chunk is begun when its input is there
                 and the one before it is done
 
-Only words that were recognised count. The text is compared with that of the whole recording with
-the same chunks, and what is remembered after ten seconds with what is at the end.
+Only words that were recognised count; of their delays there are the median and what nine of ten are
+below. Words that were shown and taken back or changed are counted for each final one (Shangguan et
+al., 2006.01416). The text is compared with that of the whole recording with the same chunks, and
+what is remembered after ten seconds with what is at the end.
 
     python benchmarks/streaming.py [--quick] [--json FILE] [--model DIR --cuts FILE]
         [--minutes 1] [--piece 0.01] [--threads 1] [--chunk-size N] [--left-context N]
-        [--endpoint 0] [--apart] [--graph DIR] [--beam-size 4]
+        [--endpoint 0] [--apart] [--graph DIR] [--beam-size 4] [--title TEXT] [--show]
 
 CUTS is a Lhotse manifest with word alignments (`speechattn align` makes one). Without a model its
 weights are random and the sound is noise, which shows the times of computing alone.
@@ -25,7 +27,7 @@ import argparse
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,8 @@ class Run:
         seconds: that each chunk took to compute.
         sizes: numbers remembered after each chunk, and when.
         spent: seconds of all computing.
+        taken_back: words that were shown and are not there, or otherwise.
+        lines: when what was shown changed, and to what: final words | partial ones.
     """
 
     words: list[str]
@@ -57,6 +61,8 @@ class Run:
     seconds: list[float]
     sizes: list[tuple[float, int]]
     spent: float
+    taken_back: int = 0
+    lines: list[tuple[float, str]] = field(default_factory=list)
 
 
 def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
@@ -86,6 +92,7 @@ def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
                 (i for i, (a, b) in enumerate(zip(waiting, words, strict=False)) if a[0] != b),
                 min(len(waiting), len(words)),
             )
+            run.taken_back += len(waiting) - kept
             now = update.seconds, done
             waiting = waiting[:kept] + [(word, *now) for word in words[kept:]]
             for word, *at in waiting[: len(update.final)]:
@@ -93,6 +100,9 @@ def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
                 run.shown.append(tuple(at))
                 run.final.append(now)
             waiting = waiting[len(update.final) :]
+            line = " ".join([*run.words, "|", *(word for word, *_ in waiting)])
+            if not run.lines or run.lines[-1][1] != line:
+                run.lines.append((update.seconds, line))
     return run
 
 
@@ -140,25 +150,26 @@ def bounded(name: str, value: float, target: float, unit: str) -> dict:
 
 def delay_rows(title: str, runs: list[Run], words: list[list]) -> list[dict]:
     """From the end of a word to when it is shown and when it is final."""
-    from speechattn.evaluation.delay import Word, emission_delay
+    from speechattn.evaluation.delay import Word, matches
     from speechattn.evaluation.text import normalize
 
     rows = []
     for what in ("shown", "final"):
         for clock, name in enumerate(("algorithm", "in all")):
-            heard = {
-                str(i): [
+            delays = []
+            for run, said in zip(runs, words, strict=True):
+                heard = [
                     Word(normalize(word), at[clock], at[clock])
                     for word, at in zip(run.words, getattr(run, what), strict=True)
                 ]
-                for i, run in enumerate(runs)
-            }
-            report = emission_delay({str(i): said for i, said in enumerate(words)}, heard)
-            delay, of = report.end, report.reference_words
-            if delay.words:
-                name = f"{title}: end of a word to {what}, {name}, {delay.words} of {of} words"
-                for part in ("mean", "p90"):
-                    value = getattr(delay, part)
+                delays += [1000 * (heard[j].end - said[i].end) for i, j in matches(said, heard)]
+            if delays:
+                found = f"{len(delays)} of {sum(map(len, words))} words"
+                name = f"{title}: end of a word to {what}, {name}, {found}"
+                for part, value in (
+                    ("median", statistics.median(delays)),
+                    ("90 %", float(np.percentile(delays, 90))),
+                ):
                     rows.append(row(f"{name}, {part}", value, "bound", None, "none", "ms", True))
     return rows
 
@@ -196,10 +207,14 @@ def measure(transcriber, method: str, options, given, args) -> list[dict]:
     chunk = (options.chunk_size or encoder.chunks.size) * shift
     length = sum(len(sound) for sound, _ in given) / RATE
     apart = f" in {len(given)} streams" if len(given) > 1 else ""
-    title = f"{method}, {length:.0f} s{apart} by chunks of {1000 * chunk:.0f} ms"
+    title = f"{args.title}{method}, {length:.0f} s{apart} by chunks of {1000 * chunk:.0f} ms"
     seconds = [s for run in runs for s in run.seconds]
     print(f"{title}: computing a chunk, s: {spread(seconds)}", flush=True)
     rows = delay_rows(title, runs, [words for _, words in given])
+    if final := sum(len(run.words) for run in runs):
+        share = sum(run.taken_back for run in runs) / final
+        name = f"{title}: words taken back or changed, for each final one"
+        rows.append(row(name, share, "bound", None, "none", "", True))
     p90 = float(np.percentile(seconds, 90))
     rows += [
         bounded(f"{title}: real-time factor", sum(r.spent for r in runs) / length, 0.5, "s/s"),
@@ -220,6 +235,7 @@ def measure(transcriber, method: str, options, given, args) -> list[dict]:
         rows.append(row(name, equal, "bound", equal, 1, "", equal == 1))
     if args.show:
         for run, text, (_, words) in zip(runs, texts, given, strict=True):
+            print(*(f"{at:7.2f} s  {line}" for at, line in run.lines), sep="\n")
             print(f"stream: {run.text.strip()}\nwhole:  {text}")
             print("said:  ", " ".join(w.text for w in words))
     return rows
@@ -240,8 +256,10 @@ def main() -> int:
     parser.add_argument("--endpoint", type=float, default=0.0, help="seconds of silence; 0: none")
     parser.add_argument("--apart", action="store_true", help="a stream for each sentence")
     parser.add_argument("--beam-size", type=int, default=4)
-    parser.add_argument("--show", action="store_true", help="print the texts")
+    parser.add_argument("--title", default="", help="of the model, before the rows' names")
+    parser.add_argument("--show", action="store_true", help="print the texts, and how they grew")
     args = parser.parse_args()
+    args.title += ", " if args.title else ""
     if (args.model is None) != (args.cuts is None):
         parser.error("--model and --cuts go together")
     torch.set_num_threads(args.threads)
