@@ -30,13 +30,18 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from speechattn.attention import RelativeSelfAttention, relative_positions
-from speechattn.inference import packing
-from speechattn.kernels.attention import attention
-from speechattn.kernels.linear_attention import linear_attention
-from speechattn.kernels.local_attention import local_attention
-from speechattn.kernels.packed import attention_packed, pack, relative_attention_packed, unpack
-from speechattn.kernels.relative_attention import relative_attention
-from speechattn.kernels.window import Window
+from speechattn.deploy import packing
+from speechattn.kernels.attention.exact import attention
+from speechattn.kernels.attention.linear_attention import linear_attention
+from speechattn.kernels.attention.local_attention import local_attention
+from speechattn.kernels.attention.packed import (
+    attention_packed,
+    pack,
+    relative_attention_packed,
+    unpack,
+)
+from speechattn.kernels.attention.relative_attention import relative_attention
+from speechattn.kernels.attention.window import Window
 from speechattn.masks import padding_mask
 
 THREADS = 2

@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 from rows import save
 
-from speechattn.data.roi import MouthCropper
-from speechattn.data.store import CropStore, CropWriter
+from speechattn.data.crops.roi import MouthCropper
+from speechattn.data.crops.store import CropStore, CropWriter
 
 Reader = Callable[[int], np.ndarray]  # number of a clip -> uint8 (T, H, W)
 

@@ -27,22 +27,16 @@ from rows import against_peer, in_turn, row, save, spread, times_floor
 from torch import Tensor, nn
 
 from speechattn import Transcriber
-from speechattn.data.datamodule import read_cuts
-from speechattn.data.store import CropStore
+from speechattn.data.batches.datamodule import read_cuts
+from speechattn.data.crops.store import CropStore
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
-from speechattn.decoding import (
-    CtcPrefixScorer,
-    DecodeOptions,
-    Evidence,
-    Hypothesis,
-    joint_search,
-    rescore,
-)
+from speechattn.decoding import CtcPrefixScorer, DecodeOptions, Hypothesis, joint_search, rescore
 from speechattn.decoding.rescoring import add_decoder
+from speechattn.deploy.packing import PackedLinear, pack
+from speechattn.deploy.quantisation import quantise
 from speechattn.importing.espnet import decoder_weights
-from speechattn.inference.decode_cuts import CutBatches
-from speechattn.inference.packing import PackedLinear, pack
-from speechattn.inference.quantisation import quantise
+from speechattn.model.output import ModelOutput
+from speechattn.transcribe.manifests import CutBatches
 
 THREADS = 2
 VOCAB, WIDTH, HEADS, UNITS, BLOCKS = 4468, 768, 12, 3072, 6
@@ -113,7 +107,7 @@ class Models:
         options = DecodeOptions(
             beam_size=beam, ctc_weight=WEIGHT, min_length_ratio=ratio, max_length_ratio=ratio
         )
-        evidence = Evidence(hidden, lengths, self.ctc.log_softmax(hidden), self.ours)
+        evidence = ModelOutput(hidden, lengths, self.ctc.log_softmax(hidden), self.ours)
 
         def ours() -> list[list[int]]:
             return [nbest[0].tokens for nbest in joint_search([evidence], options)]
@@ -288,16 +282,16 @@ def rescore_rows(rounds: int) -> list[dict]:
             other[torch.randperm(u)[:2]] = torch.randint(1, EOS, (2,))
         nbest.append([Hypothesis(h, -1.0, {"ctc": -1.0}) for h in tokens.tolist()])
 
-    def passes(rows: list[Evidence], nbest: list[list[Hypothesis]]) -> list[float]:
+    def passes(rows: list[ModelOutput], nbest: list[list[Hypothesis]]) -> list[float]:
         found = rescore(rows, add_decoder(rows[0], nbest, 0.5), 0.5, 0.5)
         return [h.score for hypotheses in found for h in hypotheses]
 
-    def alone(b: int) -> list[Evidence]:
+    def alone(b: int) -> list[ModelOutput]:
         row, t = slice(b, b + 1), int(lengths[b])
-        return [Evidence(hidden[row, :t], lengths[row], empty[row, :t], decoder)]
+        return [ModelOutput(hidden[row, :t], lengths[row], empty[row, :t], decoder)]
 
     def together() -> list[float]:
-        return passes([Evidence(hidden, lengths, empty, decoder)], nbest)
+        return passes([ModelOutput(hidden, lengths, empty, decoder)], nbest)
 
     def each_utterance() -> list[float]:
         return [score for b in range(items) for score in passes(alone(b), [nbest[b]])]

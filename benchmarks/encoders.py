@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechattn.attention import relative
+from speechattn.deploy.packing import pack
 from speechattn.encoders import ConformerEncoder, EBranchformerEncoder
 from speechattn.importing.espnet import encoder_weights
-from speechattn.inference.packing import pack
 
 THREADS = 2
 FEATURES, FRAME_RATE = 80, 100

@@ -20,10 +20,10 @@ import torch
 from rows import against_peer, in_turn, row, save, spread
 
 from speechattn import Transcriber
-from speechattn.data.datamodule import read_cuts
+from speechattn.data.batches.datamodule import read_cuts
 from speechattn.decoding import DecodeOptions
 from speechattn.decoding.transducer import transducer_search
-from speechattn.inference.decode_cuts import CutBatches
+from speechattn.transcribe.manifests import CutBatches
 
 TARGET, WITHIN = 2.0, 5.0
 

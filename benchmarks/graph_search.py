@@ -39,15 +39,15 @@ import torch
 from kaldialign import edit_distance
 from rows import in_turn, row, save, spread
 
-from speechattn.data.tokenizer import SentencePieceTokenizer, Tokenizer
+from speechattn.data.tokenizers.tokenizer import SentencePieceTokenizer, Tokenizer
 from speechattn.decoding import DecodeOptions
 from speechattn.decoding.fst.build import build_graph
 from speechattn.decoding.fst.decode import GraphDecoder
 from speechattn.decoding.fst.graph import Graph
 from speechattn.decoding.fst.lexicon import Lexicon, most_frequent
 from speechattn.decoding.fst.online_search import OnlineSearch
-from speechattn.decoding.fst.word_ngram import train_word_ngram
 from speechattn.evaluation.text import normalize, split_units
+from speechattn.lm.word_ngram import train_word_ngram
 
 WORDS, UNITS, READ, TARGET = 10_000, 500, 60, 50.0
 FRAME, RATE, CHUNK = 0.04, 15.0, 16  # seconds; characters a second; frames of a stream
@@ -173,8 +173,8 @@ def read_model(model: Path, cuts: Path, graph: Path, weight: float, count: int) 
     """A trained model's posteriors of the first recordings of a manifest, divided by the weight."""
     from lhotse import CutSet
 
-    from speechattn.data.batch import Item, collate
-    from speechattn.transcriber import Transcriber
+    from speechattn.data.batches.batch import Item, collate
+    from speechattn.transcribe.transcriber import Transcriber
 
     transcriber = Transcriber.from_pretrained(model, DecodeOptions(method="ctc_greedy"))
     scores, said = [], []

@@ -16,13 +16,13 @@ from rows import against_peer, in_turn, row, save, spread
 from torch import Tensor
 from torch.nn.functional import ctc_loss, scaled_dot_product_attention
 
-from speechattn.kernels import gated_linear_attention as gated
-from speechattn.kernels import local_attention as local
-from speechattn.kernels.block_layouts import near_blocks, shards
-from speechattn.kernels.block_sparse_attention import block_sparse_attention
-from speechattn.kernels.ctc import ctc
-from speechattn.kernels.relative_attention import tiled
-from speechattn.kernels.window import Window
+from speechattn.kernels.attention import gated_linear_attention as gated
+from speechattn.kernels.attention import local_attention as local
+from speechattn.kernels.attention.block_layouts import near_blocks, shards
+from speechattn.kernels.attention.block_sparse_attention import block_sparse_attention
+from speechattn.kernels.attention.relative_attention import tiled
+from speechattn.kernels.attention.window import Window
+from speechattn.kernels.lattice.ctc import ctc
 from speechattn.masks import Chunks, padding_mask
 
 DEVICE = "cuda"

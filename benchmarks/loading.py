@@ -43,9 +43,9 @@ from speechattn.data.augment import (
     RandomRotation,
     SpeedPerturb,
 )
-from speechattn.data.datamodule import DataOptions, SpeechData
-from speechattn.data.store import CROPS, CropWriter
-from speechattn.data.tokenizer import CharTokenizer
+from speechattn.data.batches.datamodule import DataOptions, SpeechData
+from speechattn.data.crops.store import CROPS, CropWriter
+from speechattn.data.tokenizers.tokenizer import CharTokenizer
 
 RATE, SIDE, CROP = 25, 96, 88
 WORKERS = 2
@@ -271,7 +271,7 @@ def under(name: str, value: float, bound: float, unit: str) -> dict:
 
 def padding(count: int) -> dict:
     """Of shuffled batches, speeds perturbed."""
-    from speechattn.data.sampler import PaddedFrameBatches
+    from speechattn.data.batches.sampler import PaddedFrameBatches
 
     hashes = np.random.default_rng(1).integers(0, 2**64, count, dtype=np.uint64)
     seconds = lengths(count) / SpeedPerturb().draws(hashes, 0, 0)

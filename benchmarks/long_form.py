@@ -49,7 +49,7 @@ def join(data: Path, minutes: float, path: Path) -> list[int]:
     import numpy as np
     import soundfile
 
-    from speechattn.data.video import read_audio
+    from speechattn.data.media.container import read_audio
 
     said, numbers, read = 0, [], {}
     order = np.random.default_rng(1)
@@ -83,8 +83,8 @@ def transcribe(model: Path, options: Path | None, long_form: dict, path: Path) -
 
     from speechattn import Transcriber
     from speechattn.decoding import DecodeOptions
-    from speechattn.inference.joining import Joiner, split_units
-    from speechattn.inference.long_form import LongFormOptions, transcribe_long
+    from speechattn.transcribe.joining import Joiner, split_units
+    from speechattn.transcribe.long_files import LongFormOptions, transcribe_long
 
     torch.set_num_threads(2)
     decoding = DecodeOptions.load(options) if options else None
@@ -100,9 +100,9 @@ def transcribe(model: Path, options: Path | None, long_form: dict, path: Path) -
             windows.append([(u.text, u.time) for u in split_units(tokens)])
             super().add(tokens, start, end)
 
-    import speechattn.inference.long_form
+    import speechattn.transcribe.long_files
 
-    speechattn.inference.long_form.Joiner = Watched
+    speechattn.transcribe.long_files.Joiner = Watched
     begun = time.perf_counter()
     found = transcribe_long(transcriber, path, LongFormOptions(**long_form))
     seconds = time.perf_counter() - begun

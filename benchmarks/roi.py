@@ -29,10 +29,10 @@ import cv2
 import numpy as np
 from rows import in_turn, row, save, spread
 
-from speechattn.data.roi import MouthCropper, MtcnnDetector, RoiItem, extract
-from speechattn.data.roi.crop import MEAN_FACE, similarity
-from speechattn.data.store import CropStore, CropWriter, encode
-from speechattn.data.video import iter_frames, iter_video
+from speechattn.data.crops.roi import MouthCropper, MtcnnDetector, RoiItem, extract
+from speechattn.data.crops.roi.crop import MEAN_FACE, similarity
+from speechattn.data.crops.store import CropStore, CropWriter, encode
+from speechattn.data.media.container import iter_frames, iter_video
 
 REAL_TIME = 4.0
 AGAINST_BASELINE = 2.0
@@ -45,7 +45,7 @@ SMALL, LARGE = "360x288", "1280x720"
 
 def generated(folder: Path, count: int) -> list[Path]:
     """Clips of drawn faces."""
-    from speechattn.data.synth import synth_corpus
+    from speechattn.synth import synth_corpus
 
     synth_corpus(folder, "en", speakers=4, utterances=-(-count // 4), workers=WORKERS)
     return sorted(folder.glob("s*/*.mp4"))[:count]

@@ -67,7 +67,7 @@ class Run:
 
 def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
     """Streams a recording by the clock of its input."""
-    from speechattn.inference.stream import SpeechStream
+    from speechattn.transcribe.streaming.session import SpeechStream
 
     stream = SpeechStream(transcriber, options)
     run = Run([], [], [], "", [], [], 0.0)
@@ -108,12 +108,12 @@ def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
 
 def random_model(layers: int):
     """A Conformer of 12 layers and 256 units, by chunks of 640 ms."""
-    from speechattn.data.tokenizer import CharTokenizer
+    from speechattn.data.tokenizers.tokenizer import CharTokenizer
     from speechattn.decoding import DecodeOptions
     from speechattn.encoders import ConformerEncoder
     from speechattn.frontends import LogMelFbank
-    from speechattn.model import SpeechModel, Stream
-    from speechattn.transcriber import Transcriber
+    from speechattn.model.speech_model import SpeechModel, Stream
+    from speechattn.transcribe.transcriber import Transcriber
 
     torch.manual_seed(0)
     frontend = LogMelFbank(normalise="none")
@@ -176,8 +176,8 @@ def delay_rows(title: str, runs: list[Run], words: list[list]) -> list[dict]:
 
 def whole_text(transcriber, options, sound: np.ndarray) -> str:
     """Of the whole recording with the chunks of the stream."""
-    from speechattn.data.batch import Item, collate
-    from speechattn.inference.stream_lane import chunks_of
+    from speechattn.data.batches.batch import Item, collate
+    from speechattn.transcribe.streaming.encoder import chunks_of
 
     encoder = transcriber.model.streams["audio"].encoder
     own = encoder.chunks
@@ -191,7 +191,7 @@ def measure(transcriber, method: str, options, given, args) -> list[dict]:
     """The rows of one search."""
     from dataclasses import replace
 
-    from speechattn.transcriber import Transcriber
+    from speechattn.transcribe.transcriber import Transcriber
 
     decode = replace(transcriber.decode_options, method=method, beam_size=args.beam_size)
     fusion = transcriber.fusion
@@ -265,8 +265,8 @@ def main() -> int:
     torch.set_num_threads(args.threads)
 
     from speechattn.decoding import DecodeOptions
-    from speechattn.inference.stream import StreamOptions
-    from speechattn.transcriber import Transcriber
+    from speechattn.transcribe.streaming.session import StreamOptions
+    from speechattn.transcribe.transcriber import Transcriber
 
     seconds = 15.0 if args.quick else 60 * args.minutes
     options = StreamOptions(args.chunk_size, args.left_context, endpoint_seconds=args.endpoint)

@@ -79,12 +79,12 @@ def by_k2(x: Inputs) -> torch.Tensor:
 
 
 def by_us(x: Inputs, penalty: float = PENALTY) -> torch.Tensor:
-    from speechattn.kernels.pruned_transducer import (
+    from speechattn.kernels.lattice.pruned_transducer import (
         prune_ranges,
         pruned_transducer,
         simple_transducer,
     )
-    from speechattn.kernels.transducer import transducer
+    from speechattn.kernels.lattice.transducer import transducer
 
     texts = (x.lengths, x.token_lengths)
     if len(x.scores) == 1:

@@ -201,9 +201,9 @@ def training_row(frames: int, rounds: int) -> dict:
 def text_rows(options: argparse.Namespace) -> list[dict]:
     """The share of clips whose text the cheaper arithmetic leaves alone."""
     from speechattn.decoding import DecodeOptions
-    from speechattn.inference.decode_cuts import decode_cuts
-    from speechattn.model import SpeechModel
-    from speechattn.transcriber import Transcriber
+    from speechattn.model.speech_model import SpeechModel
+    from speechattn.transcribe.manifests import decode_cuts
+    from speechattn.transcribe.transcriber import Transcriber
 
     decoding = DecodeOptions.load(options.options) if options.options else None
     texts = {}

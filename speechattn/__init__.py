@@ -5,7 +5,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 __all__ = ["SpeechModel", "Transcriber", "__version__"]
 
-_LAZY = {"SpeechModel": "speechattn.model", "Transcriber": "speechattn.transcriber"}
+_LAZY = {"SpeechModel": "speechattn.model", "Transcriber": "speechattn.transcribe"}
 
 
 def __getattr__(name: str):

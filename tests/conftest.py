@@ -105,8 +105,8 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
     """Made once; nobody writes into it."""
     from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
-    from speechattn.data.store import CropWriter
-    from speechattn.data.tokenizer import CharTokenizer
+    from speechattn.data.crops.store import CropWriter
+    from speechattn.data.tokenizers.tokenizer import CharTokenizer
 
     folder = tmp_path_factory.mktemp("tiny_corpus")
     rng = np.random.default_rng(0)
@@ -145,9 +145,9 @@ def tiny_model_dir(
 
     `late` is an ensemble of the audio and the video model.
     """
-    from speechattn.data.tokenizer import Tokenizer
-    from speechattn.inference.combine import read_models, save_ensemble
-    from speechattn.model_dir import build_model, save_model_dir
+    from speechattn.data.tokenizers.tokenizer import Tokenizer
+    from speechattn.model.directory import build_model, save_model_dir
+    from speechattn.transcribe.combine import read_models, save_ensemble
 
     folder = tmp_path_factory.mktemp("models")
     tokenizer = Tokenizer.load(tiny_corpus.folder / "tokens")

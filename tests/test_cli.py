@@ -11,7 +11,7 @@ import yaml
 
 from speechattn import __version__
 from speechattn.cli import main, make_parser
-from speechattn.evaluation import write_table
+from speechattn.data.tables import write_table
 
 COMMANDS = (
     "synth-corpus prepare roi tokens train average combine import-checkpoint decode score "

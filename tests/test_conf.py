@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from speechattn.config import build, read_yaml
-from speechattn.data.datamodule import DataOptions
+from speechattn.data.batches.datamodule import DataOptions
 from speechattn.decoding import DecodeOptions
 from speechattn.losses import JointLoss
-from speechattn.model_dir import build_model
+from speechattn.model.directory import build_model
 from speechattn.training.options import TrainingOptions
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from speechattn.config import build, check_class_paths, check_sections, override, read_yaml, set_key
-from speechattn.data.datamodule import DataOptions
-from speechattn.data.roi import RoiOptions
+from speechattn.data.batches.datamodule import DataOptions
+from speechattn.data.crops.roi import RoiOptions
 from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss
-from speechattn.model_dir import build_model
+from speechattn.model.directory import build_model
 from speechattn.training import TrainingOptions
 
 PLUGIN = """
@@ -127,9 +127,9 @@ def test_foreign_class_path(tiny_model, path):
     "path",
     [
         "speechattn.training.fit.os.system",
-        "speechattn.model.nn.Linear",
+        "speechattn.model.speech_model.nn.Linear",
         "speechattn.encoders.ConformerEncoder",
-        "speechattn.model_dir.load_file",
+        "speechattn.model.directory.load_file",
     ],
 )
 def test_what_ours_imports_is_no_way_round(tiny_model, tmp_path, path):

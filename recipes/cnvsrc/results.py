@@ -10,7 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
-from speechattn.evaluation.tables import read_table, write_whole
+from speechattn.data.tables import read_table
+from speechattn.files import write_text
 
 SETS = ("dev", "test")
 KINDS = {"": "", "_left": ", left to right alone"}
@@ -82,7 +83,7 @@ def main() -> None:
     if not any(exp.glob("*/decode_*/ref.tsv")):
         raise SystemExit(f"{exp} has no decode folders: run stage 6")
     text = table(exp)
-    write_whole(exp / "results.md", text)
+    write_text(exp / "results.md", text)
     print(text)
 
 

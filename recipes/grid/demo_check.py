@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lhotse import CutSet
 
+from speechattn.data.tables import read_table
 from speechattn.evaluation import score
-from speechattn.evaluation.tables import read_table
 
 MODALITIES = ("audio", "video", "av")
 CLEARLY = 0.75

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from speechattn.attention.base import SelfAttention
 from speechattn.dropout import Dropout
-from speechattn.kernels.attention import attention
+from speechattn.kernels.attention.exact import attention
 from speechattn.masks import Chunks, padding_mask, without_padding
 
 

@@ -9,8 +9,8 @@ from speechattn.attention.base import SelfAttention
 from speechattn.attention.local import check_heads
 from speechattn.attention.rotary import rotate
 from speechattn.dropout import Dropout
-from speechattn.kernels.block_layouts import near_blocks, shards
-from speechattn.kernels.block_sparse_attention import block_sparse_attention
+from speechattn.kernels.attention.block_layouts import near_blocks, shards
+from speechattn.kernels.attention.block_sparse_attention import block_sparse_attention
 from speechattn.masks import Chunks
 
 

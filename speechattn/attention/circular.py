@@ -7,7 +7,7 @@ from torch import Tensor, finfo, nn
 
 from speechattn.attention.base import SelfAttention
 from speechattn.dropout import Dropout
-from speechattn.kernels.circular_convolution import circular_convolution
+from speechattn.kernels.attention.circular_convolution import circular_convolution
 from speechattn.masks import Chunks, padding_mask
 
 

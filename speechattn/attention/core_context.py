@@ -16,13 +16,13 @@ from speechattn.attention.cache import AttentionCache
 from speechattn.attention.local import check_heads
 from speechattn.attention.rotary import rotate
 from speechattn.dropout import Dropout
+from speechattn.kernels.attention.far_groups import Far, look_far
+from speechattn.kernels.attention.local_attention import attention_and_totals
+from speechattn.kernels.attention.local_blocks import lowest
+from speechattn.kernels.attention.time_blocks import wide
+from speechattn.kernels.attention.window import Window
 from speechattn.kernels.backend import choose
-from speechattn.kernels.far_groups import Far, look_far
-from speechattn.kernels.local_attention import attention_and_totals
-from speechattn.kernels.local_blocks import lowest
 from speechattn.kernels.precision import operands
-from speechattn.kernels.time_blocks import wide
-from speechattn.kernels.window import Window
 from speechattn.masks import Chunks
 
 

@@ -13,9 +13,9 @@ from speechattn.attention.cache import AttentionCache
 from speechattn.attention.local import check_heads
 from speechattn.attention.rotary import rotate
 from speechattn.dropout import Dropout
-from speechattn.kernels.attention import attention
-from speechattn.kernels.local_attention import local_attention
-from speechattn.kernels.window import Window
+from speechattn.kernels.attention.exact import attention
+from speechattn.kernels.attention.local_attention import local_attention
+from speechattn.kernels.attention.window import Window
 from speechattn.masks import Chunks
 
 

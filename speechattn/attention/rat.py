@@ -15,10 +15,10 @@ from speechattn.attention.base import SelfAttention
 from speechattn.attention.local import check_heads
 from speechattn.attention.rotary import rotate
 from speechattn.dropout import Dropout
-from speechattn.kernels.far_groups import Far, look_far
-from speechattn.kernels.local_blocks import lowest
+from speechattn.kernels.attention.far_groups import Far, look_far
+from speechattn.kernels.attention.local_blocks import lowest
+from speechattn.kernels.attention.time_blocks import wide
 from speechattn.kernels.precision import operands
-from speechattn.kernels.time_blocks import wide
 from speechattn.masks import Chunks, padding_mask
 
 

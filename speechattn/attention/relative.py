@@ -14,7 +14,10 @@ from speechattn.attention.cache import AttentionCache
 from speechattn.attention.distances import KeptDistances
 from speechattn.attention.positions import relative_positions
 from speechattn.dropout import Dropout
-from speechattn.kernels.relative_attention import relative_attention, relative_attention_step
+from speechattn.kernels.attention.relative_attention import (
+    relative_attention,
+    relative_attention_step,
+)
 from speechattn.masks import Chunks
 
 

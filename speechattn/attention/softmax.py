@@ -13,7 +13,7 @@ from speechattn.attention.base import SelfAttention
 from speechattn.attention.cache import AttentionCache
 from speechattn.attention.rotary import rotate
 from speechattn.dropout import Dropout
-from speechattn.kernels.attention import attention
+from speechattn.kernels.attention.exact import attention
 from speechattn.masks import Chunks
 
 Positions = Literal["rotary", "alibi", "none"]

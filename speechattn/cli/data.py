@@ -129,7 +129,7 @@ SYNTHETIC_MARK = "synthetic.json"  # written by synth-corpus beside its media
 
 def synth_corpus(args: Namespace) -> None:
     """speechattn synth-corpus"""
-    from speechattn.data.synth import synth_cnvsrc, synth_corpus
+    from speechattn.synth import synth_cnvsrc, synth_corpus
 
     own = {"grid": ("language", "utterances"), "cnvsrc": ("clips", "no_damaged")}
     for layout, names in own.items():
@@ -185,7 +185,7 @@ def roi(args: Namespace) -> None:
     from lhotse import CutSet
 
     from speechattn.config import build, read_yaml
-    from speechattn.data.roi import (
+    from speechattn.data.crops.roi import (
         MediaPipeDetector,
         RoiItem,
         RoiOptions,
@@ -225,7 +225,7 @@ def roi(args: Namespace) -> None:
         if args.merge:
             merged = merge_shards(items, args.output)
         else:
-            from speechattn.data.roi.on_ray import extract_on_ray
+            from speechattn.data.crops.roi.on_ray import extract_on_ray
 
             merged = extract_on_ray(
                 items,
@@ -269,8 +269,8 @@ def augment_sheet(args: Namespace) -> None:
     from speechattn.config import build
     from speechattn.data.augment import SpeedPerturb
     from speechattn.data.augment.sheet import write_augment_sheet
-    from speechattn.data.datamodule import DataOptions
-    from speechattn.data.store import CropStore
+    from speechattn.data.batches.datamodule import DataOptions
+    from speechattn.data.crops.store import CropStore
     from speechattn.training import set_noise
 
     config = read_config(args)
@@ -292,7 +292,7 @@ def tokens(args: Namespace) -> None:
     """speechattn tokens"""
     from lhotse import CutSet
 
-    from speechattn.data.tokenizer import build_tokenizer, read_token_list
+    from speechattn.data.tokenizers.tokenizer import build_tokenizer, read_token_list
     from speechattn.importing.tokens import make_tokenizer
 
     if (args.cuts is None) == (args.from_list is None):
@@ -310,7 +310,7 @@ def tokens(args: Namespace) -> None:
 
 def align(args: Namespace) -> None:
     """speechattn align"""
-    from speechattn.data.tokenizer import Tokenizer
+    from speechattn.data.tokenizers.tokenizer import Tokenizer
     from speechattn.training.aligner import align
 
     align(args.cuts[0], args.cuts[1:], Tokenizer.load(args.tokens), args.output)

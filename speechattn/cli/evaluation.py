@@ -89,7 +89,7 @@ def score(args: Namespace) -> None:
 
 def fuse(args: Namespace) -> None:
     """speechattn fuse"""
-    from speechattn.decoding.fuse_files import fuse
+    from speechattn.evaluation.fusion.files import fuse
 
     fuse(
         args.systems,

@@ -152,8 +152,8 @@ def add_device(sub: argparse.ArgumentParser) -> None:
 
 def decode(args: Namespace) -> None:
     """speechattn decode"""
-    from speechattn.inference.decode_cuts import decode_cuts
-    from speechattn.inference.timing import profiled
+    from speechattn.transcribe.manifests import decode_cuts
+    from speechattn.transcribe.timing import profiled
 
     with profiled(args.profile):
         decode_cuts(
@@ -172,8 +172,8 @@ def load_transcriber(args: Namespace):
     import torch
 
     from speechattn.decoding import DecodeOptions
-    from speechattn.model_dir import read_options
-    from speechattn.transcriber import Transcriber
+    from speechattn.model.directory import read_options
+    from speechattn.transcribe.transcriber import Transcriber
 
     if args.threads is not None:
         if args.threads < 1:
@@ -209,7 +209,7 @@ def changed_options(options, overrides: list[str]):
 
 def export(args: Namespace) -> None:
     """speechattn export"""
-    from speechattn.inference.exported import export_dir
+    from speechattn.deploy.exported import export_dir
 
     for path in export_dir(args.model, args.output, args.allow):
         logger.info("written to %s", path)
@@ -217,8 +217,8 @@ def export(args: Namespace) -> None:
 
 def stream(args: Namespace) -> None:
     """speechattn stream"""
-    from speechattn.inference.stream import StreamOptions
-    from speechattn.inference.stream_input import pieces_of_file, pieces_of_pipe, slowly
+    from speechattn.transcribe.streaming.input import pieces_of_file, pieces_of_pipe, slowly
+    from speechattn.transcribe.streaming.session import StreamOptions
 
     transcriber = load_transcriber(args)
     if args.file != "-":
@@ -246,7 +246,7 @@ def transcribe(args: Namespace) -> int:
     """speechattn transcribe"""
     from rich.progress import Progress
 
-    from speechattn.transcript import format_transcripts
+    from speechattn.transcribe.transcript import format_transcripts
 
     if args.output_dir is not None:
         names = Counter(Path(file).name for file in args.files)

@@ -189,25 +189,25 @@ def train(args: Namespace) -> None:
 
 def train_lm(args: Namespace) -> None:
     """speechattn train-lm"""
-    from speechattn.training.lm import train_lm
+    from speechattn.training.lm.run import train_lm
 
     train_lm(read_config(args), args.text, args.tokens, args.exp, args.valid_text, args.best)
 
 
 def ngram(args: Namespace) -> None:
     """speechattn ngram"""
-    from speechattn.decoding.ngram_training import train_ngram
+    from speechattn.lm.ngram_training import train_ngram
 
     train_ngram(args.text, args.tokens, args.output, args.order, args.min_count, args.valid_text)
 
 
 def graph(args: Namespace) -> None:
     """speechattn graph"""
-    from speechattn.data.texts import read_texts
-    from speechattn.data.tokenizer import Tokenizer
+    from speechattn.data.tokenizers.tokenizer import Tokenizer
     from speechattn.decoding.fst.build import build_graph
     from speechattn.decoding.fst.lexicon import Lexicon, most_frequent
-    from speechattn.decoding.fst.word_ngram import train_word_ngram, words_of
+    from speechattn.lm.texts import read_texts
+    from speechattn.lm.word_ngram import train_word_ngram, words_of
 
     tokenizer = Tokenizer.load(args.tokens)
     texts = read_texts(args.text)
@@ -233,7 +233,7 @@ def graph(args: Namespace) -> None:
 
 def draw(args: Namespace) -> None:
     """speechattn draw"""
-    from speechattn.data.tokenizer import Tokenizer
+    from speechattn.data.tokenizers.tokenizer import Tokenizer
     from speechattn.decoding.fst.draw import graph_svg
     from speechattn.decoding.fst.graph import Graph
 
@@ -268,12 +268,12 @@ def average(args: Namespace) -> None:
 
 def combine(args: Namespace) -> None:
     """speechattn combine"""
-    from speechattn.data.datamodule import read_cuts
-    from speechattn.data.store import CropStore
+    from speechattn.data.batches.datamodule import read_cuts
+    from speechattn.data.crops.store import CropStore
     from speechattn.decoding import DecodeOptions
-    from speechattn.inference.combine import choose_weights, read_models, save_ensemble
-    from speechattn.inference.decode_cuts import CutBatches
-    from speechattn.inference.ensemble import Ensemble
+    from speechattn.model.ensemble import Ensemble
+    from speechattn.transcribe.combine import choose_weights, read_models, save_ensemble
+    from speechattn.transcribe.manifests import CutBatches
 
     if args.weight and args.cuts is not None:
         raise ConfigError("--weight gives the shares and --cuts chooses them: leave one out")

@@ -7,7 +7,6 @@ V units, L layers, H heads, D width, Dh = D / H.
 from speechattn.decoders.base import Decoder, DecoderState
 from speechattn.decoders.bidirectional import BidirectionalDecoder, reverse_tokens
 from speechattn.decoders.joiner import Joiner
-from speechattn.decoders.language_model import TransformerLm
 from speechattn.decoders.predictor import LstmPredictor, Predictor, StatelessPredictor
 from speechattn.decoders.transducer import Transducer
 from speechattn.decoders.transformer import TransformerDecoder
@@ -22,6 +21,5 @@ __all__ = [
     "StatelessPredictor",
     "Transducer",
     "TransformerDecoder",
-    "TransformerLm",
     "reverse_tokens",
 ]

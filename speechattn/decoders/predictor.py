@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from speechattn.errors import ConfigError
-
-BLANK = 0
+from speechattn.units import BLANK
 
 # What a predictor remembers of the tokens of N hypotheses: tensors (N, ...), never changed in
 # place.

@@ -21,14 +21,10 @@ from speechattn.decoding.boosting import BoostScorer, ContextGraph
 from speechattn.decoding.ctc import AlignmentError, TokenSpan, ctc_forced_align, ctc_greedy
 from speechattn.decoding.ctc_beam import ctc_beam_search
 from speechattn.decoding.dispatch import check_options, decode
-from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.joint import beam_search, joint_search
-from speechattn.decoding.lm_scorers import InternalLmScorer, LmScorer, NgramScorer
-from speechattn.decoding.ngram import NgramLm
 from speechattn.decoding.options import DecodeOptions
 from speechattn.decoding.rescoring import rescore
-from speechattn.decoding.rover import RoverOptions, rover
 from speechattn.decoding.scorers import CtcPrefixScorer, DecoderScorer, PartialScorer, Scorer
 from speechattn.decoding.shallow_fusion import ShallowFusion
 from speechattn.decoding.transducer import transducer_beam, transducer_greedy
@@ -40,14 +36,8 @@ __all__ = [
     "CtcPrefixScorer",
     "DecodeOptions",
     "DecoderScorer",
-    "Evidence",
     "Hypothesis",
-    "InternalLmScorer",
-    "LmScorer",
-    "NgramLm",
-    "NgramScorer",
     "PartialScorer",
-    "RoverOptions",
     "Scorer",
     "ShallowFusion",
     "TokenSpan",
@@ -62,7 +52,6 @@ __all__ = [
     "hypothesis_times",
     "joint_search",
     "rescore",
-    "rover",
     "surest_times",
     "token_times",
     "transducer_beam",

@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from speechattn.decoding.ctc import AlignmentError, ctc_forced_align
-from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.hypothesis import Hypothesis
-
-WORD_START = "\u2581"  # SentencePiece's mark of a space before a piece
-SPACE = "<space>"
+from speechattn.model.output import ModelOutput
+from speechattn.units import SPACE_TOKEN, WORD_START, is_ideograph
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,8 @@ def token_times(log_probs: Tensor, tokens: list[int], frame_shift: float) -> lis
 
 
 def surest_times(
-    evidence: Sequence[Evidence], row: int, tokens: list[int]
-) -> tuple[Evidence, list[TokenTime]]:
+    evidence: Sequence[ModelOutput], row: int, tokens: list[int]
+) -> tuple[ModelOutput, list[TokenTime]]:
     """`token_times` of one utterance by the model that is surest of these tokens, and that model.
 
     Raises:
@@ -88,7 +86,9 @@ def surest_times(
     return max(found, key=lambda pair: sum(time.confidence for time in pair[1]))
 
 
-def hypothesis_times(evidence: Sequence[Evidence], row: int, found: Hypothesis) -> list[TokenTime]:
+def hypothesis_times(
+    evidence: Sequence[ModelOutput], row: int, found: Hypothesis
+) -> list[TokenTime]:
     """When the tokens of a hypothesis were said.
 
     A search that knows the frame of each token, or how sure it is, says so. For others the CTC
@@ -128,7 +128,7 @@ def word_times(times: Sequence[TokenTime], pieces: Sequence[str]) -> list[WordTi
     open_word = False  # whether the next character may continue the last word
     for time in times:
         piece = pieces[time.token]
-        if piece == SPACE:
+        if piece == SPACE_TOKEN:
             open_word = False
             continue
         if piece.startswith("<") and piece.endswith(">") and len(piece) > 2:
@@ -162,20 +162,6 @@ def word_times(times: Sequence[TokenTime], pieces: Sequence[str]) -> list[WordTi
 def _separates(character: str) -> bool:
     """Whether a character only says that a word ends here, and takes no time."""
     return character == WORD_START or character.isspace()
-
-
-def is_ideograph(character: str) -> bool:
-    """Whether a character is a word of its own: a CJK ideograph or kana."""
-    if len(character) != 1:
-        return False
-    code = ord(character)
-    return (
-        0x3040 <= code <= 0x30FF  # kana
-        or 0x3400 <= code <= 0x4DBF  # extension A
-        or 0x4E00 <= code <= 0x9FFF  # unified ideographs
-        or 0xF900 <= code <= 0xFAFF  # compatibility
-        or 0x20000 <= code <= 0x3FFFF  # the supplementary planes of ideographs
-    )
 
 
 @dataclass

@@ -24,8 +24,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from speechattn.decoding.ngram import UNK, BackoffArcs
 from speechattn.errors import ConfigError
+from speechattn.lm.ngram import BackoffArcs
+from speechattn.units import UNK
 
 
 @dataclass(frozen=True)

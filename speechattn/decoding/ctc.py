@@ -12,8 +12,7 @@ from torch import Tensor
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.errors import SpeechattnError
 from speechattn.masks import padding_mask
-
-BLANK = 0
+from speechattn.units import BLANK
 
 
 class AlignmentError(SpeechattnError):

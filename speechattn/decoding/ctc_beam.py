@@ -20,11 +20,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from speechattn.decoding.ctc import BLANK
 from speechattn.decoding.ctc_frames import Frames
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.prefix_scores import PrefixScores
 from speechattn.decoding.scorers import Scorer
+from speechattn.units import BLANK
 
 # The hash of FNV-1a with another odd multiplier, in int64 that wraps around.
 HASH_START, HASH_TIMES = -3750763034362895579, -7046029254386353131

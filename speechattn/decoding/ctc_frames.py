@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from speechattn.decoding.ctc import BLANK
 from speechattn.masks import padding_mask
+from speechattn.units import BLANK
 
 # Units that are looked at together, to find out whether the best of a frame may be among them.
 BLOCK = 32

@@ -8,7 +8,6 @@ import torch
 from speechattn.decoders import BidirectionalDecoder, Decoder, Transducer
 from speechattn.decoding.ctc import ctc_greedy
 from speechattn.decoding.ctc_beam import ctc_beam_search
-from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.fst.decode import graph_search
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.joint import joint_search
@@ -17,6 +16,7 @@ from speechattn.decoding.rescoring import add_decoder, add_lm, least_risk, resco
 from speechattn.decoding.shallow_fusion import NOTHING, ShallowFusion
 from speechattn.decoding.transducer import transducer_search
 from speechattn.errors import ConfigError
+from speechattn.model.output import ModelOutput
 
 TRANSDUCER = ("transducer_greedy", "transducer_beam")
 WITHOUT_DECODER = ("ctc_greedy", "ctc_beam", "ctc_graph", *TRANSDUCER)
@@ -86,7 +86,7 @@ def ctc_weight(options: DecodeOptions) -> float:
 
 @torch.inference_mode()
 def decode(
-    evidence: Sequence[Evidence], options: DecodeOptions, fusion: ShallowFusion = NOTHING
+    evidence: Sequence[ModelOutput], options: DecodeOptions, fusion: ShallowFusion = NOTHING
 ) -> list[list[Hypothesis]]:
     """Reads a batch of utterances; each gives what it gives alone.
 
@@ -123,7 +123,7 @@ def decode(
 
 
 def first_pass(
-    evidence: Sequence[Evidence], options: DecodeOptions, fusion: ShallowFusion
+    evidence: Sequence[ModelOutput], options: DecodeOptions, fusion: ShallowFusion
 ) -> list[list[Hypothesis]]:
     """The search, each utterance with a frame at least."""
     if options.method in ("joint", "attention"):
@@ -148,7 +148,7 @@ def first_pass(
 
 
 def second_pass(
-    evidence: Sequence[Evidence],
+    evidence: Sequence[ModelOutput],
     nbest: list[list[Hypothesis]],
     options: DecodeOptions,
     fusion: ShallowFusion,

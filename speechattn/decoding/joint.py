@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from speechattn.decoding.ctc import BLANK, merge_blanks
-from speechattn.decoding.evidence import Evidence
+from speechattn.decoding.ctc import merge_blanks
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.options import DecodeOptions
 from speechattn.decoding.scorers import CtcPrefixScorer, DecoderScorer, PartialScorer, Scorer
+from speechattn.model.output import ModelOutput
+from speechattn.units import BLANK
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class Beam:
 
 
 def joint_search(
-    evidence: Sequence[Evidence],
+    evidence: Sequence[ModelOutput],
     options: DecodeOptions,
     extra: Mapping[str, tuple[Scorer, float]] | None = None,
 ) -> list[list[Hypothesis]]:

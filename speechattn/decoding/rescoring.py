@@ -14,18 +14,17 @@ import torch
 from kaldialign import edit_distance
 from torch import Tensor
 
-from speechattn.decoders import TransformerLm
-from speechattn.decoders.language_model import sequence_scores
-from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.prefix_tree import tree_scores
+from speechattn.lm.transformer import TransformerLm, sequence_scores
+from speechattn.model.output import ModelOutput
 
 # Logits held at once. A batch with more of them goes through in several passes.
 MAX_LOGITS = 2**27
 
 
 def rescore(
-    evidence: Sequence[Evidence],
+    evidence: Sequence[ModelOutput],
     nbest: list[list[Hypothesis]],
     attention_weight: float,
     reverse_weight: float,
@@ -54,14 +53,14 @@ def rescore(
     return [sorted(hypotheses, key=lambda h: -h.score) for hypotheses in nbest]
 
 
-def add_reverse(h: Hypothesis, e: Evidence, share: float, score: float) -> Hypothesis:
+def add_reverse(h: Hypothesis, e: ModelOutput, share: float, score: float) -> Hypothesis:
     """With `share` of one model's left-to-right score replaced by the right-to-left one."""
     total = h.score + share * (score - h.scores[e.label("decoder")])
     return replace(h, score=total, scores={**h.scores, e.label("reverse"): score})
 
 
 def add_decoder(
-    e: Evidence, nbest: list[list[Hypothesis]], attention_weight: float
+    e: ModelOutput, nbest: list[list[Hypothesis]], attention_weight: float
 ) -> list[list[Hypothesis]]:
     """Gives what CTC alone found a score `decoder`, which takes its share from the score `ctc`.
 
@@ -119,14 +118,14 @@ def lm_scores(lm: TransformerLm, nbest: list[list[Hypothesis]]) -> list[list[flo
     return nbest_scores(score, nbest, lm.vocab_size, lm.output.weight.device)
 
 
-def decoder_scores(e: Evidence, nbest: list[list[Hypothesis]]) -> list[list[float]]:
+def decoder_scores(e: ModelOutput, nbest: list[list[Hypothesis]]) -> list[list[float]]:
     """Log-probability of each hypothesis left to right, <eos> included."""
     sequences = [[h.tokens for h in hypotheses] for hypotheses in nbest]
     predict = e.decoder.predict_tree
     return tree_scores(predict, sequences, e.hidden, e.lengths, e.decoder.vocab_size)
 
 
-def reverse_scores(e: Evidence, nbest: list[list[Hypothesis]]) -> list[list[float]]:
+def reverse_scores(e: ModelOutput, nbest: list[list[Hypothesis]]) -> list[list[float]]:
     """Log-probability of each hypothesis right to left, <eos> included."""
     sequences = [[h.tokens[::-1] for h in hypotheses] for hypotheses in nbest]
     predict = e.decoder.reverse_tree

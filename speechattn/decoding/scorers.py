@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from speechattn.decoders import Decoder, DecoderState
-from speechattn.decoding.ctc import BLANK
 from speechattn.masks import padding_mask
+from speechattn.units import BLANK
 
 # What a frame gives a label that it excludes; finite, because inf - inf is nan. A token that costs
 # a prefix half of it or more has used such a frame: it is impossible.

@@ -7,19 +7,20 @@ from pathlib import Path
 
 import torch
 
-from speechattn.data.tokenizer import Tokenizer
-from speechattn.decoders.language_model import TransformerLm
+from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.decoding.boosting import BoostScorer, ContextGraph
-from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.fst.decode import GraphDecoder
 from speechattn.decoding.fst.graph import ARCS, Graph
 from speechattn.decoding.fst.word_lm import WordLm
-from speechattn.decoding.lm_dir import WEIGHTS, load_lm
-from speechattn.decoding.lm_scorers import InternalLmScorer, LmScorer, NgramScorer
-from speechattn.decoding.ngram import UNK, NgramLm
 from speechattn.decoding.options import GRAPH, DecodeOptions
 from speechattn.decoding.scorers import Scorer
 from speechattn.errors import ConfigError
+from speechattn.lm.directory import WEIGHTS, load_lm
+from speechattn.lm.ngram import NgramLm
+from speechattn.lm.scorers import InternalLmScorer, LmScorer, NgramScorer
+from speechattn.lm.transformer import TransformerLm
+from speechattn.model.output import ModelOutput
+from speechattn.units import UNK
 
 # Methods whose search neither language models nor hot words change; what the graph's has found, a
 # language model can still rank anew.
@@ -99,7 +100,7 @@ class ShallowFusion:
         return ShallowFusion(*parts, self.graph, self.sources)
 
     def scorers(
-        self, options: DecodeOptions, evidence: Sequence[Evidence]
+        self, options: DecodeOptions, evidence: Sequence[ModelOutput]
     ) -> dict[str, tuple[Scorer, float]]:
         """Scorers of all tokens with their weights, by name; those of weight 0 left out."""
         batch = len(evidence[0].lengths)

@@ -24,18 +24,18 @@ from torch import Tensor
 
 from speechattn.decoders.predictor import PredictorState
 from speechattn.decoders.transducer import Transducer
-from speechattn.decoding.ctc import BLANK
 from speechattn.decoding.ctc_beam import EMPTY, HASH_START, HASH_TIMES
-from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.options import DecodeOptions
 from speechattn.decoding.prefix_scores import PrefixScores
 from speechattn.decoding.scorers import Scorer
 from speechattn.masks import padding_mask
+from speechattn.model.output import ModelOutput
+from speechattn.units import BLANK
 
 
 def transducer_search(
-    evidence: Evidence, options: DecodeOptions, scorers: Mapping[str, tuple[Scorer, float]]
+    evidence: ModelOutput, options: DecodeOptions, scorers: Mapping[str, tuple[Scorer, float]]
 ) -> list[list[Hypothesis]]:
     """What the options' method finds in the frames that the model's reducer leaves."""
     hidden, lengths, index = evidence.hidden, evidence.lengths, None

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from speechattn.errors import ConfigError
 from speechattn.masks import padding_mask, without_padding
-
-BLANK = 0
+from speechattn.units import BLANK
 
 
 class Reduced(NamedTuple):

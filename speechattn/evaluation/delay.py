@@ -207,7 +207,7 @@ def reference_words(cuts: Iterable[Any]) -> dict[str, list[Word]]:
     Raises:
         SpeechattnError: a cut has none.
     """
-    from speechattn.data.timed import word_alignment
+    from speechattn.data.batches.timed import word_alignment
 
     found = {}
     for cut in cuts:

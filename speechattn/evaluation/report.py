@@ -28,8 +28,8 @@ from speechattn.evaluation.experiment import (
     read_vocabulary,
 )
 from speechattn.evaluation.pictures import heads_picture, utterance_picture
-from speechattn.evaluation.tables import write_whole
 from speechattn.evaluation.text import UNITS, Unit, has_cjk
+from speechattn.files import write_text
 
 SYNTHETIC = (
     "Synthetic data: voices from a speech synthesiser and drawn faces. These numbers show that the "
@@ -101,7 +101,7 @@ def write_report(
         "Intervals are 95 % percentile bootstrap intervals unless score.json says otherwise."
     )
     output = Path(output)
-    write_whole(output, template.page(title, "".join(head), "\n".join(body), foot))
+    write_text(output, template.page(title, "".join(head), "\n".join(body), foot))
     return output
 
 

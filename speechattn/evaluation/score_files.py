@@ -6,11 +6,12 @@ from typing import Any
 
 from rich.console import Console
 
+from speechattn.data.tables import read_table
 from speechattn.errors import SpeechattnError
 from speechattn.evaluation.bootstrap import BootstrapOptions
 from speechattn.evaluation.error_rate import ScoreReport, score
-from speechattn.evaluation.tables import read_table, write_whole
 from speechattn.evaluation.text import UNITS, TextNormalization, Unit
+from speechattn.files import write_text
 
 
 def score_files(
@@ -31,7 +32,7 @@ def score_files(
     where both have, they must agree.
 
     Args:
-        ref, hyp: tables as `speechattn.evaluation.tables` describes them.
+        ref, hyp: tables as `speechattn.data.tables` describes them.
         unit: ``char`` or ``word``.
         json_path: where `ScoreReport.to_dict` is written.
         show_alignments: print the aligned errors.
@@ -98,4 +99,4 @@ def score_both(
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
     """Writes strict JSON (no NaN), whole or not at all."""
-    write_whole(path, json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n")

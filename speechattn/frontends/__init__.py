@@ -7,6 +7,7 @@ from speechattn.frontends.espnet_log_mel import EspnetLogMel
 from speechattn.frontends.fbank import LogMelFbank
 from speechattn.frontends.fusion import MLPFusion
 from speechattn.frontends.resnet3d import ResNet3D
+from speechattn.frontends.specaugment import SpecAugment
 
 __all__ = [
     "Conv1dResNet",
@@ -16,4 +17,5 @@ __all__ = [
     "LogMelFbank",
     "MLPFusion",
     "ResNet3D",
+    "SpecAugment",
 ]

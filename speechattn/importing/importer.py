@@ -9,9 +9,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from speechattn.config import build, read_yaml
-from speechattn.data.tokenizer import read_units, with_ends
+from speechattn.data.tokenizers.tokenizer import read_units, with_ends
 from speechattn.decoding import DecodeOptions
-from speechattn.decoding.lm_dir import build_lm, save_lm
 from speechattn.errors import ConfigError
 from speechattn.frontends import EspnetLogMel
 from speechattn.importing import auto_avsr, espnet_config, espnet_model
@@ -20,7 +19,8 @@ from speechattn.importing.espnet import Names
 from speechattn.importing.espnet_decode import read_decode
 from speechattn.importing.espnet_lm import is_lm, lm_weight_names, read_lm_config
 from speechattn.importing.tokens import make_tokenizer
-from speechattn.model_dir import build_model, save_model_dir
+from speechattn.lm.directory import build_lm, save_lm
+from speechattn.model.directory import build_model, save_model_dir
 
 Source = Literal["espnet", "auto_avsr", "cnvsrc2023", "cnvsrc2024"]
 

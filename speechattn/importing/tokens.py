@@ -5,15 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from speechattn.data.tokenizer import (
-    BLANK,
-    SOS_EOS,
-    UNK,
-    CharTokenizer,
-    SentencePieceTokenizer,
-    Tokenizer,
-)
+from speechattn.data.tokenizers.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer
 from speechattn.errors import ConfigError
+from speechattn.units import BLANK_TOKEN, SOS_EOS_TOKEN, UNK_TOKEN
 
 # Fields of SentencePiece's ModelProto, of a piece in it and of its TrainerSpec.
 _PIECES, _TRAINER = 1, 2
@@ -43,7 +37,9 @@ def make_tokenizer(tokens: Sequence[str], bpe_model: Path | None = None) -> Toke
         tokenizer = SentencePieceTokenizer(model, kind)
         if tokenizer.tokens != list(tokens):
             ends = [*tokens[:2], *tokens[-1:]]
-            raise ConfigError(f"tokens: must be {BLANK}, {UNK}, ..., {SOS_EOS}; ends are {ends}")
+            raise ConfigError(
+                f"tokens: must be {BLANK_TOKEN}, {UNK_TOKEN}, ..., {SOS_EOS_TOKEN}; ends are {ends}"
+            )
         return tokenizer
     if long := [token for token in tokens[2:-1] if len(token) != 1 and token != "<space>"]:
         raise ConfigError(

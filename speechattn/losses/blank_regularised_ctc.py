@@ -15,8 +15,8 @@ so with it the loss is the log of no probability.
 from torch import Tensor, nn
 
 from speechattn.errors import ConfigError
-from speechattn.kernels.capped_ctc import capped_ctc
-from speechattn.kernels.ctc import ctc
+from speechattn.kernels.lattice.ctc import ctc
+from speechattn.kernels.lattice.max_duration_ctc import capped_ctc
 
 
 def blank_regularised_ctc_loss(

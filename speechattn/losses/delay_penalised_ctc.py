@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from speechattn.errors import ConfigError
 from speechattn.k2.ctc import ctc_losses
 from speechattn.k2.library import library
-from speechattn.kernels.ctc import ctc
+from speechattn.kernels.lattice.ctc import ctc
 
 
 def delay_penalised_ctc_loss(

@@ -7,7 +7,7 @@ whose frames is a distribution by itself, never compares it with:
 
 p(text) is CTC's and P(text) a language model's, both of them in a decoding graph of units:
 lattice-free MMI (Povey et al. 2016) with CTC's states, the CTC-CRF of Xiang and Ou (1911.08747).
-k2 computes the second sum by `intersect_dense`; here it is `speechattn.kernels.graph_total`.
+k2 computes the second sum by `intersect_dense`; here it is `graph_total`.
 
 P(text) of what was said changes with no parameter and is left out, so that the loss may be below 0.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from speechattn.decoding.fst.graph import Graph
 from speechattn.errors import ConfigError
-from speechattn.kernels.graph_total import GraphMatrices, graph_total
+from speechattn.kernels.lattice.graph_total import GraphMatrices, graph_total
 from speechattn.losses.delay_penalised_ctc import delay_penalised_ctc_loss
 
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from speechattn.decoders import Decoder
 from speechattn.decoders.scoring import next_tokens, sequence_log_probs
-from speechattn.decoding import DecodeOptions, Evidence, decode
+from speechattn.decoding import DecodeOptions, decode
 from speechattn.errors import ConfigError
-from speechattn.kernels.ctc import ctc
+from speechattn.kernels.lattice.ctc import ctc
+from speechattn.model.output import ModelOutput
 
 
 class MwerLoss(nn.Module):
@@ -113,7 +114,7 @@ class MwerLoss(nn.Module):
         if learning:
             decoder.eval()
         try:
-            evidence = Evidence(hidden.detach(), lengths, log_probs.detach(), decoder)
+            evidence = ModelOutput(hidden.detach(), lengths, log_probs.detach(), decoder)
             found = decode([evidence], self.options)
         finally:
             if learning:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from speechattn.errors import ConfigError
-from speechattn.kernels.pruned_transducer import (
+from speechattn.kernels.lattice.pruned_transducer import (
     prune,
     prune_ranges,
     pruned_transducer,
     simple_transducer,
 )
-from speechattn.kernels.transducer import transducer
-from speechattn.kernels.transducer_lattice import Topology
+from speechattn.kernels.lattice.transducer import transducer
+from speechattn.kernels.lattice.transducer_lattice import Topology
 
 
 class FullTransducerLoss(nn.Module):

@@ -20,11 +20,11 @@ from lhotse.supervision import AlignmentItem
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from speechattn.data.batch import collate
-from speechattn.data.datamodule import SpeechDataset, read_cuts
-from speechattn.data.sampler import PaddedFrameBatches
-from speechattn.data.timed import word_alignment
-from speechattn.data.tokenizer import Tokenizer
+from speechattn.data.batches.batch import collate
+from speechattn.data.batches.datamodule import SpeechDataset, read_cuts
+from speechattn.data.batches.sampler import PaddedFrameBatches
+from speechattn.data.batches.timed import word_alignment
+from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.decoding import token_times, word_times
 from speechattn.decoding.ctc import AlignmentError
 from speechattn.errors import ConfigError

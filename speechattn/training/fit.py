@@ -25,21 +25,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from speechattn.config import build, check_sections, read_yaml
-from speechattn.data.datamodule import DataOptions, SpeechData
-from speechattn.data.roi import RoiOptions
-from speechattn.data.tokenizer import Tokenizer
+from speechattn.data.batches.datamodule import DataOptions, SpeechData
+from speechattn.data.crops.roi import RoiOptions
+from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.decoding import DecodeOptions, check_options
 from speechattn.errors import ConfigError, SpeechattnError
-from speechattn.evaluation.tables import write_whole
-from speechattn.inference.long_form import LongFormOptions
+from speechattn.files import write_text
 from speechattn.losses import JointLoss
-from speechattn.model_dir import build_model, save_model_dir
+from speechattn.model.directory import build_model, save_model_dir
 from speechattn.training.checkpoints import LastCheckpoint, MovingAverage, WholeFiles
 from speechattn.training.initialise import initialise
 from speechattn.training.options import TrainingOptions
 from speechattn.training.processes import is_first, leaves_out, processes, quieten
 from speechattn.training.table import EpochTable
 from speechattn.training.task import SpeechTask
+from speechattn.transcribe.long_files import LongFormOptions
 
 logger = logging.getLogger(__name__)
 # Lightning turns its own chatter on when it is imported: advertisements, what was found on the
@@ -136,7 +136,7 @@ def train(
         find_unused = leaves_out(model, loss)
     trainer = make_trainer(options, folder, find_unused, options.save_steps)
     if is_first():
-        write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     data = SpeechData(
         data_options,
         train_cuts,
@@ -172,7 +172,7 @@ def train(
         ) from error
     facts = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
     if trainer.is_global_zero:
-        write_whole(folder / "done.json", json.dumps(facts))
+        write_text(folder / "done.json", json.dumps(facts))
     return folder
 
 

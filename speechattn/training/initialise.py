@@ -11,11 +11,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from speechattn.data.tokenizer import Tokenizer
+from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.errors import ConfigError
-from speechattn.model import SpeechModel
-from speechattn.model_dir import load_model, read_config
+from speechattn.model.directory import load_model, read_config
+from speechattn.model.speech_model import SpeechModel
 
 logger = logging.getLogger(__name__)
 

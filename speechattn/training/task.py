@@ -3,11 +3,11 @@
 import torch
 from kaldialign import edit_distance
 
-from speechattn.data.batch import Batch
+from speechattn.data.batches.batch import Batch
 from speechattn.decoding import DecodeOptions, Hypothesis, ctc_greedy, decode
 from speechattn.losses import JointLoss
 from speechattn.losses.joint import LossParts
-from speechattn.model import Encoded, SpeechModel
+from speechattn.model.speech_model import Encoded, SpeechModel
 from speechattn.training.global_step import GlobalStep
 from speechattn.training.options import TrainingOptions
 

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechattn.attention import CoreContextSelfAttention, SoftmaxSelfAttention
 from speechattn.attention.rotary import rotate
-from speechattn.kernels import tiles
+from speechattn.kernels.attention import tiles
 from speechattn.masks import Chunks
 from tests.attention.test_conformance import FRAMES, LENGTHS, inputs, randomised, real
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from speechattn.attention import RelativeSelfAttention, relative_positions
-from speechattn.kernels import relative_tiles, tiles
+from speechattn.kernels.attention import relative_tiles, tiles
 from speechattn.masks import Chunks, chunk_mask, padding_mask
 
 _INSTALL = "needs ESPnet: pip install --no-deps --ignore-requires-python espnet==202611 typeguard"

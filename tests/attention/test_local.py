@@ -7,7 +7,7 @@ import torch
 from speechattn.attention import LocalSelfAttention, SoftmaxSelfAttention
 from speechattn.attention.rotary import rotate
 from speechattn.encoders import ConformerEncoder, Encoder
-from speechattn.kernels.window import Window
+from speechattn.kernels.attention.window import Window
 from speechattn.masks import Chunks
 from tests.attention.test_conformance import (
     FRAMES,

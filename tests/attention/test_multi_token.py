@@ -5,7 +5,7 @@ import torch
 
 from speechattn.attention import MultiTokenSelfAttention
 from speechattn.attention.rotary import rotate
-from speechattn.kernels import tiles
+from speechattn.kernels.attention import tiles
 from speechattn.masks import Chunks
 
 D, H = 8, 2

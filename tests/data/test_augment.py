@@ -28,7 +28,7 @@ from speechattn.data.augment import (
 )
 from speechattn.data.augment.base import uniforms
 from speechattn.data.augment.video import change_color, rotate
-from speechattn.data.cut_table import id_hash
+from speechattn.data.batches.cut_table import id_hash
 
 
 def clip(frames=30, height=96, width=96, seed=0):

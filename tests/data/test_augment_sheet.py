@@ -7,7 +7,7 @@ import pytest
 from speechattn.cli import main
 from speechattn.data.augment import HorizontalFlip, RandomCrop, SpeedPerturb
 from speechattn.data.augment.sheet import write_augment_sheet
-from speechattn.data.store import CropStore
+from speechattn.data.crops.store import CropStore
 
 CONFIG = """
 data:

@@ -18,13 +18,14 @@ from speechattn.attention import (
     SoftmaxTokenAttention,
 )
 from speechattn.config import ConfigError, build
-from speechattn.decoders import BidirectionalDecoder, TransformerDecoder, TransformerLm
-from speechattn.decoders.language_model import sequence_scores
-from speechattn.decoding import DecodeOptions, Evidence
+from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
+from speechattn.decoding import DecodeOptions
 from speechattn.decoding.joint import joint_search
 from speechattn.decoding.prefix_tree import tree_scores
-from speechattn.inference.packing import pack
-from speechattn.inference.quantisation import quantise
+from speechattn.deploy.packing import pack
+from speechattn.deploy.quantisation import quantise
+from speechattn.lm.transformer import TransformerLm, sequence_scores
+from speechattn.model.output import ModelOutput
 
 V, M, D, H, T = 9, 6, 16, 4, 8
 EOS = V - 1
@@ -184,7 +185,7 @@ def test_a_wide_beam_finds_the_best_of_all(tokens, memory):
     hidden = make_memory()[:, :4]
     ctc = (2 * torch.randn(3, 4, v, generator=torch.Generator().manual_seed(5))).log_softmax(-1)
     options = DecodeOptions(beam_size=40, ctc_weight=0.3, nbest=2, pre_beam_ratio=1.0)
-    results = joint_search([Evidence(hidden, lengths, ctc, decoder)], options)
+    results = joint_search([ModelOutput(hidden, lengths, ctc, decoder)], options)
     for b, t in enumerate(lengths.tolist()):
         found = []
         for sequence in (s for u in range(t + 1) for s in product((1, 2), repeat=u)):
@@ -209,9 +210,9 @@ def test_a_narrow_beam_gives_true_scores_and_the_same_in_a_batch(tokens, memory)
     decoder, frames = make(tokens, memory), make_memory()
     ctc = torch.randn(3, T, V, generator=torch.Generator().manual_seed(5)).log_softmax(-1)
     options = DecodeOptions(beam_size=4, nbest=3, length_bonus=0.5)
-    together = joint_search([Evidence(frames, LENGTHS, ctc, decoder)], options)
+    together = joint_search([ModelOutput(frames, LENGTHS, ctc, decoder)], options)
     for b, t in enumerate(LENGTHS.tolist()):
-        one = Evidence(frames[b : b + 1, :t], LENGTHS[b : b + 1], ctc[b : b + 1, :t], decoder)
+        one = ModelOutput(frames[b : b + 1, :t], LENGTHS[b : b + 1], ctc[b : b + 1, :t], decoder)
         (alone,) = joint_search([one], options)
         assert [h.tokens for h in alone] == [h.tokens for h in together[b]]
         for h in alone:
@@ -250,12 +251,12 @@ def test_packed_and_quantised_layers(tokens, memory):
     frames, ctc = make_memory().float(), torch.randn(3, T, V).log_softmax(-1)
     options = DecodeOptions(beam_size=3)
     plain = make(tokens, memory).float()
-    (wanted, *_) = joint_search([Evidence(frames, LENGTHS, ctc, plain)], options)
+    (wanted, *_) = joint_search([ModelOutput(frames, LENGTHS, ctc, plain)], options)
     packed = pack(copy.deepcopy(plain))
-    (found, *_) = joint_search([Evidence(frames, LENGTHS, ctc, packed)], options)
+    (found, *_) = joint_search([ModelOutput(frames, LENGTHS, ctc, packed)], options)
     assert found[0].score == pytest.approx(wanted[0].score, abs=1e-3)
     quantised = quantise(copy.deepcopy(plain), "int8", smallest=0)
-    (found, *_) = joint_search([Evidence(frames, LENGTHS, ctc, quantised)], options)
+    (found, *_) = joint_search([ModelOutput(frames, LENGTHS, ctc, quantised)], options)
     assert math.isfinite(found[0].score)
 
 

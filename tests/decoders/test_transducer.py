@@ -7,7 +7,7 @@ from speechattn.decoders import Joiner, LstmPredictor, StatelessPredictor, Trans
 from speechattn.encoders import FrameReducer
 from speechattn.errors import ConfigError
 from speechattn.losses import FullTransducerLoss, JointLoss, PrunedTransducerLoss
-from speechattn.model_dir import build_model
+from speechattn.model.directory import build_model
 
 VOCAB = 9
 

@@ -5,15 +5,9 @@ import torch
 from torch import nn
 
 from speechattn.decoders import TransformerDecoder
-from speechattn.decoding import (
-    DecodeOptions,
-    Evidence,
-    Hypothesis,
-    ctc_greedy,
-    decode,
-    joint_search,
-)
+from speechattn.decoding import DecodeOptions, Hypothesis, ctc_greedy, decode, joint_search
 from speechattn.errors import ConfigError
+from speechattn.model.output import ModelOutput
 
 
 class Model(nn.Module):
@@ -25,7 +19,7 @@ class Model(nn.Module):
 
     def evidence(self, hidden, lengths):
         log_probs = (4 * self.head(hidden)).log_softmax(-1)
-        return [Evidence(hidden, lengths, log_probs, self.decoder)]
+        return [ModelOutput(hidden, lengths, log_probs, self.decoder)]
 
 
 HIDDEN = torch.randn(3, 12, 8, generator=torch.Generator().manual_seed(1))

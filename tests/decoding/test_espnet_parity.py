@@ -5,8 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from speechattn.decoders import TransformerDecoder
-from speechattn.decoding import CtcPrefixScorer, DecodeOptions, Evidence, joint_search
+from speechattn.decoding import CtcPrefixScorer, DecodeOptions, joint_search
 from speechattn.importing.espnet import decoder_weights
+from speechattn.model.output import ModelOutput
 
 INSTALL = "pip install espnet==202611 to compare with ESPnet"
 prefix_score = pytest.importorskip("espnet2.legacy.nets.ctc_prefix_score", reason=INSTALL)
@@ -75,7 +76,7 @@ def test_best_hypotheses(weight, length_bonus, beam):
         hidden = torch.randn(5, 26, D)
         options = DecodeOptions(beam_size=beam, ctc_weight=weight, length_bonus=length_bonus)
         log_probs = ctc.log_softmax(hidden)
-        found = joint_search([Evidence(hidden, lengths, log_probs, ours)], options)
+        found = joint_search([ModelOutput(hidden, lengths, log_probs, ours)], options)
         beam_search = search.BatchBeamSearch(
             {
                 "decoder": theirs,

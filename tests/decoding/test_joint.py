@@ -7,8 +7,9 @@ import torch
 from torch.nn.functional import ctc_loss
 
 from speechattn.decoders import TransformerDecoder
-from speechattn.decoding import DecodeOptions, Evidence, joint
+from speechattn.decoding import DecodeOptions, joint
 from speechattn.decoding.joint import joint_search, length_limits
+from speechattn.model.output import ModelOutput
 
 V, D = 5, 8
 EOS = V - 1
@@ -30,7 +31,9 @@ class Pieces:
     def search(self, rows=slice(None), **options):
         lengths = self.lengths[rows]
         t = int(lengths.max())
-        evidence = Evidence(self.hidden[rows, :t], lengths, self.log_probs[rows, :t], self.decoder)
+        evidence = ModelOutput(
+            self.hidden[rows, :t], lengths, self.log_probs[rows, :t], self.decoder
+        )
         return joint_search([evidence], DecodeOptions(**options))
 
     @torch.no_grad()
@@ -171,7 +174,7 @@ def test_two_models_are_searched_as_one(weight):
     """The best by the weighted sum of what each model says alone; their frames differ in number."""
     one, other = Pieces(0), Pieces(1, torch.tensor([3, 4, 2]))
     evidence = [
-        Evidence(p.hidden, p.lengths, p.log_probs, p.decoder, weight=share, name=name)
+        ModelOutput(p.hidden, p.lengths, p.log_probs, p.decoder, weight=share, name=name)
         for p, share, name in ((one, 0.4, "a"), (other, 0.6, "b"))
     ]
     options = DecodeOptions(beam_size=800, ctc_weight=weight, nbest=2, pre_beam_ratio=1.0)

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from speechattn.decoders import BidirectionalDecoder, TransformerDecoder, TransformerLm
+from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.decoding import (
     DecodeOptions,
-    Evidence,
     Hypothesis,
     ShallowFusion,
     check_options,
@@ -19,6 +18,8 @@ from speechattn.decoding import (
     rescoring,
 )
 from speechattn.errors import ConfigError
+from speechattn.lm.transformer import TransformerLm
+from speechattn.model.output import ModelOutput
 
 V, D = 9, 8
 EOS = V - 1
@@ -41,7 +42,7 @@ class Model(nn.Module):
 
     def evidence(self, hidden, lengths):
         log_probs = (4 * self.head(hidden)).log_softmax(-1)
-        return [Evidence(hidden, lengths, log_probs, self.decoder)]
+        return [ModelOutput(hidden, lengths, log_probs, self.decoder)]
 
 
 def right_to_left(decoder: BidirectionalDecoder, row: int, tokens: list[int]) -> float:

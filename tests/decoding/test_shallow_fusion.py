@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from speechattn import Transcriber
-from speechattn.data.tokenizer import CharTokenizer
-from speechattn.decoders import TransformerDecoder, TransformerLm
-from speechattn.decoding import ContextGraph, DecodeOptions, Evidence, decode
+from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.decoders import TransformerDecoder
+from speechattn.decoding import ContextGraph, DecodeOptions, decode
 from speechattn.decoding.shallow_fusion import ShallowFusion, read_fusion, read_hot_words
 from speechattn.errors import ConfigError
+from speechattn.lm.transformer import TransformerLm
+from speechattn.model.output import ModelOutput
 
 TOKENIZER = CharTokenizer.train(["abcde"])
 V, D = TOKENIZER.vocab_size, 8
@@ -36,12 +38,12 @@ ngram 2=1
 """
 
 
-def evidence() -> list[Evidence]:
+def evidence() -> list[ModelOutput]:
     torch.manual_seed(0)
     decoder = TransformerDecoder(V, D, 16, 2, 32, 1).eval()
     hidden = torch.randn(3, 12, D)
     log_probs = (2 * torch.randn(3, 12, V)).log_softmax(-1)
-    return [Evidence(hidden, LENGTHS, log_probs, decoder)]
+    return [ModelOutput(hidden, LENGTHS, log_probs, decoder)]
 
 
 @pytest.fixture

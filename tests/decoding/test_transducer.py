@@ -9,7 +9,6 @@ import torch
 from speechattn.decoders import LstmPredictor, StatelessPredictor, Transducer
 from speechattn.decoding import (
     DecodeOptions,
-    Evidence,
     check_options,
     decode,
     hypothesis_times,
@@ -18,7 +17,8 @@ from speechattn.decoding import (
 )
 from speechattn.encoders import FrameReducer
 from speechattn.errors import ConfigError
-from speechattn.kernels.transducer import transducer
+from speechattn.kernels.lattice.transducer import transducer
+from speechattn.model.output import ModelOutput
 
 VOCAB, MEMORY = 6, 5
 LENGTHS = torch.tensor([9, 4, 0, 7, 1])
@@ -209,7 +209,7 @@ def evidence(threshold=None):
     head, hidden = make()
     log_probs = (3 * torch.randn(*hidden.shape[:2], VOCAB)).log_softmax(-1)
     reducer = None if threshold is None else FrameReducer(threshold)
-    return Evidence(
+    return ModelOutput(
         hidden, LENGTHS, log_probs, transducer=head, frame_reducer=reducer and reducer.eval()
     )
 

@@ -11,7 +11,7 @@ from speechattn.config import read_yaml
 from speechattn.encoders import Encoder
 from speechattn.encoders.efficient_conformer import EfficientConformerEncoder
 from speechattn.masks import Chunks, padding_mask
-from speechattn.model_dir import build_model
+from speechattn.model.directory import build_model
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 LENGTHS = [50, 23, 38, 1]  # 25, 12, 19, 1 frames in the first stage: 12 is the only multiple of 3

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from speechattn.data.tables import write_table
 from speechattn.evaluation.score_files import score_both
-from speechattn.evaluation.tables import write_table
 
 WORDS = (
     "bin lay place set blue green red white at by in with a b f g one two seven now soon"

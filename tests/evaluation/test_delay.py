@@ -8,6 +8,7 @@ from lhotse import CutSet, MonoCut, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 
 from speechattn.cli import main
+from speechattn.data.tables import write_table
 from speechattn.decoding.ctc import ctc_forced_align, ctc_greedy
 from speechattn.errors import SpeechattnError
 from speechattn.evaluation.bootstrap import BootstrapOptions
@@ -19,7 +20,6 @@ from speechattn.evaluation.delay import (
     matches,
     score_delay,
 )
-from speechattn.evaluation.tables import write_table
 
 
 def words(*spans):

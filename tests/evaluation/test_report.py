@@ -12,9 +12,9 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
+from speechattn.data.tables import write_table
 from speechattn.errors import SpeechattnError
 from speechattn.evaluation.report import summary_table, write_report
-from speechattn.evaluation.tables import write_table
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (

@@ -6,8 +6,9 @@ import json
 import pytest
 from rich.console import Console
 
+from speechattn.data.tables import write_table
 from speechattn.errors import SpeechattnError
-from speechattn.evaluation import BootstrapOptions, score_both, score_files, write_table
+from speechattn.evaluation import BootstrapOptions, score_both, score_files
 
 QUICK = BootstrapOptions(replications=100)
 

@@ -14,9 +14,9 @@ from speechattn.decoding import DecodeOptions
 from speechattn.errors import ConfigError
 from speechattn.importing import import_checkpoint
 from speechattn.importing.auto_avsr import read_sizes, weight_names
-from speechattn.model import SpeechModel
-from speechattn.model_dir import build_model, read_config
-from speechattn.transcriber import Transcriber
+from speechattn.model.directory import build_model, read_config
+from speechattn.model.speech_model import SpeechModel
+from speechattn.transcribe.transcriber import Transcriber
 
 UNITS = ["<unk>", *"abcdef"]
 VOCAB = len(UNITS) + 2

@@ -15,8 +15,8 @@ from speechattn.importing.espnet import (
     encoder_names,
 )
 from speechattn.importing.keys import IGNORED, fixed, passed, translate
-from speechattn.model import SpeechModel
-from speechattn.model_dir import read_config
+from speechattn.model.directory import read_config
+from speechattn.model.speech_model import SpeechModel
 
 TOKENS = ["<blank>", "<unk>", "a", "b", "<sos/eos>"]
 V, D = len(TOKENS), 16

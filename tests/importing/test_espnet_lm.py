@@ -5,13 +5,12 @@ import torch
 import yaml
 from torch.testing import assert_close
 
-from speechattn.data.tokenizer import CharTokenizer
-from speechattn.decoders import TransformerLm
-from speechattn.decoders.language_model import sequence_scores
-from speechattn.decoding.lm_dir import load_lm
+from speechattn.data.tokenizers.tokenizer import CharTokenizer
 from speechattn.decoding.shallow_fusion import read_fusion
 from speechattn.errors import ConfigError
 from speechattn.importing import import_checkpoint
+from speechattn.lm.directory import load_lm
+from speechattn.lm.transformer import TransformerLm, sequence_scores
 
 TOKENS = ["<blank>", "<unk>", *"abcdefg", "<sos/eos>"]
 V = len(TOKENS)

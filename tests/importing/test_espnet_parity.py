@@ -10,13 +10,13 @@ import torch
 import yaml
 from torch import nn
 
-from speechattn.data.batch import Batch
+from speechattn.data.batches.batch import Batch
 from speechattn.importing import import_checkpoint
 from speechattn.importing.espnet import take
 from speechattn.importing.espnet_model import weight_names
 from speechattn.losses import JointLoss
-from speechattn.model import SpeechModel
-from speechattn.transcriber import Transcriber
+from speechattn.model.speech_model import SpeechModel
+from speechattn.transcribe.transcriber import Transcriber
 
 _INSTALL = "needs ESPnet: pip install --no-deps --ignore-requires-python espnet==202611 typeguard"
 espnet_model = pytest.importorskip(

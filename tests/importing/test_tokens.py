@@ -5,9 +5,10 @@ import io
 import pytest
 import sentencepiece
 
-from speechattn.data.tokenizer import UNK_MARK, Tokenizer, read_units, with_ends
+from speechattn.data.tokenizers.tokenizer import Tokenizer, read_units, with_ends
 from speechattn.errors import ConfigError
 from speechattn.importing.tokens import make_tokenizer, with_pieces
+from speechattn.units import UNK_MARK
 
 TEXTS = [
     "the quick brown fox jumps over the lazy dog",

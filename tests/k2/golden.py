@@ -1,7 +1,7 @@
 """Writes what k2 makes of the cases of ctc_cases.py, for tests that have no k2.
 
     python tests/k2/golden.py tests/losses/golden_delay_ctc.json [ARRAYS.npz]
-    python tests/k2/golden.py --transducer tests/kernels/golden_transducer.json [ARRAYS.npz]
+    python tests/k2/golden.py --transducer tests/kernels/lattice/golden_transducer.json [ARRAYS.npz]
 
 in an environment with torch 1.13.1 and k2 1.23.4; speechattn is not needed. ARRAYS.npz takes the
 losses and the whole gradients, 20 MB of them, which tests/k2/test_ctc.py asks for. With

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from speechattn.data.tokenizer import BLANK, SOS_EOS, UNK, Tokenizer
+from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.decoding.fst.build import build_graph
 from speechattn.decoding.fst.graph import Graph
 from speechattn.decoding.fst.lexicon import Lexicon
-from speechattn.decoding.fst.word_ngram import train_word_ngram
+from speechattn.lm.word_ngram import train_word_ngram
+from speechattn.units import BLANK_TOKEN, SOS_EOS_TOKEN, UNK_TOKEN
 
 CASES = 200
 ITEMS = 3  # utterances of a case
@@ -48,7 +49,7 @@ def case(seed: int, folder: Path) -> Case:
     draw = np.random.Generator(np.random.PCG64(seed))
     units = int(draw.integers(4, 30))
     letters = [chr(ord("a") + i) for i in range(units)]
-    tokenizer = Letters([BLANK, UNK, *letters, SOS_EOS])
+    tokenizer = Letters([BLANK_TOKEN, UNK_TOKEN, *letters, SOS_EOS_TOKEN])
     entries = []
     count = int(draw.integers(5, 60))
     for word in range(1, count + 1):

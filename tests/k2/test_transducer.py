@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from speechattn.kernels.pruned_transducer import prune_ranges
+from speechattn.kernels.lattice.pruned_transducer import prune_ranges
 from tests.k2.transducer_cases import CASES, case
-from tests.kernels.test_transducer import GOLDEN, native
+from tests.kernels.lattice.test_transducer import GOLDEN, native
 
 PYTHON = os.environ.get("K2_PYTHON")
 TOLERANCE = 1e-4

@@ -12,7 +12,7 @@ from speechattn.encoders import ConformerEncoder, EBranchformerEncoder
 from speechattn.frontends.base import Frontend
 from speechattn.importing.espnet import decoder_weights, encoder_weights
 from speechattn.losses import JointLoss
-from speechattn.model import SpeechModel, Stream
+from speechattn.model.speech_model import SpeechModel, Stream
 
 INSTALL = "needs ESPnet: pip install --no-deps --ignore-requires-python espnet==202611 typeguard"
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from speechattn.data.batch import Item, collate
+from speechattn.data.batches.batch import Item, collate
 from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss, MwerLoss, label_smoothing_loss
 from speechattn.losses.joint import ctc_loss
-from speechattn.model_dir import build_model
+from speechattn.model.directory import build_model
 
 VOCAB = 9
 LENGTHS = torch.tensor([5, 1, 3])

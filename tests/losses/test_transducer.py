@@ -6,12 +6,12 @@ from torch import nn
 
 from speechattn.config import build
 from speechattn.errors import ConfigError
-from speechattn.kernels.pruned_transducer import (
+from speechattn.kernels.lattice.pruned_transducer import (
     prune_ranges,
     pruned_transducer,
     simple_transducer,
 )
-from speechattn.kernels.transducer import transducer
+from speechattn.kernels.lattice.transducer import transducer
 from speechattn.losses.transducer import FullTransducerLoss, PrunedTransducerLoss
 
 WIDTH, UNITS = 6, 7

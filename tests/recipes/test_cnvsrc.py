@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from lhotse import CutSet
 
-from speechattn.data.store import CropStore
-from speechattn.data.synth import synth_cnvsrc
+from speechattn.data.crops.store import CropStore
+from speechattn.synth import synth_cnvsrc
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "cnvsrc"
 MINI = RECIPE / "conf" / "mini"

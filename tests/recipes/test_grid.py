@@ -59,7 +59,7 @@ def test_says_what_is_wrong(arguments, reason):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     """Twenty-four synthetic clips in GRID's published layout."""
-    synth = pytest.importorskip("speechattn.data.synth")
+    synth = pytest.importorskip("speechattn.synth")
     folder = tmp_path_factory.mktemp("grid") / "corpus"
     synth.synth_corpus(folder, "en", speakers=2, utterances=12, workers=1, progress=False)
     return folder

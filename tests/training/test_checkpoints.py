@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechattn.data.datamodule import SpeechDataset
-from speechattn.data.loader import EpochLoader
-from speechattn.data.sampler import PaddedFrameBatches
-from speechattn.data.tokenizer import Tokenizer
-from speechattn.model_dir import load_model
+from speechattn.data.batches.datamodule import SpeechDataset
+from speechattn.data.batches.loader import EpochLoader
+from speechattn.data.batches.sampler import PaddedFrameBatches
+from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.model.directory import load_model
 from speechattn.training import average
 from speechattn.training.checkpoints import WholeFiles
 from speechattn.training.task import SpeechTask

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechattn.data.sampler import PaddedFrameBatches
+from speechattn.data.batches.sampler import PaddedFrameBatches
 
 pytestmark = pytest.mark.slow
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 import yaml
 
-from speechattn.data import datamodule
 from speechattn.data.augment import RandomCrop
-from speechattn.data.datamodule import SpeechDataset
+from speechattn.data.batches import datamodule
+from speechattn.data.batches.datamodule import SpeechDataset
 from speechattn.errors import ConfigError
-from speechattn.model_dir import load_model, read_config, read_meta
+from speechattn.model.directory import load_model, read_config, read_meta
 from speechattn.training import average, set_noise
 from speechattn.training.fit import average_weights, best_checkpoints, make_trainer
 from speechattn.training.options import TrainingOptions
@@ -254,8 +254,8 @@ def test_killed_run_resumes(tiny_config, train_tiny, tmp_path, monkeypatch):
 @pytest.fixture
 def checkpoints(tmp_path, tiny_config, tiny_corpus):
     """Checkpoints of random models, named as training names them."""
-    from speechattn.data.tokenizer import Tokenizer
-    from speechattn.model_dir import build_model
+    from speechattn.data.tokenizers.tokenizer import Tokenizer
+    from speechattn.model.directory import build_model
 
     size = Tokenizer.load(tiny_corpus.folder / "tokens").vocab_size
     folder = tmp_path / "exp" / "train"

@@ -12,7 +12,7 @@ import torch
 import yaml
 from lhotse import CutSet
 
-from speechattn.data.sampler import PaddedFrameBatches
+from speechattn.data.batches.sampler import PaddedFrameBatches
 from speechattn.errors import ConfigError, SpeechattnError
 from speechattn.losses import JointLoss
 from speechattn.training import TrainingOptions, train

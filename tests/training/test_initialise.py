@@ -4,9 +4,9 @@ import pytest
 import torch
 import yaml
 
-from speechattn.data.tokenizer import CharTokenizer, Tokenizer
+from speechattn.data.tokenizers.tokenizer import CharTokenizer, Tokenizer
 from speechattn.errors import ConfigError
-from speechattn.model_dir import build_model, save_model_dir
+from speechattn.model.directory import build_model, save_model_dir
 from speechattn.training import train
 from speechattn.training.initialise import initialise
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
-from speechattn.data.batch import Item, collate
+from speechattn.data.batches.batch import Item, collate
 from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss
-from speechattn.model_dir import build_model
+from speechattn.model.directory import build_model
 from speechattn.training.options import TrainingOptions
 from speechattn.training.processes import is_first, leaves_out, processes, quieten
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from kaldialign import edit_distance
 
-from speechattn.data.datamodule import DataOptions, SpeechData
-from speechattn.data.tokenizer import Tokenizer
+from speechattn.data.batches.datamodule import DataOptions, SpeechData
+from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.decoding.ctc import ctc_greedy
 from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss
-from speechattn.model_dir import build_model
+from speechattn.model.directory import build_model
 from speechattn.training import TrainingOptions
 from speechattn.training.global_step import decayed
 from speechattn.training.task import SpeechTask

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speechattn.config import build, override, read_yaml
-from speechattn.data.batch import Item, collate
+from speechattn.data.batches.batch import Item, collate
 from speechattn.decoders import StatelessPredictor, Transducer
 from speechattn.decoding import DecodeOptions, check_options, decode, hypothesis_times
 from speechattn.encoders import Encoder, EncoderOutput, FrameReducer
@@ -18,8 +18,8 @@ from speechattn.losses import (
     PrunedTransducerLoss,
 )
 from speechattn.masks import without_padding
-from speechattn.model import SpeechModel, Stream
-from speechattn.model_dir import build_model
+from speechattn.model.directory import build_model
+from speechattn.model.speech_model import SpeechModel, Stream
 from speechattn.training import TrainingOptions
 from speechattn.training.processes import leaves_out
 from speechattn.training.task import SpeechTask, named

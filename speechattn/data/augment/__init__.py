@@ -1,4 +1,4 @@
-"""Augmentation of clips: lips and sound; `SpecAugment`, of features, has its own file.
+"""Augmentation of clips: lips and sound. Features are masked by `frontends.SpecAugment`.
 
 Every transform draws from the `torch.Generator` that it is given and from nothing else, so a seed
 decides all. `clip_generator(seed, epoch, cut_id)` makes one whose draws do not depend on which
@@ -25,7 +25,6 @@ from speechattn.data.augment.video import (
     RandomCrop,
     RandomRotation,
 )
-from speechattn.data.specaugment import SpecAugment
 
 __all__ = [
     "AdaptiveTimeMask",
@@ -37,7 +36,6 @@ __all__ = [
     "HorizontalFlip",
     "RandomCrop",
     "RandomRotation",
-    "SpecAugment",
     "SpeedPerturb",
     "clip_generator",
     "speed_audio",

@@ -24,7 +24,7 @@ from typing import Any
 
 from speechattn.data.corpora.accounts import Failure
 from speechattn.data.corpora.grid import VIDEO_SUFFIXES
-from speechattn.data.tokenizer import UNK, UNK_MARK
+from speechattn.units import UNK_MARK, UNK_TOKEN
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus"})
 TEXT_SUFFIXES = frozenset({".txt", ".lab", ".trn"})
@@ -152,7 +152,7 @@ def clean_text(text: str) -> str:
     unknown character.
     """
     kept = []
-    for character in text.replace(UNK, UNK_MARK):
+    for character in text.replace(UNK_TOKEN, UNK_MARK):
         kind = unicodedata.category(character)
         if kind.startswith("P") and character not in ("'", UNK_MARK):
             kept.append(" ")

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from speechattn.data.corpora.accounts import Failure
-from speechattn.data.tokenizer import SPACE, UNK, UNK_MARK, read_token_list
+from speechattn.data.tokenizers.tokenizer import read_token_list
+from speechattn.units import SPACE_TOKEN, UNK_MARK, UNK_TOKEN
 
 Share = Literal["train", "valid", "test"]
 # A clip that is in two lists belongs to the share that is held out.
@@ -117,7 +118,9 @@ class Units:
     def __init__(self, path: Path):
         self.path = path
         self.tokens = read_token_list(path)
-        self._texts = [{UNK: UNK_MARK, SPACE: " "}.get(token, token) for token in self.tokens]
+        self._texts = [
+            {UNK_TOKEN: UNK_MARK, SPACE_TOKEN: " "}.get(token, token) for token in self.tokens
+        ]
 
     def text(self, ids: Sequence[int]) -> str | None:
         """The text that ids stand for, or None where one of them is no unit's.

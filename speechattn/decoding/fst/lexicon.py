@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechattn.data.tokenizer import SPACE, Tokenizer
+from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.errors import ConfigError
+from speechattn.units import SPACE_TOKEN
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class Lexicon:
 
 
 def _separator(tokenizer: Tokenizer) -> int | None:
-    return tokenizer.tokens.index(SPACE) if SPACE in tokenizer.tokens else None
+    return tokenizer.tokens.index(SPACE_TOKEN) if SPACE_TOKEN in tokenizer.tokens else None
 
 
 def most_frequent(sentences: Iterable[Sequence[str]], count: int) -> list[str]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from speechattn.decoding.alignment import is_ideograph
 from speechattn.decoding.fst.arcs import Arcs
 from speechattn.decoding.fst.lexicon import Lexicon
 from speechattn.errors import ConfigError
+from speechattn.units import is_ideograph
 
 INSTALL = "graphs need kaldifst and kaldilm: pip install 'speechattn[fst]'"
 # To which scores are rounded: OpenFst's 1/1024 adds up to more than 0.001 in a sentence.

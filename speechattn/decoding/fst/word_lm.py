@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechattn.data.tokenizer import BLANK, SOS_EOS, UNK
 from speechattn.decoding.fst.graph import Graph
 from speechattn.decoding.fst.lattice import Lattice, expanded
-from speechattn.decoding.ngram import NgramLm
+from speechattn.lm.ngram import NgramLm
+from speechattn.units import BLANK_TOKEN, SOS_EOS_TOKEN, UNK_TOKEN
 
 FIRST = 2  # the number that the first word has for the n-gram model
 
@@ -34,7 +34,7 @@ class WordLm:
     """
 
     def __init__(self, path: str | Path, words: Sequence[str]):
-        self.ngram = NgramLm.from_arpa(path, [BLANK, UNK, *words, SOS_EOS])
+        self.ngram = NgramLm.from_arpa(path, [BLANK_TOKEN, UNK_TOKEN, *words, SOS_EOS_TOKEN])
 
     def rescored(self, lattice: Lattice, graph: Graph, weight: float = 1.0) -> Lattice:
         """The same paths, whose graph scores are those of this model.

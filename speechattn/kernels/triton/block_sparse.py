@@ -5,7 +5,7 @@ that the layout names, and on the way back for each block of keys, the blocks of
 it. A program goes along one list, with a tile of keys (or queries) collected from as many blocks as
 fill it, so that blocks of 16 frames still make whole products.
 
-Legend: see `speechattn.kernels.triton` and `speechattn.kernels.block_sparse_attention`; L is B for
+Legend: see `speechattn.kernels.triton` and `block_sparse_attention`; L is B for
 a layout of each item, else 1.
 """
 
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from speechattn.kernels.dropout import draw_seed
+from speechattn.kernels.attention.dropout import draw_seed
 from speechattn.kernels.triton.block_lists import before, collected, line_of, named
 from speechattn.kernels.triton.common import (
     INFINITY,
@@ -45,7 +45,7 @@ def block_sparse_attention(
     dropout: float = 0.0,
     query_lengths: Tensor | None = None,
 ) -> Tensor:
-    """See `speechattn.kernels.block_sparse_attention.block_sparse_attention`.
+    """See `speechattn.kernels.attention.block_sparse_attention.block_sparse_attention`.
 
     Args:
         q: (B, T, H, Dh).

@@ -1,6 +1,6 @@
 """CTC forward-backward for GPUs: two programs an item, one from each end.
 
-The states are those of `speechattn.kernels.ctc_lattice`: blank after u tokens and the u-th token,
+The states are those of `lattice.ctc_lattice`: blank after u tokens and the u-th token,
 columns u of two planes, all of an item side by side in one block. A frame is two sums of logarithms
 and a shift by a column; the scores of the next frame are on their way meanwhile. Scores on arcs are
 added where they stand: a loop of one kernel costs nothing a call. Where the gradient is wanted a
@@ -9,7 +9,7 @@ program goes from the end at the same time, and a second kernel puts both togeth
 Sums are in float64, as on other devices: that is what the gradient of long items wants, and two
 numbers a column and frame are few.
 
-Legend: see `speechattn.kernels.ctc`; C = U + 1 columns of a plane.
+Legend: see `speechattn.kernels.lattice.ctc`; C = U + 1 columns of a plane.
 """
 
 import torch
@@ -34,7 +34,7 @@ def forward_backward(
     modified: bool,
     learns: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Sums over all alignments, and what they visit; see `speechattn.kernels.ctc.ctc`.
+    """Sums over all alignments, and what they visit; see `speechattn.kernels.lattice.ctc.ctc`.
 
     Holds two tensors of (B, T, 2, C) float64 where `learns`, else nothing of that size.
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from speechattn.kernels.dropout import draw_seed
+from speechattn.kernels.attention.dropout import draw_seed
 from speechattn.kernels.triton.common import (
     INFINITY,
     LOG2E,
@@ -49,7 +49,7 @@ def attention(
     sink: Tensor | None = None,
     slopes: Tensor | None = None,
 ) -> Tensor:
-    """Attention of a ragged batch; see `speechattn.kernels.attention.attention`.
+    """Attention of a ragged batch; see `speechattn.kernels.attention.exact.attention`.
 
     Args:
         q: (B, Tq, H, Dh).

@@ -45,7 +45,7 @@ _CLOSED = tl.constexpr(-100.0)
 def gated_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, gates: Tensor, lengths: Tensor, causal: bool = True
 ) -> Tensor:
-    """See `speechattn.kernels.gated_linear_attention.gated_linear_attention`.
+    """See `speechattn.kernels.attention.gated_linear_attention.gated_linear_attention`.
 
     Keeps the state before each block for the way back: (B, H, T / c, Dk, Dv) float32.
 

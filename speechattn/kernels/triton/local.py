@@ -12,10 +12,10 @@ import math
 import torch
 from torch import Tensor
 
-from speechattn.kernels.dropout import draw_seed
+from speechattn.kernels.attention.dropout import draw_seed
+from speechattn.kernels.attention.window import Window
 from speechattn.kernels.triton.common import Span
 from speechattn.kernels.triton.exact import Attention
-from speechattn.kernels.window import Window
 
 
 def local_attention(
@@ -27,7 +27,7 @@ def local_attention(
     dropout: float = 0.0,
     sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention within windows; see `speechattn.kernels.local_attention.attention_and_totals`.
+    """Attention within windows; see `local_attention.attention_and_totals`.
 
     Args:
         q: (B, T, H, Dh).

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from speechattn.kernels.dropout import draw_seed
+from speechattn.kernels.attention.dropout import draw_seed
 from speechattn.kernels.triton.band import biased, by_distance, by_key, distances, to_distance
 from speechattn.kernels.triton.common import (
     INFINITY,
@@ -65,7 +65,7 @@ def relative_attention(
     chunks: Chunks | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Self-attention; see `speechattn.kernels.relative_attention.relative_attention`.
+    """Self-attention; see `speechattn.kernels.attention.relative_attention.relative_attention`.
 
     Args:
         q: (B, T, H, Dh).

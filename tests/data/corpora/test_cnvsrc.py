@@ -16,8 +16,9 @@ from speechattn.cli import main
 from speechattn.data.corpora import prepare_cnvsrc, read_summary
 from speechattn.data.corpora.cnvsrc_layout import clean_text
 from speechattn.data.corpora.cnvsrc_lists import Units, read_lists
-from speechattn.data.tokenizer import UNK_MARK, Tokenizer
+from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.errors import ConfigError, SpeechattnError
+from speechattn.units import UNK_MARK
 
 UNITS = ["<unk>", "新", "闻", "一", "二", "三", "我", "们", "今", "天", "好"]
 SECONDS = 0.4

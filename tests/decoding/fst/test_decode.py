@@ -7,21 +7,21 @@ import pytest
 import torch
 
 from speechattn.cli import main
-from speechattn.data.tokenizer import CharTokenizer
+from speechattn.data.tokenizers.tokenizer import CharTokenizer
 from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import DecodeOptions
 from speechattn.decoding.alignment import hypothesis_times
 from speechattn.decoding.dispatch import decode
-from speechattn.decoding.evidence import Evidence
 from speechattn.decoding.fst.decode import GraphDecoder, graph_search
 from speechattn.decoding.fst.graph import Graph
 from speechattn.decoding.fst.kaldi_search import KaldiOptions, KaldiSearch
 from speechattn.decoding.fst.word_lm import WordLm
-from speechattn.decoding.fst.word_ngram import train_word_ngram, words_of
-from speechattn.decoding.ngram import NgramLm
 from speechattn.decoding.rescoring import decoder_scores
 from speechattn.decoding.shallow_fusion import ShallowFusion, read_fusion
 from speechattn.errors import ConfigError
+from speechattn.lm.ngram import NgramLm
+from speechattn.lm.word_ngram import train_word_ngram, words_of
+from speechattn.model.output import ModelOutput
 
 pytest.importorskip("kaldi_decoder")
 LENGTHS = torch.tensor([9, 0, 4, 1])
@@ -56,14 +56,14 @@ def test_nbest_are_different_and_best_first(graph, batch):
 
 
 def test_the_method_and_the_graph_go_together(graph, batch):
-    evidence = [Evidence(batch, LENGTHS, batch)]
+    evidence = [ModelOutput(batch, LENGTHS, batch)]
     fusion = ShallowFusion(graph=GraphDecoder(graph))
     found = decode(evidence, options(), fusion)
     assert found[0][0].tokens and found[1][0].tokens == []
     for method, given in (("ctc_graph", ShallowFusion()), ("ctc_greedy", fusion)):
         with pytest.raises(ConfigError, match="go together"):
             decode(evidence, DecodeOptions(method=method), given)
-    other = [Evidence(batch, LENGTHS, torch.cat([batch, batch], 2))]
+    other = [ModelOutput(batch, LENGTHS, torch.cat([batch, batch], 2))]
     with pytest.raises(ConfigError, match="12 units, and a decoding graph of 6"):
         decode(other, options(), fusion)
 
@@ -78,7 +78,7 @@ def test_lattices_give_frames_and_confidences(graph, batch):
         assert len(a.confidences) == len(a.tokens) == len(a.frames) and b.confidences is None
         assert all(0 < sure <= 1 for sure in a.confidences)
         assert sum(a.scores.values()) == pytest.approx(a.score, abs=1e-3)
-    evidence = [Evidence(batch, LENGTHS, batch)]
+    evidence = [ModelOutput(batch, LENGTHS, batch)]
     times = hypothesis_times(evidence, 0, found[0][0])
     assert [time.confidence for time in times] == found[0][0].confidences
     assert [time.start for time in times] == [0.04 * f for f in found[0][0].frames]
@@ -130,7 +130,7 @@ def test_the_decoder_ranks_what_the_graph_finds(graph, batch, tokenizer):
     torch.manual_seed(0)
     vocab = tokenizer.vocab_size
     decoder = TransformerDecoder(vocab, 8, attention_heads=2, linear_units=8, num_blocks=1).eval()
-    evidence = [Evidence(torch.randn(4, 9, 8), LENGTHS, batch, decoder)]
+    evidence = [ModelOutput(torch.randn(4, 9, 8), LENGTHS, batch, decoder)]
     fusion = ShallowFusion(graph=GraphDecoder(graph))
     more = replace(options(nbest=4, beam_size=6, ctc_weight=0.4), method="ctc_graph_rescore")
     found = decode(evidence, more, fusion)
@@ -143,11 +143,11 @@ def test_the_decoder_ranks_what_the_graph_finds(graph, batch, tokenizer):
     assert [h.score for h in found[0]] == pytest.approx(sorted(wanted)[:1:-1], abs=1e-3)
     assert found[1][0].tokens == [] and len(found[0]) == 4
     with pytest.raises(ConfigError, match="needs a decoder"):
-        decode([Evidence(batch, LENGTHS, batch)], more, fusion)
+        decode([ModelOutput(batch, LENGTHS, batch)], more, fusion)
 
 
 def test_a_larger_model_and_its_weight_go_together(graph, batch, arpa, tokenizer, tmp_path):
-    evidence = [Evidence(batch, LENGTHS, batch)]
+    evidence = [ModelOutput(batch, LENGTHS, batch)]
     given = ShallowFusion(graph=GraphDecoder(graph, WordLm(arpa, graph.words)))
     for fusion, more in (
         (given, options()),

@@ -19,7 +19,7 @@ from speechattn.decoding.fst.lattice import (
 )
 from speechattn.decoding.fst.nbest import nbest
 from speechattn.decoding.fst.word_lm import WordLm
-from speechattn.decoding.ngram import NgramLm
+from speechattn.lm.ngram import NgramLm
 
 
 def drawn(seed: int, frames: int = 5, states: int = 3) -> Lattice:

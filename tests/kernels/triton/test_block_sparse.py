@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from speechattn.kernels.block_layouts import near_blocks, shards
-from speechattn.kernels.block_sparse_attention import block_sparse_attention, reference
+from speechattn.kernels.attention.block_layouts import near_blocks, shards
+from speechattn.kernels.attention.block_sparse_attention import block_sparse_attention, reference
 from speechattn.masks import padding_mask
 
 pytest.importorskip("triton")

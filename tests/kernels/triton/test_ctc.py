@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from speechattn.kernels.ctc import ctc, fast, reference
+from speechattn.kernels.lattice.ctc import ctc, fast, reference
 
 pytest.importorskip("triton")
 

@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from speechattn.kernels.attention import attention
-from speechattn.kernels.relative_attention import relative_attention
+from speechattn.kernels.attention.exact import attention
+from speechattn.kernels.attention.relative_attention import relative_attention
 
 pytest.importorskip("triton")
 

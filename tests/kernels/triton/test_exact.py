@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from speechattn.kernels.attention import reference
+from speechattn.kernels.attention.exact import reference
 from speechattn.masks import Chunks, chunk_mask, padding_mask
 
 pytest.importorskip("triton")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from speechattn.kernels.gated_linear_attention import gated_linear_attention, reference
+from speechattn.kernels.attention.gated_linear_attention import gated_linear_attention, reference
 from speechattn.masks import padding_mask
 
 pytest.importorskip("triton")

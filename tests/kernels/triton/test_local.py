@@ -5,8 +5,12 @@ import sys
 import pytest
 import torch
 
-from speechattn.kernels.local_attention import attention_and_totals, local_attention, reference
-from speechattn.kernels.window import Window
+from speechattn.kernels.attention.local_attention import (
+    attention_and_totals,
+    local_attention,
+    reference,
+)
+from speechattn.kernels.attention.window import Window
 from speechattn.masks import padding_mask
 
 pytest.importorskip("triton")

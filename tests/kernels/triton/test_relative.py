@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from speechattn.kernels.relative_attention import reference
+from speechattn.kernels.attention.relative_attention import reference
 from speechattn.masks import Chunks, padding_mask
 
 pytest.importorskip("triton")

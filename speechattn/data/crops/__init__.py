@@ -1,0 +1,1 @@
+"""Mouth crops: cut out of videos (`roi`), stored, read."""

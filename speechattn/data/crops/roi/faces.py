@@ -1,0 +1,128 @@
+"""What a detector saw in a video, kept: another crop size or smoothing does not detect again.
+
+For every picture looked at the faces are kept as the detector gave them (box, score, points), all
+of them, since which one is the speaker depends on options too. A face takes 60 bytes a look, about
+1 % of the crops. Faces are used again only for the same file (size and time of change), the same
+detector and the same rates of looking.
+"""
+
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from speechattn.data.crops.blobs import BlobStore, BlobWriter, Layout, part_folders
+from speechattn.data.crops.roi.detector import Face
+from speechattn.data.crops.roi.options import RoiOptions
+
+FACES = Layout("faces.jsonl", "faces", ("looks", "bytes", "changed", "made"), "face cache")
+_FLOATS = 15  # of a face: box, score, five points
+
+Looks = Sequence[Sequence[Face]]  # the faces of each picture looked at, in order of time
+
+
+@dataclass(frozen=True)
+class SeenFaces:
+    """The faces of one video, as they are stored.
+
+    Attributes:
+        looks: pictures looked at; 0 if there was no face in any.
+        size: bytes of the video file.
+        changed: when it was last changed, whole seconds.
+        made: how the faces were found; see `made_by`.
+        data: the faces; without any, why there are none.
+    """
+
+    looks: int
+    size: int
+    changed: int
+    made: int
+    data: bytes
+
+
+def made_by(detector: str, options: RoiOptions) -> int:
+    """A number for a detector and all that decides what it is shown."""
+    shown = (detector, options.fps, options.detect_every, options.search_every)
+    return zlib.crc32(repr(shown).encode())
+
+
+def file_state(path: str | Path) -> tuple[int, int]:
+    """Size in bytes and time of change of a file, zeros if there is none."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return 0, 0
+    return state.st_size, int(state.st_mtime)
+
+
+def encode_faces(looks: Looks) -> bytes:
+    """Packs faces; what comes back is the same to the last bit."""
+    counts = np.array([len(faces) for faces in looks], dtype=np.uint16)
+    rows = np.array(
+        [[*face.box, face.score, *np.ravel(face.points)] for faces in looks for face in faces],
+        dtype=np.float32,
+    )
+    # Bytes of equal weight side by side: the high ones hardly change.
+    planes = rows.reshape(-1, 1).view(np.uint8).T.tobytes() if rows.size else b""
+    return zlib.compress(counts.tobytes() + planes, 1)
+
+
+def decode_faces(data: bytes, looks: int) -> list[list[Face]]:
+    """What `encode_faces` packed."""
+    raw = zlib.decompress(data)
+    counts = np.frombuffer(raw, np.uint16, looks)
+    planes = np.frombuffer(raw, np.uint8, offset=2 * looks).reshape(4, -1)
+    rows = np.ascontiguousarray(planes.T).view(np.float32).reshape(-1, _FLOATS)
+    faces = [Face(row[:4], float(row[4]), row[5:].reshape(5, 2)) for row in rows]
+    ends = np.cumsum(counts).tolist()
+    return [faces[end - count : end] for end, count in zip(ends, counts.tolist(), strict=True)]
+
+
+class FaceCache:
+    """Faces that earlier runs kept, in any of some folders.
+
+    Args:
+        folders: of crop stores; those without faces are passed over.
+    """
+
+    def __init__(self, folders: Sequence[str | Path]):
+        self._stores = [
+            BlobStore(folder, FACES)
+            for folder in folders
+            if any((f / FACES.index).is_file() for f in (Path(folder), *part_folders(folder)))
+        ]
+
+    def get(self, key: str) -> SeenFaces | None:
+        """The faces of a video, if they are known; whether they still hold is not checked."""
+        for store in self._stores:
+            if key in store:
+                numbers = (int(store.number(key, name)) for name in FACES.numbers)
+                return SeenFaces(*numbers, b"".join(store.blocks(key)))
+        return None
+
+
+class FaceWriter:
+    """Keeps faces beside the crops; a context manager.
+
+    Args:
+        folder: of the crop store.
+    """
+
+    def __init__(self, folder: str | Path):
+        self._blobs = BlobWriter(folder, FACES)
+
+    def add(self, key: str, faces: SeenFaces) -> None:
+        """Keeps the faces of a video, in place of those kept before."""
+        numbers = (faces.looks, faces.size, faces.changed, faces.made)
+        self._blobs.add(
+            key, [faces.data], dict(zip(FACES.numbers, numbers, strict=True)), replace=True
+        )
+
+    def __enter__(self) -> "FaceWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._blobs.close()

@@ -1,0 +1,48 @@
+"""The contact sheet: crops sampled over clips and time in one picture, to be looked at."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from speechattn.data.crops.store import CropStore
+
+_LABEL = 150  # pixels left of each row
+
+
+def write_contact_sheet(
+    store: CropStore, keys: Sequence[str], path: str | Path, clips: int = 24, columns: int = 10
+) -> None:
+    """Writes a picture with a row of crops for each of some clips.
+
+    Args:
+        store: where the crops are.
+        keys: clips to choose from; `clips` of them, evenly spaced, are shown.
+        path: PNG file to write.
+        clips: most rows.
+        columns: crops in a row, evenly spaced over the clip.
+    """
+    chosen = [keys[i] for i in _spread(len(keys), clips)]
+    rows = []
+    for key in chosen:
+        frames = store.read(key)
+        picked = frames[_spread(len(frames), columns, exact=True)]
+        height = frames.shape[1]
+        label = np.full((height, _LABEL), 255, dtype=np.uint8)
+        info = store.info(key)
+        lines = (key[-24:], f"{info.frames} fr {info.fps:g} fps", f"face {info.detected:.0%}")
+        for i, line in enumerate(lines):
+            spot = (4, min(16 * (i + 1), height - 4))
+            cv2.putText(label, line, spot, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 0, 1, cv2.LINE_AA)
+        rows.append(np.concatenate([label, *picked], axis=1))
+    path = Path(path)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    cv2.imwrite(str(partial), np.concatenate(rows))
+    partial.replace(path)
+
+
+def _spread(length: int, count: int, exact: bool = False) -> list[int]:
+    """`count` indices over `range(length)`, or fewer when there are fewer (unless `exact`)."""
+    count = count if exact else min(count, length)
+    return [int((i + 0.5) * length / count) for i in range(count)]

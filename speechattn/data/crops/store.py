@@ -1,0 +1,240 @@
+"""The crop store: grey crops of many clips in a few large files, read without a video decoder.
+
+Crops are kept without loss, so that training sees the bytes that `MouthCropper` made and that
+`Transcriber` will see again. A clip is cut into blocks of 25 frames; in a block every frame is
+replaced by its difference to the one before (the first: row by row), and the differences, mostly
+around zero, are entropy coded by Zstandard. Measured on GRID (`benchmarks/crop_store.py`), a clip
+of 75 frames of 96x96 on one core: 242 kB and 1.6 ms to read; by zlib, as stores were made before
+and are still read, 235 kB and 3 ms. Raw bytes take 691 kB and 0.1 ms (Lhotse Shar
+694 kB and 0.9 ms), but a 400-hour corpus then takes 360 GB and is read from disk again every epoch;
+npz 398 kB and 3 ms; PNG frames 293 kB and 8 ms; H.264 without loss 221 kB and 8 ms, FFV1 228 kB and
+14 ms. Nothing lossless is both smaller and faster. JPEG frames at quality 95 are (187 kB, 2.3 ms),
+with loss: a fifth saved, at the price of applying the same loss in `Transcriber`.
+
+On disk a store is what `blobs` describes: `crops-00000.bin`, ... and `index.jsonl`, in the folder
+or in parts of it that the jobs of a cluster wrote.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from zstandard import FRAME_HEADER, ZstdCompressor, ZstdDecompressor, ZstdError
+
+from speechattn.data.crops.blobs import BlobStore, BlobWriter, Layout
+from speechattn.errors import SpeechattnError
+
+_BLOCK = 25  # frames; a shorter read decodes only the blocks that it touches
+CROPS = Layout(
+    "index.jsonl", "crops", ("frames", "height", "width", "fps", "detected"), "crop store"
+)
+
+
+@dataclass(frozen=True)
+class CropInfo:
+    """What the index says about one clip.
+
+    Attributes:
+        frames: number of frames T.
+        height: pixels.
+        width: pixels.
+        fps: frames per second.
+        detected: fraction of the pictures looked at in which the face was found.
+        note: what a person should know about the clip; empty for most.
+    """
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+    detected: float = 1.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class EncodedCrop:
+    """A clip as it is stored; made by `encode`, in a worker if need be."""
+
+    info: CropInfo
+    blocks: tuple[bytes, ...]
+
+
+def encode(frames: np.ndarray, fps: float, detected: float = 1.0, note: str = "") -> EncodedCrop:
+    """Packs a clip.
+
+    Args:
+        frames: uint8 (T, H, W), T at least 1.
+        fps: frames per second.
+        detected: see `CropInfo`.
+        note: see `CropInfo`.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 3 or 0 in frames.shape:
+        raise ValueError(f"crops must be uint8 (T, H, W), not {frames.dtype} {frames.shape}")
+    blocks = []
+    for start in range(0, len(frames), _BLOCK):
+        block = frames[start : start + _BLOCK]
+        delta = block.copy()
+        delta[1:] -= block[:-1]  # modulo 256
+        delta[0, 1:] -= block[0, :-1]
+        # Higher levels search for matches, of which camera noise leaves none.
+        packer = ZstdCompressor(level=1, write_checksum=True)
+        blocks.append(packer.compress(delta.tobytes()))
+    count, height, width = frames.shape
+    info = CropInfo(count, height, width, float(fps), float(detected), note)
+    return EncodedCrop(info, tuple(blocks))
+
+
+def _decode(block: bytes, height: int, width: int) -> np.ndarray:
+    """uint8 (frames of the block, H, W)."""
+    if block.startswith(FRAME_HEADER):
+        data = ZstdDecompressor().decompress(block)
+    else:
+        data = zlib.decompress(block)
+    # bytearray: numpy may then write into it.
+    out = np.frombuffer(bytearray(data), dtype=np.uint8)
+    out = out.reshape(-1, height, width)
+    np.add.accumulate(out[0], axis=0, dtype=np.uint8, out=out[0])
+    for i in range(1, len(out)):
+        out[i] += out[i - 1]
+    return out
+
+
+class CropStore:
+    """Reads crops. Cheap to open, picklable, and safe in forked DataLoader workers.
+
+    The index is read when the store is opened; clips added later are seen by opening it again.
+
+    Args:
+        folder: of a store that `CropWriter` made, or whose parts the jobs of a cluster made.
+
+    Raises:
+        SpeechattnError: there is no store in `folder`.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._blobs = BlobStore(folder, CROPS)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._blobs
+
+    def __len__(self) -> int:
+        return len(self._blobs)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._blobs)
+
+    def keys(self) -> list[str]:
+        """Keys in the order in which they were added."""
+        return list(self._blobs)
+
+    def info(self, key: str) -> CropInfo:
+        """Size and rate of a clip.
+
+        Raises:
+            KeyError: no such clip.
+        """
+        self._check(key)
+        frames, height, width, fps, detected = (
+            self._blobs.number(key, name) for name in CROPS.numbers
+        )
+        note = self._blobs.note(key)
+        return CropInfo(int(frames), int(height), int(width), fps, detected, note)
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Frames `start` to `stop` of a clip, as in a slice.
+
+        Returns:
+            uint8 (T, H, W), writable, the caller's own.
+
+        Raises:
+            KeyError: no such clip.
+            SpeechattnError: its bytes are damaged.
+        """
+        info = self.info(key)
+        start, stop, _ = slice(start, stop).indices(info.frames)
+        if stop <= start:
+            return np.zeros((0, info.height, info.width), dtype=np.uint8)
+        first, last = start // _BLOCK, (stop - 1) // _BLOCK
+        try:
+            blocks = self._blobs.blocks(key, first, last + 1)
+            parts = [_decode(block, info.height, info.width) for block in blocks]
+            frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            if len(frames) < stop - first * _BLOCK:
+                raise ValueError("too few frames")
+        except (ZstdError, zlib.error, ValueError) as error:
+            raise SpeechattnError(
+                f"{self.folder}: clip {key} is damaged in {self._blobs.file(key).name} ({error}); "
+                "delete the store and run the ROI stage again"
+            ) from error
+        return frames[start - first * _BLOCK : stop - first * _BLOCK]
+
+    def close(self) -> None:
+        """Closes the files; the next read opens them again."""
+        self._blobs.close()
+
+    def _check(self, key: str) -> None:
+        if key not in self._blobs:
+            raise KeyError(f"no crops of {key!r} in {self.folder}")
+
+
+class CropWriter:
+    """Adds crops to a store, new or begun; one writer at a time.
+
+    What an interrupted writer left half-written is cut off. Use it as a context manager, or call
+    `close`.
+
+    Args:
+        folder: made if missing.
+
+    Raises:
+        SpeechattnError: another process is writing to the store.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._blobs = BlobWriter(folder, CROPS)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._blobs
+
+    def __len__(self) -> int:
+        return len(self._blobs)
+
+    def add(self, key: str, frames: np.ndarray, fps: float, detected: float = 1.0) -> None:
+        """Stores the crops of a clip.
+
+        Args:
+            key: new in this store.
+            frames: uint8 (T, H, W).
+            fps: frames per second.
+            detected: see `CropInfo`.
+
+        Raises:
+            ValueError: the key is there already, or `frames` is not as said.
+        """
+        self.add_encoded(key, encode(frames, fps, detected))
+
+    def add_encoded(self, key: str, crop: EncodedCrop) -> None:
+        """Stores what `encode` made."""
+        info = crop.info
+        numbers = {
+            "frames": info.frames,
+            "height": info.height,
+            "width": info.width,
+            "fps": info.fps,
+            "detected": round(info.detected, 4),
+        }
+        self._blobs.add(key, crop.blocks, numbers, info.note)
+
+    def close(self) -> None:
+        """Writes everything out to disk and lets the store go."""
+        self._blobs.close()
+
+    def __enter__(self) -> "CropWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

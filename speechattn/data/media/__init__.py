@@ -1,0 +1,1 @@
+"""Media files: sound and pictures on one clock."""

@@ -1,0 +1,1 @@
+"""Cheaper and portable inference: ONNX, quantisation, packed layers."""

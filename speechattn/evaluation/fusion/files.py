@@ -1,0 +1,314 @@
+"""Fusion of several systems' transcripts on disk by ROVER: what ``speechattn fuse`` does.
+
+A system is a decode folder (``hyp.tsv``, with confidences if ``transcripts.jsonl`` is there too) or
+a plain ``id TAB text`` file. Units are those of `speechattn.evaluation.text`: they are compared
+after its rule (case, width, space beside Chinese), and written as the winning system writes them.
+"""
+
+import json
+import logging
+import shutil
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import kaldialign
+import numpy as np
+import yaml
+
+from speechattn.data.tables import read_table, write_table
+from speechattn.errors import ConfigError, SpeechattnError
+from speechattn.evaluation.fusion.rover import RoverOptions, Unit, Voting, check_weights
+from speechattn.evaluation.fusion.tuning import DevSet, choose_options, choose_weights, make_ballot
+from speechattn.evaluation.text import TextNormalization, normalize, split_units
+from speechattn.evaluation.text import Unit as UnitName
+from speechattn.files import write_text
+from speechattn.units import SPACE_TOKEN, UNK_MARK, UNK_TOKEN, WORD_START
+
+logger = logging.getLogger(__name__)
+
+AS_WRITTEN = TextNormalization(nfkc=False, lower_case=False)
+UNKNOWN_CONFIDENCE = 0.5  # of a system that gives none: as good a word as a bad one
+
+
+@dataclass(frozen=True)
+class System:
+    """One system's transcripts.
+
+    Args:
+        path: where they are from.
+        transcripts: units by utterance id, in the file's order.
+    """
+
+    path: Path
+    transcripts: dict[str, list[Unit]]
+
+
+def fuse(
+    systems: Sequence[str | Path],
+    output: str | Path,
+    unit: UnitName = "word",
+    voting: Voting | None = None,
+    alpha: float | None = None,
+    null_confidence: float | None = None,
+    weights: Sequence[float] | None = None,
+    dev: Sequence[Sequence[str | Path]] = (),
+    tune_weights: bool = False,
+    order_by_dev: bool = False,
+    allow_missing: bool = False,
+) -> dict[str, Any]:
+    """Fuses systems into a decode folder.
+
+    Writes `hyp.tsv`, `ref.tsv` if one of the systems has it, and `fuse.yaml`: what was chosen and
+    the error rates on the development sets.
+
+    Args:
+        systems: decode folders or tables; the order counts, see `rover`.
+        output: a folder.
+        unit: what is aligned and voted on.
+        voting: `frequency`, `average` or `maximum`. None: chosen on `dev`; without one `average`
+            if `alpha` or `null_confidence` is given, else `frequency`.
+        alpha: share of the votes in a score. None: chosen on `dev`, or 0.5.
+        null_confidence: confidence of the null arc. None: chosen on `dev`, or 0.5.
+        weights: of the systems as given; equal by default.
+        dev: development sets, each as outputs of the same systems in the same order; references
+            are the `ref.tsv` of the first folder of a set that has one. Their error rates are
+            averaged.
+        tune_weights: choose the weights on `dev`, starting from `weights`.
+        order_by_dev: order the systems by their own error rates on `dev`, the best first.
+        allow_missing: an utterance that some systems lack is voted on by the others.
+
+    Returns:
+        The content of `fuse.yaml`.
+
+    Raises:
+        SpeechattnError: a file cannot be used, ids differ, or references do.
+    """
+    paths = [Path(path) for path in systems]
+    output = Path(output)
+    if not paths:
+        raise ConfigError("no system to fuse")
+    sources = [*paths, *(Path(path) for one in dev for path in one)]
+    if output.resolve() in {(p.parent if p.name == "hyp.tsv" else p).resolve() for p in sources}:
+        raise ConfigError(f"--output {output}: holds one of the systems, which would be lost")
+    if (tune_weights or order_by_dev) and not dev:
+        raise ConfigError("weights and order are chosen on a development set: give --dev")
+    shares = check_weights(weights, len(paths))
+    read = [read_system(path, unit) for path in paths]
+    copied = find_references(paths)  # before anything long, for its errors
+    sets = [read_dev([Path(path) for path in one], len(paths), unit, allow_missing) for one in dev]
+
+    order = list(range(len(paths)))
+    if order_by_dev:
+        order.sort(key=lambda s: np.mean([one.single_rates[s] for one in sets]))
+        sets = [one.ordered(order) for one in sets]
+    paths, read, shares = [paths[s] for s in order], [read[s] for s in order], shares[order]
+    if sets:
+        options = choose_options(sets, shares, voting, alpha, null_confidence)
+        if tune_weights:
+            shares = choose_weights(sets, shares, options)
+            options = choose_options(sets, shares, voting, alpha, null_confidence)
+    else:
+        given = alpha is not None or null_confidence is not None
+        options = RoverOptions(
+            voting or ("average" if given else "frequency"),
+            0.5 if alpha is None else alpha,
+            0.5 if null_confidence is None else null_confidence,
+        )
+
+    ids = common_ids(read, allow_missing)
+    ballot = make_ballot([[system.transcripts.get(key) for system in read] for key in ids])
+    texts = [join_units(units, unit) for units in ballot.elect(options, shares)]
+    chosen = {
+        "unit": unit,
+        **(asdict(options) if options.voting != "frequency" else {"voting": "frequency"}),
+        "systems": [
+            {
+                "path": str(path),
+                "weight": float(weight),
+                "missing": sum(key not in system.transcripts for key in ids),
+            }
+            for path, weight, system in zip(paths, shares, read, strict=True)
+        ],
+        "dev": [
+            {
+                "paths": list(one.names),
+                "error_rates": [round(rate, 4) for rate in one.single_rates],
+                "fused_error_rate": round(one.rate(options, shares), 4),
+            }
+            for one in sets
+        ],
+    }
+    for one in chosen["dev"]:
+        single = ", ".join(f"{rate:.2f}" for rate in one["error_rates"])
+        logger.info("dev: %% errors by %s: %s; fused %.2f", unit, single, one["fused_error_rate"])
+    output.mkdir(parents=True, exist_ok=True)
+    if copied is not None:
+        shutil.copyfile(copied, output / "ref.tsv")
+    write_text(output / "fuse.yaml", yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True))
+    write_table(output / "hyp.tsv", dict(zip(ids, texts, strict=True)))
+    return chosen
+
+
+def read_system(path: Path, unit: UnitName) -> System:
+    """Reads a decode folder or a table."""
+    if not path.is_dir():
+        table = read_table(path)
+        return System(path, {key: make_units(text, unit) for key, text in table.texts.items()})
+    table = read_table(path / "hyp.tsv")
+    spoken = read_spoken(path / "transcripts.jsonl", unit)
+    transcripts = {}
+    for key, text in table.texts.items():
+        said, pieces = spoken.get(key, (text, ()))
+        if " ".join(said.split()) != " ".join(text.split()):
+            raise SpeechattnError(
+                f"{path}: {key!r} is another text in transcripts.jsonl than in hyp.tsv; decode "
+                "again, or name hyp.tsv itself to do without confidences"
+            )
+        transcripts[key] = make_units(text, unit, pieces)
+    return System(path, transcripts)
+
+
+Pieces = Sequence[tuple[str, float]]
+"""Stretches of a text with their confidences, in order."""
+
+
+def read_spoken(path: Path, unit: UnitName) -> dict[str, tuple[str, Pieces]]:
+    """Text and confidences by id: of words, or, where characters are fused, of tokens."""
+    if not path.exists():
+        return {}
+    found = {}
+    # Not splitlines(): a transcript may hold U+2028 and its like.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            transcript = json.loads(line)
+            pieces = [
+                (_spelled(span["text"]), _confidence(span["confidence"]))
+                for span in transcript["words" if unit == "word" else "tokens"]
+            ]
+            found[transcript["id"]] = (transcript["text"], pieces)
+        except (ValueError, KeyError, TypeError) as error:
+            raise SpeechattnError(f"{path}:{number}: not a transcript ({error!r})") from None
+    return found
+
+
+def _confidence(value: float) -> float:
+    if not -1e-6 <= value <= 1 + 1e-6:  # nan is not either
+        raise ValueError(f"a confidence is 0 to 1, not {value}")
+    return min(1.0, max(0.0, value))
+
+
+def _spelled(token: str) -> str:
+    if token == SPACE_TOKEN:
+        return " "
+    return token.replace(UNK_TOKEN, UNK_MARK).replace(WORD_START, " ")
+
+
+def make_units(text: str, unit: UnitName, pieces: Pieces = ()) -> list[Unit]:
+    """Splits a transcript into units with keys by the text rule of `speechattn.evaluation.text`.
+
+    A unit's confidence is the mean of its characters', each of which has that of the piece it is
+    in. A character that is in none has the mean of the pieces; without pieces it is
+    UNKNOWN_CONFIDENCE.
+
+    Args:
+        text: as the system wrote it.
+        unit: word or char.
+        pieces: the system's words (for words) or tokens (for characters).
+    """
+    # Composed as the text rule would, but before the characters are taken apart.
+    text = normalize(unicodedata.normalize("NFC", text), AS_WRITTEN)
+    parts = split_units(text, unit)
+    sure = iter(character_confidences("".join(parts), pieces, spaces=unit == "char"))
+    return [
+        Unit(normalize(part) or part, part, float(np.mean([next(sure) for _ in part])))
+        for part in parts
+    ]
+
+
+def character_confidences(text: str, pieces: Pieces, spaces: bool) -> list[float]:
+    """The confidence of each character; with `spaces` the pieces' spaces stand for characters."""
+    if not pieces:
+        return [UNKNOWN_CONFIDENCE] * len(text)
+    characters, confidences = [], []
+    for piece, confidence in pieces:
+        for character in piece:
+            if spaces or not character.isspace():
+                characters.append(character)
+                confidences.append(confidence)
+    mean = sum(confidence for _, confidence in pieces) / len(pieces)
+    spelled = "".join(characters)
+    start = len(spelled) - len(spelled.lstrip())  # a space before the first token
+    if spelled[start:] == text:
+        return confidences[start:]
+    aligned, i = [], 0
+    for mine, theirs in kaldialign.align(list(text), characters, ""):
+        if mine:
+            aligned.append(confidences[i] if theirs else mean)
+        i += bool(theirs)
+    return aligned
+
+
+def join_units(units: Sequence[Unit], unit: UnitName) -> str:
+    """The text that units make: the inverse of `make_units` but for white space."""
+    joint = " " if unit == "word" else ""
+    return normalize(joint.join(u.text for u in units), AS_WRITTEN)
+
+
+def common_ids(systems: Sequence[System], allow_missing: bool) -> list[str]:
+    """Ids of all systems, in the first one's order; refuses differences unless they are allowed."""
+    ids = list(dict.fromkeys(key for system in systems for key in system.transcripts))
+    if not ids:
+        raise SpeechattnError(f"{systems[0].path}: no utterance")
+    for system in systems:
+        missing = [key for key in ids if key not in system.transcripts]
+        if missing and not allow_missing:
+            raise SpeechattnError(
+                f"{system.path}: {len(missing)} of {len(ids)} utterances are missing that another "
+                f"system has, {missing[0]!r} first; allow missing ids to do without its vote there"
+            )
+        if missing:
+            logger.warning("%s lacks %d of %d utterances", system.path, len(missing), len(ids))
+    return ids
+
+
+def find_references(paths: Sequence[Path]) -> Path | None:
+    """The first `ref.tsv` in the folders; refuses texts that differ between them."""
+    found = [path / "ref.tsv" for path in paths if (path / "ref.tsv").is_file()]
+    seen: Mapping[str, str] = {}
+    for path in found:
+        texts = read_table(path).texts
+        for key in texts.keys() & seen.keys():
+            if texts[key] != seen[key]:
+                raise SpeechattnError(f"{path}: {key!r} is another reference than in {found[0]}")
+        seen = {**texts, **seen}
+    return found[0] if found else None
+
+
+def read_dev(paths: Sequence[Path], count: int, unit: UnitName, allow_missing: bool) -> DevSet:
+    """Reads a development set: the outputs of `count` systems and their references."""
+    if len(paths) != count:
+        raise ConfigError(
+            f"--dev {' '.join(map(str, paths))}: {len(paths)} outputs, but {count} systems; name "
+            "one for each, in the same order"
+        )
+    references = find_references(paths)
+    if references is None:
+        raise ConfigError(f"--dev {' '.join(map(str, paths))}: there is no ref.tsv in these")
+    systems = [read_system(path, unit) for path in paths]
+    ids = common_ids(systems, allow_missing)
+    texts = read_table(references).texts
+    for differing, where in ((set(ids) - texts.keys(), references), (texts.keys() - ids, paths[0])):
+        if differing:
+            raise SpeechattnError(
+                f"{where}: {len(differing)} ids missing, {min(differing)!r} for one"
+            )
+    return DevSet(
+        names=[str(path) for path in paths],
+        transcripts=[[system.transcripts.get(key) for key in ids] for system in systems],
+        references=[split_units(normalize(texts[key]), unit) for key in ids],
+    )

@@ -1,1 +1,0 @@
-"""Trained models at work: test sets, long files, ensembles, cheaper arithmetic, ONNX."""

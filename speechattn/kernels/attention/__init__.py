@@ -1,0 +1,1 @@
+"""Operations of attention: definition, portable torch, Triton."""

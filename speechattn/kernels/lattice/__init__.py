@@ -1,0 +1,1 @@
+"""Sums over the lattices of CTC and transducers."""

@@ -1,0 +1,215 @@
+"""Connectionist temporal classification: the sum over all alignments of a text, and its gradient.
+
+An alignment of U tokens to the frames of an item visits the S = 2U + 1 states blank, first token,
+blank, ..., last token, blank from left to right, one a frame, starting in one of the first two
+states and ending in one of the last two (Graves et al. 2006, "Connectionist Temporal
+Classification"). From a frame to the next it stays, goes to the next state, or skips a blank;
+between two equal tokens the standard topology forbids the skip, the modified one does not (k2's
+`ctc_topo(modified=True)`: every token may follow every other at once, and the frames of two equal
+tokens count once for each way to divide them). Its score is the sum of the log
+probabilities it visits and of two things on its arcs: `first_scores[t]` where frame t is the first
+of a token, and `repeat_score` where a token goes on for another frame.
+
+How the arcs' scores are computed without touching the arcs: with D_t = w_(t+1) - w_t,
+
+    sum over tokens u of w(first frame of u) = U w_0 + sum over t of D_t #{u: not begun in frame t}
+
+and how many tokens have not begun is known from the state. So they are added to the log
+probabilities of the states once, before the recursion. And the recursion from the end is the one
+from the start over reversed frames and states: both run in one loop over T, as 2B sequences.
+
+Legend: B items, T frames, V units with blank 0, U tokens of the longest text, S = 2U + 1 states.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from speechattn.kernels.backend import choose
+from speechattn.kernels.lattice.ctc_lattice import build, log_total, posteriors, recursion
+from speechattn.kernels.precision import HALF
+from speechattn.masks import padding_mask
+
+_NEVER = -float("inf")
+
+
+def ctc(
+    log_probs: Tensor,
+    lengths: Tensor,
+    tokens: Tensor,
+    token_lengths: Tensor,
+    first_scores: Tensor | None = None,
+    repeat_score: float = 0.0,
+    modified: bool = False,
+) -> Tensor:
+    """Minus the log of the sum over all alignments of each item.
+
+    Recursions are in float64 whatever the input is: a sum of hundreds of log probabilities leaves
+    too few digits of float32 for the gradient.
+
+    Args:
+        log_probs: (B, T, V), anything beyond an item's frames; minus infinity is allowed for a unit
+            that may not be. The gradient is minus the posterior of a unit in a frame (torch's own
+            adds the probability, which a log-softmax takes off again). Half precision is computed
+            in float32.
+        lengths: (B,) int64 frames.
+        tokens: (B, U) int64, none of them 0; whatever stands beyond an item's tokens is not read.
+        token_lengths: (B,) int64.
+        first_scores: (B, T), for a token whose first frame is t; None for none. No gradient.
+        repeat_score: for each further frame of a token.
+        modified: equal tokens may follow each other without a blank between them.
+
+    Returns:
+        (B,) float32, or float64 for such input; infinite, with a gradient of zero, where no
+        alignment is possible.
+
+    Raises:
+        ValueError: the shapes do not go together.
+    """
+    batch = log_probs.shape[0]
+    for name, value, shape in (
+        ("lengths", lengths, (batch,)),
+        ("tokens", tokens, (batch, tokens.shape[-1])),
+        ("token_lengths", token_lengths, (batch,)),
+        ("first_scores", first_scores, log_probs.shape[:2]),
+    ):
+        if value is not None and value.shape != shape:
+            raise ValueError(
+                f"ctc: log_probs of {tuple(log_probs.shape)} want {name} of {tuple(shape)}, not "
+                f"{tuple(value.shape)}"
+            )
+    if log_probs.dtype in HALF:
+        log_probs = log_probs.float()
+    given = log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified
+    backend = choose(log_probs.device, "ctc")
+    with torch.autocast(log_probs.device.type, enabled=False):
+        if backend == "reference":
+            return reference(*given)
+        return _Ctc.apply(*given, backend)
+
+
+def reference(
+    log_probs: Tensor,
+    lengths: Tensor,
+    tokens: Tensor,
+    token_lengths: Tensor,
+    first_scores: Tensor | None = None,
+    repeat_score: float = 0.0,
+    modified: bool = False,
+) -> Tensor:
+    """The definition, an arc at a time; see `ctc`. Takes minutes for what `fast` does at once."""
+    losses = []
+    for b, frames in enumerate(lengths.tolist()):
+        text = tokens[b, : token_lengths[b]].tolist()
+        scores = log_probs[b].double()
+        never = scores.new_full((), _NEVER)
+        states = [0]
+        for token in text:
+            states += [token, 0]
+        alpha = [scores.new_zeros(()), *[never] * (len(states) - 1)]  # before the first frame
+        for t in range(frames):
+            first = 0.0 if first_scores is None else first_scores[b, t].double()
+            new = []
+            for s, unit in enumerate(states):
+                arcs = [alpha[s] + (repeat_score if unit else 0.0)]
+                if s >= 1:
+                    arcs.append(alpha[s - 1] + (first if unit else 0.0))
+                if s >= 3 and unit and (modified or unit != states[s - 2]):
+                    arcs.append(alpha[s - 2] + first)
+                arcs = [arc for arc in arcs if arc > _NEVER]
+                total = torch.logsumexp(torch.stack(arcs), 0) + scores[t, unit] if arcs else never
+                new.append(total)
+            alpha = new
+        ends = [end for end in alpha[-2:] if end > _NEVER]
+        # The gradient is zero, and not missing, where no alignment is possible.
+        total = torch.logsumexp(torch.stack(ends), 0) if ends else never + 0 * scores[:0].sum()
+        losses.append(-total)
+    return torch.stack(losses).to(log_probs.dtype)
+
+
+def fast(
+    log_probs: Tensor,
+    lengths: Tensor,
+    tokens: Tensor,
+    token_lengths: Tensor,
+    first_scores: Tensor | None = None,
+    repeat_score: float = 0.0,
+    modified: bool = False,
+) -> Tensor:
+    """All items and both directions in one loop over the frames; see `ctc`.
+
+    Has two tensors of (T, 2B, S) float64 while it runs, half of that without a gradient, and keeps
+    (B, T, U + 1) for the backward pass. NaN in one item spreads to others.
+    """
+    return _Ctc.apply(
+        log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified, "torch"
+    )
+
+
+class _Ctc(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx,
+        log_probs,
+        lengths,
+        tokens,
+        token_lengths,
+        first_scores,
+        repeat_score,
+        modified,
+        backend,
+    ) -> Tensor:
+        learns = ctx.needs_input_grad[0]
+        if backend == "triton":
+            from speechattn.kernels.triton.ctc import forward_backward
+        else:
+            forward_backward = _forward_backward
+        total, blank, token = forward_backward(
+            log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified, learns
+        )
+        if learns:
+            beyond = ~padding_mask(token_lengths, tokens.shape[1])
+            ctx.save_for_backward(tokens.masked_fill(beyond, 0), blank, token)
+            ctx.units = log_probs.shape[2]
+        return -total.to(log_probs.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        tokens, blank, token = ctx.saved_tensors
+        scale = -gradient[:, None]  # (B, 1)
+        result = blank.new_zeros(*blank.shape, ctx.units)
+        where = tokens[:, None].expand_as(token)
+        # What stands for padding is blank, with a posterior of 0.
+        result.scatter_add_(2, where, token * scale[..., None])
+        result[..., 0] += blank * scale
+        return result, None, None, None, None, None, None, None
+
+
+def _forward_backward(
+    log_probs: Tensor,
+    lengths: Tensor,
+    tokens: Tensor,
+    token_lengths: Tensor,
+    first_scores: Tensor | None,
+    repeat_score: float,
+    modified: bool,
+    learns: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The torch path; see `speechattn.kernels.triton.ctc.forward_backward`."""
+    lattice = build(
+        log_probs,
+        lengths,
+        tokens,
+        token_lengths,
+        first_scores,
+        repeat_score,
+        modified,
+        reverse=learns,
+    )
+    reached = recursion(lattice)
+    total = log_total(lattice, reached)
+    blank = token = None
+    if learns:
+        blank, token = (x.to(log_probs.dtype) for x in posteriors(lattice, reached, total))
+    return total + lattice.constant, blank, token

@@ -1,0 +1,167 @@
+"""The transducer's loss: the sum over all alignments of a text with the joiner's scores.
+
+After u tokens and in frame t the joiner scores V units; blank takes an alignment to the next frame
+and a token to the next column (Graves 2012, 1211.3711). Delay penalty and topologies are those of
+`speechattn.kernels.lattice.transducer_lattice`, as in k2's `rnnt_loss`.
+
+The joiner's output is all the memory of it: the gradient is as large, and nothing else may be. So
+log-softmax is computed for some frames of an item at a time, and again for the gradient.
+
+Legend: B items, T frames, U tokens of the longest text, S columns that are scored in a frame (U + 1
+here), V units with blank 0.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from speechattn.kernels.backend import choose
+from speechattn.kernels.lattice.transducer_lattice import (
+    Topology,
+    arcs,
+    check_lengths,
+    check_shape,
+    lattice,
+)
+from speechattn.kernels.lattice.transducer_lattice import reference as reference_lattice
+from speechattn.kernels.precision import HALF
+from speechattn.masks import without_padding
+
+# Scores that are normalised at a time: what a cache holds and two threads are worth starting for,
+# and what fills a GPU.
+_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}
+
+
+def transducer(
+    logits: Tensor,
+    lengths: Tensor,
+    tokens: Tensor,
+    token_lengths: Tensor,
+    delay_penalty: float = 0.0,
+    topology: Topology = "regular",
+) -> Tensor:
+    """Minus the log of the sum over all alignments of each item.
+
+    Args:
+        logits: (B, T, U + 1, V) scores, not normalised; anything beyond an item's frames and
+            tokens.
+        lengths: (B,) int64 frames.
+        tokens: (B, U) int64, none of them 0; whatever stands beyond an item's tokens is not read.
+        token_lengths: (B,) int64.
+        delay_penalty: for each frame that a token is later, 0 or more (2211.00490).
+        topology: what a token does to the frame.
+
+    Returns:
+        (B,) float32, or float64 for such input; infinite, with a gradient of zero, where no
+        alignment is possible. With a penalty it is the log of no probability, and may be below 0.
+
+    Raises:
+        ValueError: the shapes do not go together.
+    """
+    batch, _, columns, _ = logits.shape
+    check_shape("transducer", "tokens", tokens, batch, columns - 1)
+    check_lengths("transducer", lengths, token_lengths, batch)
+    with torch.autocast(logits.device.type, enabled=False):
+        if choose(logits.device) == "reference":
+            return reference(logits, lengths, tokens, token_lengths, delay_penalty, topology)
+        units = pad(without_padding(tokens, token_lengths), (0, 1))[:, None].expand(
+            logits.shape[:3]
+        )
+        token, blank = emissions(logits, units, lengths, token_lengths + 1)
+        token, blank = token[..., :-1].transpose(1, 2), blank.transpose(1, 2)
+        px, py = arcs(token, blank, lengths, delay_penalty, topology)
+        return -lattice(px, py, lengths, token_lengths)
+
+
+def reference(
+    logits: Tensor,
+    lengths: Tensor,
+    tokens: Tensor,
+    token_lengths: Tensor,
+    delay_penalty: float = 0.0,
+    topology: Topology = "regular",
+) -> Tensor:
+    """The definition, a node at a time; see `transducer`."""
+    log_probs = (logits.float() if logits.dtype in HALF else logits).log_softmax(-1)
+    tokens = without_padding(tokens, token_lengths)
+    where = tokens[:, None, :, None].expand(-1, logits.shape[1], -1, 1)
+    token = log_probs[:, :, :-1].gather(3, where)[..., 0].transpose(1, 2)
+    blank = log_probs[..., 0].transpose(1, 2)
+    px, py = arcs(token, blank, lengths, delay_penalty, topology)
+    return -reference_lattice(px, py, lengths, token_lengths)
+
+
+def emissions(
+    logits: Tensor, units: Tensor, lengths: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of one unit a column, and of blank, of scores that are not normalised.
+
+    Keeps the scores for the backward pass, which makes one tensor of their size, the gradient.
+
+    Args:
+        logits: (B, T, S, V).
+        units: (B, T, S) int64, which.
+        lengths: (B,) frames of an item.
+        columns: (B,) columns of an item; what is beyond is not read.
+
+    Returns:
+        Both (B, T, S), float32 for half precision; 0 beyond an item's frames and columns.
+    """
+    return _Emissions.apply(logits, units, lengths, columns)
+
+
+class _Emissions(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, units, lengths, columns):
+        dtype = torch.float32 if logits.dtype in HALF else logits.dtype
+        token, blank = (
+            torch.zeros(logits.shape[:3], dtype=dtype, device=logits.device) for _ in range(2)
+        )
+        ctx.sizes = list(zip(lengths.tolist(), columns.tolist(), strict=True))
+        ctx.pieces = list(_pieces(logits, ctx.sizes))
+        for piece in ctx.pieces:
+            log_probs = torch.log_softmax(logits[piece], -1, dtype=dtype)
+            token[piece] = log_probs.gather(2, units[piece][..., None])[..., 0]
+            blank[piece] = log_probs[..., 0]
+        ctx.save_for_backward(logits, units)
+        return token, blank
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by_token: Tensor, by_blank: Tensor):
+        logits, units = ctx.saved_tensors
+        # Half of what a small item costs is to touch its gradient: once is enough.
+        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        for b, (frames, count) in enumerate(ctx.sizes):
+            gradient[b, frames:] = 0.0
+            gradient[b, :frames, count:] = 0.0
+        either = -(by_token + by_blank)[..., None]
+        for piece in ctx.pieces:
+            part = gradient[piece]
+            if part.dtype in HALF:
+                found = torch.softmax(logits[piece], -1, dtype=either.dtype)
+            else:
+                found = torch.softmax(logits[piece], -1, out=part)
+            found *= either[piece]
+            found[..., 0] += by_blank[piece]
+            found.scatter_add_(2, units[piece][..., None], by_token[piece][..., None])
+            if found is not part:
+                part.copy_(found)
+        return gradient, None, None, None
+
+
+def _pieces(logits: Tensor, sizes: list[tuple[int, int]]) -> Iterator[tuple]:
+    """Indices of (B, T, S) that leave out padding, each of some frames of an item.
+
+    Args:
+        logits: (B, T, S, V).
+        sizes: frames and columns of each item.
+    """
+    at_once = _AT_ONCE.get(logits.device.type, _AT_ONCE["cuda"])
+    for b, (frames, count) in enumerate(sizes):
+        step = max(at_once // max(count * logits.shape[3], 1), 1)
+        for t in range(0, frames, step):
+            yield b, slice(t, min(t + step, frames)), slice(count)

@@ -1,0 +1,86 @@
+"""How well a language model expects a text."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from speechattn.data.batches.sampler import PaddedFrameBatches
+from speechattn.lm.ngram import NgramLm
+from speechattn.lm.texts import TokenLines, collate_lines
+from speechattn.lm.transformer import TransformerLm, sequence_scores
+
+MAX_SCORES = 2**22  # of an n-gram model, looked at at once
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """The perplexity of a text, by token and by character.
+
+    The end of each sentence is predicted too, and counts as one token and as one character. So
+    models of other units over the same text can be compared by character, as long as none of them
+    has `<unk>` for a part of it, which costs less than saying what it is.
+
+    Attributes:
+        log_prob: of all sentences, natural log.
+        sentences: how many.
+        tokens: without the sentences' ends.
+        characters: spaces counted, without the sentences' ends.
+        unknown: tokens that are `<unk>`.
+    """
+
+    log_prob: float
+    sentences: int
+    tokens: int
+    characters: int
+    unknown: int
+
+    @property
+    def token(self) -> float:
+        """exp of the mean surprise at a token."""
+        return _exp(-self.log_prob / max(1, self.tokens + self.sentences))
+
+    @property
+    def character(self) -> float:
+        """exp of the mean surprise at a character."""
+        return _exp(-self.log_prob / max(1, self.characters + self.sentences))
+
+    def __str__(self) -> str:
+        unknown = 100.0 * self.unknown / max(1, self.tokens)
+        return (
+            f"perplexity {self.token:.2f} a token, {self.character:.2f} a character "
+            f"({self.sentences} sentences, {self.tokens} tokens, {unknown:.2f} % <unk>)"
+        )
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+@torch.inference_mode()
+def lm_perplexity(lm: TransformerLm, lines: TokenLines, batch_tokens: int = 8192) -> Perplexity:
+    """The perplexity of sentences, by a model in evaluation mode."""
+    total = 0.0
+    device = lm.output.weight.device
+    for chosen in PaddedFrameBatches(1.0 + lines.lengths, batch_tokens, shuffle=False).batches():
+        batch = collate_lines([lines[i] for i in chosen], lm.vocab_size - 1).to(device)
+        total += float(sequence_scores(lm, batch.tokens, batch.lengths).sum())
+    return Perplexity(total, len(lines), len(lines.ids), lines.characters, lines.unknown)
+
+
+@torch.inference_mode()
+def ngram_perplexity(lm: NgramLm, lines: TokenLines) -> Perplexity:
+    """The perplexity of sentences."""
+    total, eos = 0.0, lm.vocab_size - 1
+    order = torch.from_numpy(np.argsort(lines.lengths, kind="stable"))
+    for chosen in order.split(max(1, MAX_SCORES // lm.vocab_size)):
+        texts = [torch.tensor([*lines[i].tolist(), eos]) for i in chosen.tolist()]
+        lengths = torch.tensor([len(text) for text in texts])
+        tokens = torch.nn.utils.rnn.pad_sequence(texts, True, padding_value=eos)  # (N, U)
+        state = torch.full((len(texts),), lm.start)
+        for u, token in enumerate(tokens.unbind(1)):
+            scores = lm.scores(state).gather(1, token[:, None])[:, 0]
+            total += float(scores[lengths > u].double().sum())
+            state = lm.step(state, token)
+    return Perplexity(total, len(lines), len(lines.ids), lines.characters, lines.unknown)

@@ -1,0 +1,94 @@
+"""Language models as scorers: n-grams, Transformers, and the one inside an attention decoder.
+
+Legend: B utterances, N hypotheses, M hypotheses chosen from N, V units.
+"""
+
+import torch
+from torch import Tensor
+
+from speechattn.decoders import Decoder, DecoderState
+from speechattn.decoders.tree import TokenTree
+from speechattn.lm.ngram import NgramLm
+from speechattn.lm.transformer import TransformerLm
+
+
+class NgramScorer:
+    """An n-gram model as a scorer of all tokens; the state of a hypothesis is one number.
+
+    Args:
+        lm: on the device of the search.
+        batch: B.
+    """
+
+    def __init__(self, lm: NgramLm, batch: int):
+        self.lm = lm
+        self.batch = batch
+
+    def start(self) -> Tensor:
+        return torch.zeros(self.batch, dtype=torch.int64, device=self.lm.unit.device)
+
+    def score(self, token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.lm.step(state, token)
+        return self.lm.scores(state), state
+
+    def select(self, state: Tensor, index: Tensor) -> Tensor:
+        return state[index]
+
+
+class LmScorer:
+    """A Transformer language model as a scorer of all tokens.
+
+    Args:
+        lm: of the search's units, in evaluation mode.
+        batch: B.
+    """
+
+    def __init__(self, lm: TransformerLm, batch: int):
+        self.lm = lm
+        self.batch = batch
+
+    def start(self) -> TokenTree:
+        return self.lm.init_state(self.batch)
+
+    def score(self, token: Tensor, state: TokenTree) -> tuple[Tensor, TokenTree]:
+        return self.lm.step(token, state)
+
+    def select(self, state: TokenTree, index: Tensor) -> TokenTree:
+        tree, _ = state.select(index)
+        return tree
+
+
+class InternalLmScorer:
+    """What an attention decoder expects without listening: its internal language model.
+
+    The decoder with its memory zeroed out, as in Meng et al., "Internal Language Model Estimation
+    for Domain-Adaptive End-to-End Speech Recognition" (2011.01991). All frames of such a memory
+    are alike, so one of them is enough: the weights over equal values do not matter. (Not so for a
+    decoder that remembers where it listened last.)
+
+    Used with a negative weight, next to a language model of the target domain with a positive one.
+    The score itself is never above 0, but the weighted one is never below it, and no bound on it
+    exists: the less a decoder expects a token, the more is given back. So where a weight is
+    negative no running hypothesis can be ruled out by its score, and the search has to end by
+    length or by the paper's end detection.
+
+    Args:
+        decoder: in evaluation mode.
+        batch: B.
+    """
+
+    def __init__(self, decoder: Decoder, batch: int):
+        self.decoder = decoder
+        self.batch = batch
+
+    def start(self) -> DecoderState:
+        like = next(self.decoder.parameters())
+        memory = like.new_zeros(self.batch, 1, self.decoder.memory_size)
+        lengths = torch.ones(self.batch, dtype=torch.int64, device=like.device)
+        return self.decoder.init_state(memory, lengths)
+
+    def score(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        return self.decoder.step(token, state)
+
+    def select(self, state: DecoderState, index: Tensor) -> DecoderState:
+        return state.select(index)

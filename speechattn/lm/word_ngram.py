@@ -1,0 +1,74 @@
+"""N-gram models of words, for graphs."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.lm.ngram_training import count_ngrams, kneser_ney, write_arpa
+from speechattn.lm.texts import TokenLines
+from speechattn.units import BLANK_TOKEN, SOS_EOS_TOKEN, UNK_TOKEN, is_ideograph
+
+
+def words_of(text: str, segmented: bool = False) -> list[str]:
+    """The words of a text: what stands between spaces, and each ideograph alone.
+
+    Args:
+        text: a sentence.
+        segmented: spaces stand between words of ideographs too, and these stay whole.
+    """
+    found: list[str] = []
+    for part in text.split():
+        if segmented:
+            found.append(part)
+            continue
+        run = ""
+        for character in part:
+            if is_ideograph(character):
+                found += [run, character] if run else [character]
+                run = ""
+            else:
+                run += character
+        found += [run] if run else []
+    return found
+
+
+class _Words(Tokenizer):
+    """Words as units; those that are not listed are <unk>."""
+
+    kind = "word"
+
+    def __init__(self, words: Sequence[str]):
+        super().__init__([BLANK_TOKEN, UNK_TOKEN, *words, SOS_EOS_TOKEN])
+        self._number = {word: i for i, word in enumerate(self.tokens)}
+
+    def encode(self, text: str) -> list[int]:
+        return [self._number.get(word, self.unk_id) for word in text.split()]
+
+    def _join(self, units: list[str]) -> str:
+        return " ".join(units)
+
+
+def train_word_ngram(
+    sentences: Iterable[Sequence[str]],
+    words: Sequence[str],
+    output: str | Path,
+    order: int = 3,
+    min_count: int = 1,
+) -> list[int]:
+    """Counts an n-gram model of words into an ARPA file.
+
+    Args:
+        sentences: their words.
+        words: those of the lexicon; others count as `<unk>`.
+        output: the file.
+        order: words of the longest n-grams.
+        min_count: n-grams of three words and more that are seen less often are left out.
+
+    Returns:
+        How many n-grams of each order were written.
+    """
+    units = _Words(words)
+    lines = TokenLines.of([" ".join(sentence) for sentence in sentences], units)
+    ngrams = count_ngrams(lines, order, units.vocab_size)
+    estimates = kneser_ney(ngrams, units.vocab_size, min_count)
+    return write_arpa(output, units.tokens, ngrams, estimates)

@@ -1,0 +1,159 @@
+"""Writes a SYNTHETIC talking-face corpus of real media files, in the GRID corpus's layout.
+
+It is for demonstrations and tests: eSpeak NG speaks, OpenCV draws. No figure measured on it says
+anything about people; `synthetic.json` in its folder lets every report say so.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from speechattn.errors import ConfigError
+from speechattn.synth.clip import Clip, Style, film_clip, speaker_voice, write_clip
+from speechattn.synth.jobs import SynthSummary, claim, run_jobs
+from speechattn.synth.sentences import GRAMMARS, Sentence, draw_sentences
+from speechattn.synth.speech import Speech, Synthesiser
+
+GENERATOR = "speechattn synth-corpus 1 (eSpeak NG speech, face drawn by OpenCV)"
+_ALIGN_UNITS = 25000  # of GRID's .align files, per second
+_STYLES = {"en": Style("en", (135, 160)), "cmn": Style("cmn", (190, 230))}
+
+
+def synth_corpus(
+    output: str | Path,
+    language: str = "cmn",
+    speakers: int = 2,
+    utterances: int = 60,
+    seed: int = 0,
+    workers: int = 2,
+    progress: bool = True,
+) -> SynthSummary:
+    """Makes a corpus; run again after an interruption, it makes what is missing.
+
+    Writes `s1/<name>.mp4` (H.264 360x288 25 fps, AAC 16 kHz mono), `align/s1/<name>.align` (GRID's
+    format: start, end in 1/25000 s, word; `sil` at both ends), `landmarks/s1/<name>.npz` (key
+    `landmarks`: (T, 5, 2) float32 pixels: left eye, right eye, nose, mouth corners; left as seen in
+    the picture), `synthetic.json` and `README.md`. The same arguments give the same files, whatever
+    the number of workers.
+
+    Args:
+        output: folder, made if need be.
+        language: 'cmn' (Mandarin) or 'en' (English, GRID's sentences).
+        speakers: how many; men's and women's voices and faces alternate.
+        utterances: of each speaker.
+        seed: of everything drawn by chance.
+        workers: processes; 0 or 1 stays in this one.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError: bad arguments, `espeakng-loader` is missing, or the folder holds another
+            corpus.
+    """
+    if language not in GRAMMARS:
+        raise ConfigError(f"language {language!r}: choose from {sorted(GRAMMARS)}")
+    if speakers < 1:
+        raise ConfigError(f"speakers: {speakers} is not positive")
+    Synthesiser()  # says at once, in this process, if eSpeak NG is missing
+    folder = Path(output)
+    jobs = []
+    for s in range(speakers):
+        rng = np.random.default_rng([seed, s, 1])
+        for u, sentence in enumerate(draw_sentences(language, utterances, rng)):
+            jobs.append(_Job(folder, language, seed, s, u, sentence))
+    _claim(folder, language, speakers, utterances, seed)
+    missing = [job for job in jobs if not job.done()]
+    run_jobs(_write, missing, len(jobs), workers, progress)
+    seconds = sum(_align_seconds(job.align) for job in jobs)
+    names = tuple(f"s{s + 1}" for s in range(speakers))
+    return SynthSummary(folder, len(jobs), len(missing), seconds, names)
+
+
+@dataclass(frozen=True)
+class _Job:
+    folder: Path
+    language: str
+    seed: int
+    speaker: int
+    index: int
+    sentence: Sentence
+
+    @property
+    def video(self) -> Path:
+        return self.folder / f"s{self.speaker + 1}" / f"{self.sentence.name}.mp4"
+
+    @property
+    def align(self) -> Path:
+        return self.folder / "align" / f"s{self.speaker + 1}" / f"{self.sentence.name}.align"
+
+    @property
+    def landmarks(self) -> Path:
+        return self.folder / "landmarks" / f"s{self.speaker + 1}" / f"{self.sentence.name}.npz"
+
+    def done(self) -> bool:
+        return self.video.exists()  # written last, under another name until it is whole
+
+
+def make_clip(sentence: Sentence, language: str, seed: int, speaker: int, index: int) -> Clip:
+    """Speaks and films one sentence of the corpus; `index` is its place among the speaker's."""
+    return film_clip(sentence, _STYLES[language], seed, speaker, index)
+
+
+def _write(job: _Job) -> None:
+    clip = make_clip(job.sentence, job.language, job.seed, job.speaker, job.index)
+    for path in (job.video, job.align, job.landmarks):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    job.align.write_text(format_align(clip.speech), encoding="utf-8")
+    np.savez_compressed(job.landmarks, landmarks=clip.landmarks)
+    partial = job.video.with_suffix(".mp4.partial")
+    write_clip(partial, clip.frames, clip.speech.samples, clip.speech.sample_rate)
+    partial.replace(job.video)
+
+
+def format_align(speech: Speech) -> str:
+    """GRID's alignment of a sentence: `start end word`, in 1/25000 s, `sil` first and last."""
+    total = len(speech.samples) / speech.sample_rate
+    edges = [0.0, *(w.start for w in speech.words), speech.words[-1].end, total]
+    units = [round(edge * _ALIGN_UNITS) for edge in edges]
+    labels = ["sil", *(w.text for w in speech.words), "sil"]
+    rows = zip(units, units[1:], labels, strict=False)
+    return "".join(f"{start} {end} {label}\n" for start, end, label in rows)
+
+
+def _align_seconds(path: Path) -> float:
+    return int(path.read_text(encoding="utf-8").splitlines()[-1].split()[1]) / _ALIGN_UNITS
+
+
+def _claim(folder: Path, language: str, speakers: int, utterances: int, seed: int) -> None:
+    style = _STYLES[language]
+    facts = {
+        "generator": GENERATOR,
+        "language": language,
+        "speakers": speakers,
+        "utterances": utterances,
+        "seed": seed,
+        "voices": [asdict(speaker_voice(style, seed, s)) for s in range(speakers)],
+    }
+    readme = _README.format(
+        language={"en": "English", "cmn": "Mandarin"}[language],
+        speakers=speakers,
+        utterances=utterances,
+        seed=seed,
+    )
+    claim(folder, facts, readme)
+
+
+_README = """# SYNTHETIC talking-face corpus
+
+Nobody speaks here: the voices are eSpeak NG's and the faces are drawn by OpenCV. It is for
+demonstrations and tests. **An error rate measured on it says nothing about real speech or real
+lips**; name it synthetic wherever such a number is shown (`synthetic.json` marks the folder).
+
+{language}, {speakers} speakers, {utterances} utterances each, sentences of a closed six-word
+grammar, seed {seed}. The layout is the GRID corpus's:
+
+- `s1/<name>.mp4`: H.264 360x288, 25 frames a second; AAC, 16 kHz, mono
+- `align/s1/<name>.align`: start and end of each word in 1/25000 s, `sil` at both ends
+- `landmarks/s1/<name>.npz`: `landmarks` (frames, 5, 2) float32 pixels: left eye, right eye (as seen
+  in the picture), nose, left and right corner of the mouth, as drawn
+"""

@@ -1,0 +1,92 @@
+"""Making the files of a synthetic corpus: by several processes, and again after an interruption."""
+
+import json
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+from rich.progress import Progress
+
+from speechattn.errors import ConfigError
+from speechattn.files import write_text
+
+Job = TypeVar("Job")
+MARK = "synthetic.json"
+
+
+@dataclass(frozen=True)
+class SynthSummary:
+    """What was made.
+
+    Args:
+        folder: the corpus.
+        clips: files in it.
+        written: those written by this call; the others were there.
+        seconds: duration of the clips together.
+        speakers: names of the speakers.
+    """
+
+    folder: Path
+    clips: int
+    written: int
+    seconds: float
+    speakers: tuple[str, ...]
+
+
+def claim(folder: Path, facts: dict[str, Any], readme: str) -> None:
+    """Writes what the corpus is (`synthetic.json`, `README.md`); refuses to mix two in one folder.
+
+    Raises:
+        ConfigError: the folder holds another corpus.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MARK
+    marker = {"synthetic": True, **facts}
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if found != marker:
+            raise ConfigError(f"{folder} holds another synthetic corpus: take a new folder")
+    write_text(folder / "README.md", readme)
+    write_text(path, json.dumps(marker, indent=2, ensure_ascii=False) + "\n")
+
+
+def run_jobs(
+    write: Callable[[Job], None],
+    jobs: Sequence[Job],
+    total: int,
+    workers: int,
+    progress: bool,
+) -> None:
+    """Calls `write` for every job.
+
+    Args:
+        write: a module's function; the jobs are pickled to the processes.
+        jobs: what is still missing.
+        total: with what is there already, for the progress bar.
+        workers: processes; 0 or 1 stays in this one.
+        progress: show the bar.
+    """
+    with Progress(disable=not progress) as bar:
+        task = bar.add_task("synthetic corpus", total=total, completed=total - len(jobs))
+        if workers <= 1 or len(jobs) <= 1:
+            for job in jobs:
+                write(job)
+                bar.advance(task)
+            return
+        # eSpeak has one state a process; "spawn", as the caller may hold threads that a fork would
+        # cut.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_be_single) as pool:
+            for _ in pool.map(write, jobs, chunksize=2):
+                bar.advance(task)
+
+
+def _be_single() -> None:
+    cv2.setNumThreads(1)  # the processes share the cores already

@@ -1,0 +1,348 @@
+"""Files of any length: recognised in overlapping windows, joined on their time stamps.
+
+A file is read in a stream and decoded a few windows at a time, so that memory does not grow with
+its length. Windows start at whole hidden frames: what a model sees of a moment is then the same
+frames in both windows, apart from what is around them.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from speechattn.data.augment import CenterCrop
+from speechattn.data.batches.batch import Item, collate
+from speechattn.data.batches.datamodule import fit_audio
+from speechattn.data.crops.ready import READY_CROP, fit, read_crop_array
+from speechattn.data.crops.roi import RoiOptions
+from speechattn.data.media.container import iter_video, probe
+from speechattn.data.media.streams import Rolling, stream_audio
+from speechattn.decoding import TokenTime, word_times
+from speechattn.errors import ConfigError, MediaError
+from speechattn.model.ensemble import Ensemble
+from speechattn.model.speech_model import SpeechModel
+from speechattn.transcribe.joining import Joiner
+from speechattn.transcribe.silence import quiet_place
+from speechattn.transcribe.transcript import Span, Transcript
+from speechattn.units import SPACE_TOKEN, UNK_MARK, UNK_TOKEN
+
+if TYPE_CHECKING:
+    from speechattn.transcribe.transcriber import Transcriber
+
+# Mouth crops that are read at a time.
+CROP_BLOCK = 100
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LongFormOptions:
+    """How long files are cut into windows.
+
+    Attributes:
+        window_seconds: length of a window, rounded to hidden frames. Best near what the model was
+            trained on.
+        overlap_seconds: that two windows share, at most half of a window. What stands in the
+            middle of it has half of this as context on either side.
+        batch_size: windows that are decoded together.
+        at_silence: ends a window within its last `overlap_seconds` where the sound is quiet for
+            long enough, and starts the next one there, without overlap; only where it is not do
+            the two overlap. For a model that does not hear, all do.
+        silence_seconds: how long it has to be quiet for that.
+        max_seconds: files up to this are recognised whole.
+    """
+
+    window_seconds: float = 20.0
+    overlap_seconds: float = 4.0
+    batch_size: int = 4
+    at_silence: bool = False
+    silence_seconds: float = 0.3
+    max_seconds: float = 30.0
+
+    def __post_init__(self):
+        _check(self.window_seconds > 0, "window_seconds", self.window_seconds, "above 0")
+        half = 0 < self.overlap_seconds <= self.window_seconds / 2
+        _check(
+            half, "overlap_seconds", self.overlap_seconds, "above 0 and at most half of a window"
+        )
+        _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        good = 0 < self.silence_seconds <= self.overlap_seconds
+        _check(good, "silence_seconds", self.silence_seconds, "above 0 and at most the overlap")
+        _check(
+            self.max_seconds >= self.window_seconds, "max_seconds", self.max_seconds,
+            "at least window_seconds",
+        )  # fmt: skip
+
+
+def _check(good: bool, key: str, value: object, wanted: str) -> None:
+    if not good:
+        raise ConfigError(f"long_form option {key}: has to be {wanted}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a file, ready for a batch.
+
+    Attributes:
+        item: its sound and crops.
+        start: seconds from the start of the file.
+        end: seconds.
+        last: whether the file ends with it.
+    """
+
+    item: Item
+    start: float
+    end: float
+    last: bool
+
+
+def is_long(transcriber: "Transcriber", path: str | Path, options: LongFormOptions) -> bool:
+    """Whether a file says that it is longer than `max_seconds`.
+
+    False for one that says nothing, or cannot be used: reading it tells why.
+    """
+    try:
+        if Path(path).suffix == ".npy":
+            seconds = len(_open_crops(path)) / transcriber.model.video_fps
+        else:
+            seconds = probe(path).duration
+    except (MediaError, OSError, ValueError, EOFError):
+        return False
+    return seconds > options.max_seconds
+
+
+def transcribe_long(
+    transcriber: "Transcriber", path: str | Path, options: LongFormOptions | None = None
+) -> Transcript:
+    """Transcribes a file of any length.
+
+    Args:
+        transcriber: the model and how it decodes.
+        path: what `Transcriber.transcribe` takes.
+        options: of the windows.
+
+    Returns:
+        Times are of the whole file; a file that fits into one window gives what it gives there.
+        Words come from one window each, see `joining`.
+
+    Raises:
+        MediaError: the file cannot be used.
+    """
+    options = options or LongFormOptions()
+    pieces = transcriber.tokenizer.tokens
+    joiner = Joiner(space=SPACE_TOKEN in pieces)
+    end = 0.0
+    for batch in _batches(windows(transcriber, path, options), options.batch_size):
+        found = transcriber.recognise(collate([window.item for window in batch]))
+        if batch[0].last and batch[0].start == 0:
+            return replace(found[0], id=str(path))
+        for window, transcript in zip(batch, found, strict=True):
+            tokens = transcript.tokens or _spread(transcriber, transcript)
+            joiner.add(_shifted(tokens, window.start), window.start, window.end)
+            end = window.end
+        logger.debug("%s: %.0f s done", path, end)
+    return to_transcript(str(path), joiner.tokens(), transcriber, end)
+
+
+def to_transcript(
+    name: str, tokens: list[Span], transcriber: "Transcriber", duration: float
+) -> Transcript:
+    """Tokens in time to a whole transcript."""
+    tokenizer = transcriber.tokenizer
+    ids = {piece: i for i, piece in enumerate(tokenizer.tokens)}
+    times = [TokenTime(ids[t.text], t.start, t.end, t.confidence) for t in tokens]
+    words = [
+        Span(w.word.replace(UNK_TOKEN, UNK_MARK), w.start, w.end, w.confidence)
+        for w in word_times(times, tokenizer.tokens)
+    ]
+    confidence = float(np.mean([t.confidence for t in tokens])) if tokens else 0.0
+    text = tokenizer.decode([time.token for time in times])
+    return Transcript(name, text, tokens, words, confidence, duration)
+
+
+def _batches(found: Iterator[Window], size: int) -> Iterator[list[Window]]:
+    batch = []
+    for window in found:
+        batch.append(window)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _shifted(tokens: list[Span], seconds: float) -> list[Span]:
+    return [replace(t, start=t.start + seconds, end=t.end + seconds) for t in tokens]
+
+
+def _spread(transcriber: "Transcriber", transcript: Transcript) -> list[Span]:
+    """Tokens of a text that CTC has no times for, one after the other at equal distances."""
+    tokenizer = transcriber.tokenizer
+    ids = tokenizer.encode(transcript.text)
+    step = transcript.duration / max(1, len(ids))
+    return [Span(tokenizer.tokens[k], i * step, (i + 1) * step, 0.0) for i, k in enumerate(ids)]
+
+
+# ----------------------------------------------------------------------------------- windows
+
+
+def windows(
+    transcriber: "Transcriber", path: str | Path, options: LongFormOptions
+) -> Iterator[Window]:
+    """The windows of a file, in order.
+
+    The last one is as long as the others, as far as the file is: it starts earlier, not shorter.
+
+    Raises:
+        MediaError: the file cannot be used.
+    """
+    source = _Source(transcriber, path)
+    step = source.step
+    size = max(2, round(options.window_seconds / step))
+    overlap = min(max(1, round(options.overlap_seconds / step)), size // 2)
+    start = before = 0
+    shared = False  # whether the window starts within the one before it
+    while True:
+        end = source.end(start + size)
+        if end is not None:
+            if shared:
+                start = max(before, math.ceil(end / step) - size)
+            yield source.window(start, None, end)
+            return
+        stop, follow, shared = start + size, start + size - overlap, True
+        if options.at_silence and source.hears:
+            quiet = source.quiet(start, stop, follow, options.silence_seconds)
+            if quiet is not None:
+                stop = follow = quiet
+                shared = False
+        yield source.window(start, stop, stop * step)
+        before, start = start, follow
+        source.forget(before)
+
+
+class _Source:
+    """A file as the model takes it, in steps on which hidden frames and pictures begin."""
+
+    def __init__(self, transcriber: "Transcriber", path: str | Path):
+        model = transcriber.model
+        self.path = path
+        self.step = common_step(model)
+        self.hears = "audio" in model.modalities
+        self._sample_rate, self._fps = _exact(model.sample_rate), _exact(model.video_fps)
+        self._crop = CenterCrop(model.crop_size)
+        self._video = self._audio = None
+        if "video" in model.modalities:
+            self._video = Rolling(stream_mouth(transcriber, path))
+        if self.hears:
+            self._audio = Rolling(stream_audio(path, model.sample_rate))
+        # Where there are pictures, they say how long the file is.
+        self._clock = (
+            (self._video, self._fps) if self._video is not None
+            else (self._audio, self._sample_rate)
+        )  # fmt: skip
+
+    def end(self, stop: int) -> Fraction | None:
+        """Seconds of the file if it ends not after step `stop`, else None."""
+        stream, rate = self._clock
+        last = round(stop * self.step * rate)
+        stream.fill(last + 1)
+        return stream.end / rate if stream.ended and stream.end <= last else None
+
+    def window(self, start: int, stop: int | None, end: Fraction) -> Window:
+        """From step `start` to `stop`, or to the end of the file; `end` is that in seconds."""
+        begin = start * self.step
+        audio = video = None
+        if self._video is not None:
+            video = self._cut(self._video, self._fps, begin, end)
+        if self._audio is not None:
+            audio = self._cut(self._audio, self._sample_rate, begin, end)
+            if video is not None:
+                audio = fit_audio(audio, round(len(video) / self._fps * self._sample_rate))
+        if video is not None:
+            video = self._crop(video)
+        name = f"{self.path} from {float(begin):g} s"
+        return Window(Item(name, "", [], audio, video), float(begin), float(end), stop is None)
+
+    def _cut(self, stream: Rolling, rate: Fraction, begin: Fraction, end: Fraction) -> np.ndarray:
+        return stream.get(round(begin * rate), round(end * rate))
+
+    def quiet(self, start: int, stop: int, earliest: int, seconds: float) -> int | None:
+        """The step in the middle of the longest quiet stretch after `earliest`, if there is one."""
+        sound = self._cut(self._audio, self._sample_rate, start * self.step, stop * self.step)
+        rate = float(self._sample_rate)
+        at = quiet_place(sound, rate, float((earliest - start) * self.step), seconds)
+        return None if at is None else start + max(1, round(at / self.step))
+
+    def forget(self, before: int) -> None:
+        """What lies before a step is not asked for again."""
+        for stream, rate in ((self._video, self._fps), (self._audio, self._sample_rate)):
+            if stream is not None:
+                stream.forget(round(before * self.step * rate))
+
+
+def common_step(model: SpeechModel | Ensemble) -> Fraction:
+    """The shortest time that is a whole number of hidden frames, of pictures and of samples."""
+    models = model.models.values() if isinstance(model, Ensemble) else [model]
+    times = [_exact(m.frame_shift) for m in models]
+    if "video" in model.modalities:
+        times.append(1 / _exact(model.video_fps))
+    if "audio" in model.modalities:
+        times.append(1 / _exact(model.sample_rate))
+    # Of fractions in lowest terms.
+    return Fraction(
+        math.lcm(*(t.numerator for t in times)), math.gcd(*(t.denominator for t in times))
+    )
+
+
+def _exact(value: float) -> Fraction:
+    return Fraction(value).limit_denominator(10000)
+
+
+# ----------------------------------------------------------------------------------- mouth crops
+
+
+def stream_mouth(transcriber: "Transcriber", path: str | Path) -> Iterator[np.ndarray]:
+    """The crops of `Transcriber.read_mouth` in pieces (n, H, H) uint8.
+
+    Files of crops are read as they are asked for. A face video is followed to its end first, which
+    tells who the speaker is; until then its crops wait on disk.
+
+    Raises:
+        MediaError: as there.
+    """
+    options = transcriber.cropper.options
+    if Path(path).suffix == ".npy":
+        yield from _stream_crops(path, options)
+        return
+    info = probe(path)
+    if not info.has_video:
+        transcriber.read_mouth(path)  # says what is wrong
+    if not info.width == info.height <= READY_CROP * options.size:
+        yield from transcriber.cropper.stream(path)
+        return
+    frames = iter_video(path, options.fps)
+    while some := [frame.grey() for frame in islice(frames, CROP_BLOCK)]:
+        yield fit(np.stack(some), options, path)
+
+
+def _stream_crops(path: str | Path, options: RoiOptions) -> Iterator[np.ndarray]:
+    try:
+        shape, kind = _open_crops(path).shape, _open_crops(path).dtype
+    except (OSError, ValueError, EOFError):
+        shape, kind = (), None
+    if kind != np.uint8 or len(shape) != 3 or 0 in shape or shape[1] != shape[2]:
+        read_crop_array(path, options)  # says what is wrong
+        raise MediaError(path, "cannot be read as a numpy array")
+    for start in range(0, shape[0], CROP_BLOCK):
+        # Mapped anew each time: pages that were read are given back.
+        yield fit(np.array(_open_crops(path)[start : start + CROP_BLOCK]), options, path)
+
+
+def _open_crops(path: str | Path) -> np.memmap:
+    return np.lib.format.open_memmap(path, mode="r")

@@ -1,0 +1,1 @@
+"""Recognition while sound or video arrives."""

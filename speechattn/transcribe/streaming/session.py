@@ -1,0 +1,291 @@
+"""Recognition while sound or video arrives: pieces in, words out.
+
+Each stream of a model reads its input by the chunks of its encoder. What a chunk needs is known
+beforehand, and nothing is computed before all of it is there: so what comes out depends on the
+input alone, not on the pieces in which it came, and is what the model makes of the whole input with
+the same chunks. The memory of it is that of one chunk and what the encoder sees to the left of it.
+
+Legend: T hidden frames, F width of a feature, D width of a hidden frame, N inputs (samples or
+pictures).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from speechattn.decoding import DecodeOptions
+from speechattn.decoding.fst.online_search import OnlineSearch
+from speechattn.errors import ConfigError
+from speechattn.model.output import ModelOutput
+from speechattn.model.speech_model import SpeechModel
+from speechattn.transcribe.streaming.encoder import Lane
+from speechattn.transcribe.streaming.input import Piece, split
+from speechattn.transcribe.streaming.search import (
+    BeamSearch,
+    GraphSearch,
+    GreedySearch,
+    StreamSearch,
+)
+from speechattn.transcribe.streaming.words import Words
+from speechattn.transcribe.transcript import Span
+
+if TYPE_CHECKING:
+    from speechattn.transcribe.transcriber import Transcriber
+
+METHODS = ("ctc_greedy", "ctc_beam", "ctc_graph")
+# Of a graph's search, what needs the last frame.
+WHOLE = ("graph_lattice_beam", "graph_ngram_weight", "graph_delay_penalty")
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How to recognise a stream. How to search is among the decode options.
+
+    Attributes:
+        chunk_size: hidden frames that see each other; None for the encoder's own. Others are for
+            encoders that were trained with `dynamic_chunk`.
+        left_context: hidden frames that a chunk sees before it, -1 for all, which takes ever more
+            memory; None for the encoder's own.
+        silence_seconds: without a token, after which a word is complete; before that it is as soon
+            as the next one begins.
+        endpoint_seconds: without a token, after which an utterance is over: encoder and search
+            start anew, as with another file; 0 for never. A model that was trained on sentences
+            needs it.
+        margin: `ctc_beam` is sure of a token that all hypotheses have whose scores are not so much
+            below the best, in natural log; inf for all hypotheses of the beam.
+        settle_seconds: `ctc_beam` and `ctc_graph` are sure of a token, too, that the best
+            hypothesis has had for so long; inf for never, which is exact: the search is that of the
+            whole input (the beam with margin inf, but then it is hardly ever sure before the end).
+            None for 0.5 in a beam of CTC alone, for 2 where language models or hot words may
+            change its mind, and for inf over a graph.
+        pending_seconds: `ctc_beam` is not unsure of more than this.
+    """
+
+    chunk_size: int | None = None
+    left_context: int | None = None
+    silence_seconds: float = 0.4
+    endpoint_seconds: float = 0.0
+    margin: float = 10.0
+    settle_seconds: float | None = None
+    pending_seconds: float = 8.0
+
+    def __post_init__(self) -> None:
+        for name in ("silence_seconds", "settle_seconds", "pending_seconds"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} has to be above 0, not {value:g}")
+        if self.endpoint_seconds < 0 or self.margin < 0:
+            raise ConfigError("endpoint_seconds and margin have to be 0 or more")
+        if 0 < self.endpoint_seconds < self.silence_seconds:
+            raise ConfigError(
+                f"endpoint_seconds {self.endpoint_seconds:g} is below silence_seconds "
+                f"{self.silence_seconds:g}: an utterance does not end within a word"
+            )
+
+
+@dataclass(frozen=True)
+class StreamUpdate:
+    """What one more chunk said.
+
+    Attributes:
+        final: words that are complete since the last update; they do not change any more.
+        partial: words behind them, as they are now.
+        text: of the tokens of `final`; all texts of an utterance make up its text.
+        seconds: of input that this took: as soon as they were there, this could be known.
+        endpoint: the utterance is over with this, and what comes next is another.
+    """
+
+    final: list[Span] = field(default_factory=list)
+    partial: list[Span] = field(default_factory=list)
+    text: str = ""
+    seconds: float = 0.0
+    endpoint: bool = False
+
+
+class SpeechStream:
+    """One stream of sound, of lips or of both.
+
+    Args:
+        transcriber: with a model of chunks, and a search of CTC alone.
+        options: how to stream.
+
+    Raises:
+        ConfigError: the model or the search needs whole utterances.
+
+    Attributes:
+        frames: hidden frames that were searched.
+    """
+
+    def __init__(self, transcriber: "Transcriber", options: StreamOptions | None = None):
+        self.options = options or StreamOptions()
+        if not isinstance(transcriber.model, SpeechModel):
+            raise ConfigError(
+                f"{type(transcriber.model).__name__} cannot stream: give the directory of one "
+                "model, neither an ensemble nor an exported one"
+            )
+        self.model = transcriber.model
+        self.transcriber = transcriber
+        self.new_search = searches(transcriber, self.options)
+        chunks = self.options.chunk_size, self.options.left_context
+        self.lanes = {name: Lane(self.model, name, *chunks) for name in self.model.modalities}
+        self.frames = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Another utterance."""
+        self.search = self.new_search()
+        shift = self.model.frame_shift
+        silence = frames_of(self.options.silence_seconds, shift)
+        self.words = Words(self.transcriber.tokenizer, shift, silence, self.frames)
+        self._begun = self.frames
+
+    @property
+    def seconds(self) -> float:
+        """Of input that was read."""
+        return max(lane.taken / lane.rate for lane in self.lanes.values())
+
+    def size(self) -> int:
+        """Numbers that are remembered: what an endless stream must not let grow."""
+        return self.search.size() + sum(lane.size() for lane in self.lanes.values())
+
+    @torch.inference_mode()
+    def accept(self, piece: Piece) -> list[StreamUpdate]:
+        """The next piece; see `Transcriber.stream`.
+
+        Returns:
+            An update for each chunk that is complete now.
+        """
+        for name, part in split(piece, self.transcriber):
+            self.lanes[name].give(part)
+        updates = []
+        while self._advance():
+            updates += self._read()
+        return updates
+
+    @torch.inference_mode()
+    def finish(self) -> StreamUpdate:
+        """The input has ended: the last words."""
+        if len(self.lanes) == 2:
+            # Sound ends with the lips, as that of files does.
+            audio = self.lanes["audio"]
+            audio.give(torch.zeros(max(self._limit("audio", True) - audio.given, 0)))
+        for name, lane in self.lanes.items():
+            if lane.given:
+                lane.advance(self._limit(name, True), last=True)
+        updates = self._read()
+        final, text = self.words.finish(self.search.finish())
+        final = [word for update in updates for word in update.final] + final
+        text = "".join(update.text for update in updates) + text
+        return StreamUpdate(final, [], text, self.seconds, endpoint=True)
+
+    def _limit(self, name: str, last: bool = False) -> int:
+        """Inputs of a lane that may be read: sound waits for the lips."""
+        lane = self.lanes[name]
+        if name == "video" or len(self.lanes) == 1:
+            return lane.given
+        video = self.lanes["video"]
+        seen = round(video.given / video.rate * lane.rate)
+        return seen if last else min(seen, lane.given)
+
+    def _advance(self) -> bool:
+        """One chunk of the first lane that has one."""
+        for name, lane in self.lanes.items():
+            if lane.needed <= self._limit(name):
+                lane.advance(lane.needed)
+                return True
+        return False
+
+    def _hidden(self) -> Tensor:
+        """(1, T, D), the frames that all lanes have."""
+        frames = min(lane.hidden.shape[1] for lane in self.lanes.values())
+        hidden = {}
+        for name, lane in self.lanes.items():
+            hidden[name], lane.hidden = lane.hidden[:, :frames], lane.hidden[:, frames:]
+        if self.model.fusion is None or not frames:
+            return next(iter(hidden.values()))
+        lengths = torch.tensor([frames], device=hidden["audio"].device)
+        return self.model.fusion(hidden["audio"], lengths, hidden["video"], lengths)[0]
+
+    def _read(self) -> list[StreamUpdate]:
+        hidden = self._hidden()
+        if not hidden.shape[1]:
+            return []
+        found = self.search.accept(self.model.ctc_log_probs(hidden)[0])
+        self.frames += hidden.shape[1]
+        frames = self.frames - self._begun
+        final, partial, text = self.words.update(found, frames)
+        if not self._ends(self.words.quiet(found, frames)):
+            return [StreamUpdate(final, partial, text, self.seconds)]
+        last, rest = self.words.finish(self.search.finish())
+        self._begin()
+        for lane in self.lanes.values():
+            lane.restart()
+        return [StreamUpdate(final + last, [], text + rest, self.seconds, endpoint=True)]
+
+    def _ends(self, quiet: int) -> bool:
+        """Whether the utterance is over."""
+        silence = self.options.endpoint_seconds
+        return silence > 0 and quiet >= frames_of(silence, self.model.frame_shift)
+
+
+def stream(
+    transcriber: "Transcriber", pieces: Iterable[Piece], options: StreamOptions | None = None
+) -> Iterator[StreamUpdate]:
+    """`Transcriber.stream`."""
+    stream = SpeechStream(transcriber, options)
+    for piece in pieces:
+        yield from stream.accept(piece)
+    yield stream.finish()
+
+
+def frames_of(seconds: float, frame_shift: float) -> int:
+    """At least one frame."""
+    return max(round(seconds / frame_shift), 1)
+
+
+def check_search(options: DecodeOptions) -> None:
+    """Whether a search can go on from chunk to chunk.
+
+    Raises:
+        ConfigError: it needs whole utterances.
+    """
+    if options.method not in METHODS:
+        raise ConfigError(
+            f"decode option method: {options.method} reads whole utterances, so it cannot stream; "
+            f"set it to one of {', '.join(METHODS)} (--set method=ctc_beam)"
+        )
+    for option in ("lm_rescore_weight", "risk_scale", *WHOLE):
+        if getattr(options, option) > 0:
+            raise ConfigError(
+                f"decode option {option}: ranks what was found of a whole utterance, so it cannot "
+                "stream; set it to 0"
+            )
+
+
+def searches(transcriber: "Transcriber", options: StreamOptions) -> Callable[[], StreamSearch]:
+    """What makes the search of an utterance."""
+    o, model, fusion = transcriber.decode_options, transcriber.model, transcriber.fusion
+    check_search(o)
+    longest = frames_of(options.pending_seconds, model.frame_shift)
+    if o.method == "ctc_greedy":
+        return GreedySearch
+    if o.method == "ctc_beam":
+        none = torch.zeros(1, 0, model.vocab_size, device=transcriber.device)
+        evidence = [ModelOutput(none, none.new_zeros(1, dtype=torch.int64), none)]
+        settle = settled(options, 2.0 if fusion.scorers(o, evidence) else 0.5, model.frame_shift)
+        waits = options.margin, settle, longest
+        of = model.vocab_size, o, transcriber.device
+        return lambda: BeamSearch(*of, fusion.scorers(o, evidence), *waits)
+    graph, width = fusion.graph.graph, (o.graph_beam, o.graph_states)
+    waits = settled(options, math.inf, model.frame_shift), longest
+    return lambda: GraphSearch(OnlineSearch(graph, *width), graph, o.graph_weight, *waits)
+
+
+def settled(options: StreamOptions, usual: float, frame_shift: float) -> float:
+    """Frames after which a token is taken for sure."""
+    seconds = usual if options.settle_seconds is None else options.settle_seconds
+    return frames_of(seconds, frame_shift) if math.isfinite(seconds) else seconds
