@@ -56,7 +56,7 @@ def chosen(only: str) -> list[Mechanism]:
 
 
 def run(mechanism: Mechanism, options: argparse.Namespace) -> dict:
-    """Trains and measures one.
+    """Train and measures one.
 
     Returns:
         `wer` in percent, its 95 % interval `low` and `high`, `seconds` that this call took, or
@@ -89,7 +89,7 @@ def run(mechanism: Mechanism, options: argparse.Namespace) -> dict:
 
 
 def keep(path: Path, mechanism: Mechanism, result: dict, budget: str) -> None:
-    """Writes a result beside the others of the same budget."""
+    """Write a result beside the others of the same budget."""
     kept = json.loads(path.read_text()) if path.exists() else {}
     if kept.get("budget") != budget:
         kept = {"budget": budget, "results": {}}

@@ -50,7 +50,7 @@ def status(field: str) -> int:
 
 
 def measure(mechanism: Mechanism, frames: int, threads: int, answer: Connection) -> None:
-    """Sends seconds of each pass and the bytes that the first one added, or what went wrong."""
+    """Send seconds of each pass and the bytes that the first one added, or what went wrong."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     try:

@@ -168,7 +168,7 @@ def products(model: TransformerDecoder, frames: int, beam: int, steps: int) -> C
 
 
 def keep(found: dict, name: str, run: Callable) -> None:
-    """Runs and keeps what comes out."""
+    """Run and keeps what comes out."""
     found[name] = run()
 
 

@@ -45,7 +45,7 @@ def sentences(data: Path) -> list[tuple[Path, str]]:
 
 
 def join(data: Path, minutes: float, path: Path) -> list[int]:
-    """Writes a recording of so many minutes, 16 kHz float32; the numbers of its sentences."""
+    """Write a recording of so many minutes, 16 kHz float32; the numbers of its sentences."""
     import numpy as np
     import soundfile
 

@@ -60,6 +60,6 @@ def in_turn(
 
 
 def save(rows: list[dict], path: Path | None) -> None:
-    """Writes rows where --json says."""
+    """Write rows where --json says."""
     if path is not None:
         path.write_text(json.dumps(rows, indent=1) + "\n")

@@ -66,7 +66,7 @@ class Run:
 
 
 def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
-    """Streams a recording by the clock of its input."""
+    """Stream a recording by the clock of its input."""
     from speechattn.transcribe.streaming.session import SpeechStream
 
     stream = SpeechStream(transcriber, options)

@@ -73,7 +73,7 @@ class PlainResNet3D(nn.Module):
         return self.pool(y).view(batch, frames, -1)
 
     def load(self, model: ResNet3D) -> None:
-        """Takes the other's weights: both list theirs in the order in which they are used."""
+        """Take the other's weights: both list theirs in the order in which they are used."""
         theirs = [v for v in model.state_dict().values() if v.dim() or v.dtype != torch.int64]
         ours = self.state_dict()
         names = [n for n, v in ours.items() if v.dim() or v.dtype != torch.int64]

@@ -19,7 +19,7 @@ PACKAGE = "speechattn"
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML file that holds a mapping."""
+    """Read a YAML file that holds a mapping."""
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -32,7 +32,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def set_key(config: dict[str, Any], key: str, value: Any) -> None:
-    """Sets `a.b.c` in nested mappings, making those that are missing."""
+    """Set `a.b.c` in nested mappings, making those that are missing."""
     *parents, last = key.split(".")
     for parent in parents:
         config = config.setdefault(parent, {})
@@ -42,7 +42,7 @@ def set_key(config: dict[str, Any], key: str, value: Any) -> None:
 
 
 def override(config: dict[str, Any], assignments: Iterable[str]) -> None:
-    """Applies `a.b.c=value` strings; values are read as YAML."""
+    """Apply `a.b.c=value` strings; values are read as YAML."""
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:
@@ -54,7 +54,7 @@ def override(config: dict[str, Any], assignments: Iterable[str]) -> None:
 
 
 def check_sections(config: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Refuses a section of another name: one misspelt would be left out in silence.
+    """Refuse a section of another name: one misspelt would be left out in silence.
 
     Raises:
         ConfigError: it names the section.
@@ -65,7 +65,7 @@ def check_sections(config: Mapping[str, Any], known: Iterable[str]) -> None:
 
 
 def check_class_paths(config: Any, allow: Iterable[str] = (), key: str = "") -> None:
-    """Refuses any `class_path` outside this package and the packages in `allow`.
+    """Refuse any `class_path` outside this package and the packages in `allow`.
 
     Raises:
         ConfigError: it names the key.
@@ -112,7 +112,7 @@ def _yaml(text: str) -> Any:
 
 
 def build(kind: type, config: Mapping[str, Any], section: str, allow: Iterable[str] = ()) -> Any:
-    """Makes an object of class `kind` whose constructor arguments are `config`.
+    """Make an object of class `kind` whose constructor arguments are `config`.
 
     Args:
         kind: the class; its arguments' types are checked, nested components are built.

@@ -35,7 +35,7 @@ def error_rate(folder: Path) -> float:
 
 
 def check(root: Path, track: str) -> int:
-    """Prints a line a claim; 1 if one does not hold."""
+    """Print a line a claim; 1 if one does not hold."""
     exp, data = root / track, root / f"data_{track}_2024"
     lost = unaccounted(root / "corpus", data, track)
     systems = {

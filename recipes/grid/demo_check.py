@@ -26,7 +26,7 @@ def guessing(references: dict[str, str]) -> float:
 
 
 def check(exp: Path) -> int:
-    """Prints a line for each model; 1 if any is not clearly better than guessing."""
+    """Print a line for each model; 1 if any is not clearly better than guessing."""
     status = 0
     for modality in MODALITIES:
         folder = exp / modality / "decode_test"

@@ -29,7 +29,7 @@ class MultiTokenState:
     queries: Tensor
 
     def keep(self, frames: int) -> "MultiTokenState":
-        """Raises ValueError: filtered scores of keys that are gone would be others."""
+        """Raise ValueError: filtered scores of keys that are gone would be others."""
         raise ValueError("MultiTokenSelfAttention forgets no frames: leave left_context at -1")
 
 

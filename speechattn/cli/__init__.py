@@ -16,7 +16,7 @@ from speechattn.errors import SpeechattnError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; returns the exit status."""
+    """Run a subcommand; returns the exit status."""
     args = make_parser().parse_args(arguments)
     level = logging.DEBUG if args.verbose else logging.INFO
     logging.basicConfig(level=level, format="%(levelname).1s %(name)s: %(message)s")

@@ -27,7 +27,7 @@ class Table:
 
 
 def read_table(path: str | Path) -> Table:
-    """Reads a two- or three-column table.
+    """Read a two- or three-column table.
 
     Raises:
         SpeechattnError: the file is missing, not UTF-8, mixes two and three columns, has no tabs,
@@ -81,7 +81,7 @@ def read_table(path: str | Path) -> Table:
 def write_table(
     path: str | Path, texts: Mapping[str, str], speakers: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a table, whole or not at all; with `speakers` it has three columns.
+    """Write a table, whole or not at all; with `speakers` it has three columns.
 
     White space inside a text (tabs and line breaks too) becomes single spaces.
 

@@ -138,7 +138,7 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Feeds one token to every hypothesis.
+        """Feed one token to every hypothesis.
 
         Args:
             token: (N,) int64, <sos> first.

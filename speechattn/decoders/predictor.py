@@ -44,7 +44,7 @@ class Predictor(nn.Module):
         raise NotImplementedError
 
     def step(self, tokens: Tensor, state: PredictorState) -> tuple[Tensor, PredictorState]:
-        """Feeds one token to every hypothesis.
+        """Feed one token to every hypothesis.
 
         Args:
             tokens: (N,) int64, blank first.

@@ -113,7 +113,7 @@ def hypothesis_times(
 
 
 def word_times(times: Sequence[TokenTime], pieces: Sequence[str]) -> list[WordTime]:
-    """Groups tokens into words.
+    """Group tokens into words.
 
     A word starts at `<space>`, at a piece that starts with SentencePiece's mark, and at each CJK
     ideograph or kana, which is a word of its own; what else stands together stays together, and

@@ -59,7 +59,7 @@ def ctc_greedy(log_probs: Tensor, lengths: Tensor) -> list[Hypothesis]:
 
 
 def merge_blanks(log_probs: Tensor, lengths: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Makes one frame of each run of frames that are blank almost surely.
+    """Make one frame of each run of frames that are blank almost surely.
 
     Such a frame is blank, with the probability that all of the run are. What is spelt, as a whole
     or as a beginning, so loses the paths that have a token there: together at most n (1 -

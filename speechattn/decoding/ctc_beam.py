@@ -142,7 +142,7 @@ class PrefixBeam:
         return self._bits.view(torch.float64)[:, TOTAL, 1:] + self._skipped
 
     def accept(self, log_probs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Goes on over the next frames.
+        """Go on over the next frames.
 
         Args:
             log_probs: (B, T, V).
@@ -159,7 +159,7 @@ class PrefixBeam:
         return frames.units, chosen
 
     def drop(self, places: Tensor) -> None:
-        """Forgets the prefixes at `places` (B, K) bool."""
+        """Forget the prefixes at `places` (B, K) bool."""
         nothing = self._bits[:, :, :1]
         self._bits[..., 1:] = torch.where(places[:, None], nothing, self._bits[..., 1:])
 
@@ -171,7 +171,7 @@ TOTAL, ENDS_BLANK, ENDS_LABEL, KEY, PARENT, LAST, TWICE = range(7)
 
 
 def _search(frames: Frames, bits: Tensor, extra: PrefixScores | None) -> Tensor:
-    """Runs over the frames, and changes what is known of the prefixes, `bits` (B, 7, 1 + K).
+    """Run over the frames, and changes what is known of the prefixes, `bits` (B, 7, 1 + K).
 
     Returns:
         For every frame what each place was taken by, (B, T, K) indices in [0, (1 + K) * (1 + S)),

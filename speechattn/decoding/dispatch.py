@@ -88,7 +88,7 @@ def ctc_weight(options: DecodeOptions) -> float:
 def decode(
     evidence: Sequence[ModelOutput], options: DecodeOptions, fusion: ShallowFusion = NOTHING
 ) -> list[list[Hypothesis]]:
-    """Reads a batch of utterances; each gives what it gives alone.
+    """Read a batch of utterances; each gives what it gives alone.
 
     Args:
         evidence: what one or more models made of the batch. An utterance of no frames in one of

@@ -187,7 +187,7 @@ class _Search:
             self.pre_beam = min(pre_beam, vocab_size - 2)
 
     def run(self, lengths: Tensor) -> list[list[Hypothesis]]:
-        """Searches until every utterance is done."""
+        """Search until every utterance is done."""
         b, device = len(lengths), lengths.device
         self.weights = self.weights.to(device)
         least, most = length_limits(lengths, self.options)  # (B,)
@@ -253,7 +253,7 @@ class _Search:
     def _advance(
         self, beam: Beam, candidates: Tensor, parts: list[Tensor], short: Tensor, full: Tensor
     ) -> tuple[Beam, Tensor]:
-        """Extends hypotheses by candidates and keeps the K best of each utterance.
+        """Extend hypotheses by candidates and keeps the K best of each utterance.
 
         Args:
             beam: of H hypotheses.
@@ -299,7 +299,7 @@ class _Search:
         return over | (faded & ((bound <= best) | (self.gain > 0)))
 
     def _collect(self, ended: Beam, rows: Tensor, results: list[list[Hypothesis]]) -> None:
-        """Writes the hypotheses of finished utterances into `results`."""
+        """Write the hypotheses of finished utterances into `results`."""
         columns = (ended.tokens.tolist(), ended.score.tolist(), ended.parts.tolist())
         for row, *utterance in zip(rows.tolist(), *columns, strict=True):
             for tokens, score, parts in zip(*utterance, strict=True):

@@ -150,12 +150,12 @@ class DecodeOptions:
         _check(0 < self.blank_skip <= 1, "blank_skip", self.blank_skip, "above 0, at most 1")
 
     def save(self, path: str | Path) -> None:
-        """Writes YAML."""
+        """Write YAML."""
         Path(path).write_text(yaml.safe_dump(asdict(self), sort_keys=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "DecodeOptions":
-        """Reads YAML; what is missing takes its default.
+        """Read YAML; what is missing takes its default.
 
         Raises:
             ConfigError: the file is no mapping, or a key is unknown or has an unusable value.

@@ -116,7 +116,7 @@ class PrefixScores:
         self.node = node.view_as(token)
 
     def _drop(self, node: Tensor) -> None:
-        """Keeps the nodes (N,) alone, in this order."""
+        """Keep the nodes (N,) alone, in this order."""
         for rows, states in zip(self.rows, self.states, strict=True):
             rows[: len(node)] = rows[node]
             states.keep(node)
@@ -138,10 +138,10 @@ class _States(Protocol):
     """A scorer's states after the nodes' prefixes."""
 
     def grow(self, nodes: Tensor, tokens: Tensor) -> Tensor:
-        """Appends a node for each of nodes (M,) with a token; their scores (M, V)."""
+        """Append a node for each of nodes (M,) with a token; their scores (M, V)."""
 
     def keep(self, nodes: Tensor) -> None:
-        """Keeps the nodes (M,) alone, in this order."""
+        """Keep the nodes (M,) alone, in this order."""
 
 
 class _RowStates:

@@ -29,7 +29,7 @@ def rescore(
     attention_weight: float,
     reverse_weight: float,
 ) -> list[list[Hypothesis]]:
-    """Ranks hypotheses by both directions.
+    """Rank hypotheses by both directions.
 
     Each model's attention score becomes `(1 - reverse_weight) * decoder + reverse_weight *
     reverse`; the other scores stay.
@@ -62,7 +62,7 @@ def add_reverse(h: Hypothesis, e: ModelOutput, share: float, score: float) -> Hy
 def add_decoder(
     e: ModelOutput, nbest: list[list[Hypothesis]], attention_weight: float
 ) -> list[list[Hypothesis]]:
-    """Gives what CTC alone found a score `decoder`, which takes its share from the score `ctc`.
+    """Give what CTC alone found a score `decoder`, which takes its share from the score `ctc`.
 
     Args:
         e: of the model that was searched, with a decoder.
@@ -89,7 +89,7 @@ def add_decoder(
 def add_lm(
     lm: TransformerLm, nbest: list[list[Hypothesis]], weight: float
 ) -> list[list[Hypothesis]]:
-    """Adds a language model's score to the others.
+    """Add a language model's score to the others.
 
     Args:
         lm: in evaluation mode.
@@ -168,7 +168,7 @@ def nbest_scores(
 
 
 def least_risk(nbest: list[list[Hypothesis]], scale: float) -> list[list[Hypothesis]]:
-    """Puts that hypothesis first which the n-best list expects the fewest token errors of.
+    """Put that hypothesis first which the n-best list expects the fewest token errors of.
 
     Minimum Bayes risk (Stolcke et al., "Explicit Word Error Minimization in N-Best List
     Rescoring", 1997): how far it is from the others, each as probable as exp(scale * score) says.

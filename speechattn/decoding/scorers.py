@@ -38,7 +38,7 @@ class Scorer(Protocol):
         """The state of B empty hypotheses, one an utterance."""
 
     def score(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Feeds the last token of each hypothesis (N,), <sos> at first.
+        """Feed the last token of each hypothesis (N,), <sos> at first.
 
         Returns:
             What each next token adds to the score (N, V), and the state with `token` in it.

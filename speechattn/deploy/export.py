@@ -187,7 +187,7 @@ def traceable() -> Iterator[None]:
 
 
 def export_onnx(model: nn.Module, folder: str | Path) -> list[Path]:
-    """Writes a model as ONNX graphs; needs `speechattn[onnx]`.
+    """Write a model as ONNX graphs; needs `speechattn[onnx]`.
 
     Args:
         model: in evaluation mode, on a CPU, float32; with a `TransformerDecoder`, a
@@ -267,7 +267,7 @@ def write(
     outputs: list[str],
     path: Path,
 ) -> None:
-    """Traces a graph with free axes and writes it."""
+    """Trace a graph with free axes and writes it."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401

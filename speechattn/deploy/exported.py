@@ -38,7 +38,7 @@ def is_exported(folder: str | Path) -> bool:
 
 
 def export_dir(source: str | Path, output: str | Path, allow: Iterable[str] = ()) -> list[Path]:
-    """Writes the exported folder of a model directory.
+    """Write the exported folder of a model directory.
 
     Args:
         source: a model directory, of one model or of an ensemble.
@@ -110,7 +110,7 @@ def load_one(folder: Path, section: dict, vocab_size: int, allow: Iterable[str] 
 
 
 def load_frontend(frontend: nn.Module, path: Path) -> None:
-    """Gives a visual frontend that is without weights those of a file."""
+    """Give a visual frontend that is without weights those of a file."""
     if not path.is_file():
         raise ConfigError(f"{path} is missing: write it with `speechattn export`")
     try:

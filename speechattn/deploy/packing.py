@@ -61,7 +61,7 @@ class PackedLinear(nn.Module):
 
 
 def pack(model: nn.Module) -> nn.Module:
-    """Packs the linear layers of a model in place, where this processor's library can.
+    """Pack the linear layers of a model in place, where this processor's library can.
 
     Args:
         model: float32 on a CPU, not to be trained any more.
@@ -84,7 +84,7 @@ def pack(model: nn.Module) -> nn.Module:
 
 
 def unpack(model: nn.Module) -> nn.Module:
-    """Puts the layers back that `pack` took, in place; of a model without such changes nothing."""
+    """Put the layers back that `pack` took, in place; of a model without such changes nothing."""
     functions = {name: function for function, name in ACTIVATIONS.items()}
     with torch.no_grad():
         for parent in list(model.modules()):

@@ -126,7 +126,7 @@ def safe_scale(weight: Tensor) -> Tensor:
 
 
 def quantise(model: nn.Module, scheme: Scheme, smallest: int = WORTHWHILE) -> nn.Module:
-    """Replaces the linear layers of a trained model by cheaper ones, in place.
+    """Replace the linear layers of a trained model by cheaper ones, in place.
 
     Args:
         model: a `SpeechModel`, an `Ensemble` or any part of one, on a CPU; in evaluation mode from

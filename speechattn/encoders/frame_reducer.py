@@ -79,7 +79,7 @@ class FrameReducer(nn.Module):
         log_probs: Tensor,
         token_lengths: Tensor | None = None,
     ) -> Reduced:
-        """Drops frames.
+        """Drop frames.
 
         Args:
             hidden: (B, T, D).

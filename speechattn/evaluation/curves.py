@@ -21,7 +21,7 @@ def learning_curves(metrics: Mapping[str, np.ndarray]) -> str:
 
 
 def learning_curve(metrics_csv: str | Path, png: str | Path) -> bool:
-    """Writes the learning curves of a metrics.csv as a PNG; False when there is nothing to draw."""
+    """Write the learning curves of a metrics.csv as a PNG; False when there is nothing to draw."""
     with matplotlib.rc_context(RC):
         figure = _learning_figure(read_metrics(Path(metrics_csv)))
         if figure is None:

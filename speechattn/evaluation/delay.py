@@ -98,7 +98,7 @@ class DelayReport:
         return asdict(self)
 
     def render(self, console: Console) -> None:
-        """Prints a table."""
+        """Print a table."""
         table = Table(title=f"emission delay of {self.end.words} of {self.reference_words} words")
         for column in ("ms", "words", "mean", "CI", "90 %"):
             table.add_column(column, justify="left" if column == "ms" else "right")

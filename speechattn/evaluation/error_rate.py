@@ -161,7 +161,7 @@ class ScoreReport:
         return sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:count]
 
     def render(self, console: Console | None = None, show_alignments: bool = False) -> None:
-        """Prints the table, and the aligned errors of every wrong utterance on request."""
+        """Print the table, and the aligned errors of every wrong utterance on request."""
         console = console or Console()
         console.print(self._rich_table())
         if self.ci_low is not None:
@@ -209,7 +209,7 @@ def score(
     allow_extra: bool = False,
     bootstrap: BootstrapOptions | None = None,
 ) -> ScoreReport:
-    """Scores hypotheses against references.
+    """Score hypotheses against references.
 
     Args:
         reference: text by utterance id; it may be empty, and what is heard there is insertions.

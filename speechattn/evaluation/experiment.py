@@ -130,7 +130,7 @@ class Details:
 
 
 def read_experiments(folders: Iterable[str | Path] | Mapping[str, str | Path]) -> list[Experiment]:
-    """Reads experiment folders; a mapping names them, else a folder's own name does.
+    """Read experiment folders; a mapping names them, else a folder's own name does.
 
     Raises:
         SpeechattnError: a folder does not exist.
@@ -144,7 +144,7 @@ def read_experiments(folders: Iterable[str | Path] | Mapping[str, str | Path]) -
 
 
 def read_experiment(folder: str | Path, name: str | None = None) -> Experiment:
-    """Reads one experiment folder."""
+    """Read one experiment folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise SpeechattnError(f"{folder}: no such experiment folder")
@@ -186,7 +186,7 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_details(path: Path, vocabulary: tuple[str, ...] | None = None) -> Details | None:
-    """Reads ``details/<utterance>.npz``; None, with a warning, when the file is damaged.
+    """Read ``details/<utterance>.npz``; None, with a warning, when the file is damaged.
 
     Args:
         path: the file.

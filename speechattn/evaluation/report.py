@@ -59,7 +59,7 @@ def write_report(
     worst: int = 8,
     max_details: int = 4,
 ) -> Path:
-    """Writes the report.
+    """Write the report.
 
     Args:
         exp_dirs: experiment folders, or name to folder.

@@ -76,7 +76,7 @@ def score_both(
     normalization: TextNormalization | None = None,
     bootstrap: BootstrapOptions | None = None,
 ) -> dict[str, ScoreReport]:
-    """Scores ``hyp.tsv`` against ``ref.tsv`` of a decode folder by character and by word.
+    """Score ``hyp.tsv`` against ``ref.tsv`` of a decode folder by character and by word.
 
     Writes ``score.json`` beside them: ``{"char": {...}, "word": {...}}`` with `ScoreReport.to_dict`
     in each.
@@ -98,5 +98,5 @@ def score_both(
 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    """Writes strict JSON (no NaN), whole or not at all."""
+    """Write strict JSON (no NaN), whole or not at all."""
     write_text(path, json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n")

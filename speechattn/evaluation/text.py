@@ -63,7 +63,7 @@ class TextNormalization:
 
 
 def normalize(text: str, options: TextNormalization | None = None) -> str:
-    """Applies the module's rule to one transcript."""
+    """Apply the module's rule to one transcript."""
     options = options or TextNormalization()
     text = _INVISIBLE.sub("", text)
     if options.nfkc:
@@ -79,7 +79,7 @@ def normalize(text: str, options: TextNormalization | None = None) -> str:
 
 
 def split_units(text: str, unit: Unit) -> list[str]:
-    """Splits a normalised transcript into the units that are counted; see the module's rule."""
+    """Split a normalised transcript into the units that are counted; see the module's rule."""
     if unit == "char":
         return _CHAR.findall(text)
     if unit == "word":

@@ -84,7 +84,7 @@ class Conv1dResNet(Frontend):
         self.trunk = nn.ModuleList(trunk)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Describes each 40 ms of sound.
+        """Describe each 40 ms of sound.
 
         Args:
             x: (B, N) waveform.

@@ -94,7 +94,7 @@ class EspnetLogMel(Frontend):
         self.cmvn = Cmvn(normalise, num_bins, statistics)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the features.
+        """Compute the features.
 
         Args:
             x: (B, N) waveform in [-1, 1].
@@ -124,7 +124,7 @@ class EspnetLogMel(Frontend):
 
 
 def reflect(x: Tensor, lengths: Tensor, edge: int) -> Tensor:
-    """Mirrors each item at its own two ends.
+    """Mirror each item at its own two ends.
 
     Args:
         x: (B, N).

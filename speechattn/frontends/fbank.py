@@ -66,7 +66,7 @@ class LogMelFbank(Frontend):
         self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the features.
+        """Compute the features.
 
         Args:
             x: (B, N) waveform in [-1, 1].

@@ -36,7 +36,7 @@ class MLPFusion(nn.Module):
     def forward(
         self, audio: Tensor, audio_lengths: Tensor, video: Tensor, video_lengths: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Fuses streams of the same frame rate; an item ends where its shorter stream does.
+        """Fuse streams of the same frame rate; an item ends where its shorter stream does.
 
         Args:
             audio: (B, Ta, audio_size).

@@ -223,7 +223,7 @@ def has_bf16_instructions() -> bool:
 
 
 def optimise(frontend: Frontend, precision: Precision = "fp32") -> Frontend:
-    """Makes a trained frontend ready for inference on a CPU.
+    """Make a trained frontend ready for inference on a CPU.
 
     Args:
         frontend: a `ResNet3D` or `EnhancedResNet3D`; any other comes back as it is.

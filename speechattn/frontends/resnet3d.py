@@ -238,7 +238,7 @@ class PackedResNet(Frontend):
         self.output_norm = nn.BatchNorm1d(output_size) if output_norm else nn.Identity()
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Describes each frame.
+        """Describe each frame.
 
         Args:
             x: (B, T, C, H, W) crops, uint8 or float in [0, 255].

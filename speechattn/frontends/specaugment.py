@@ -46,7 +46,7 @@ class SpecAugment(nn.Module):
     def forward(
         self, x: Tensor, lengths: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Masks a batch.
+        """Mask a batch.
 
         Args:
             x: features (B, T, F).
@@ -96,7 +96,7 @@ def _spans(
 
 
 def _warp(x: Tensor, lengths: Tensor, reach: int, generator: torch.Generator | None) -> Tensor:
-    """Moves one inner point of each utterance by up to `reach` frames, linear on both sides.
+    """Move one inner point of each utterance by up to `reach` frames, linear on both sides.
 
     An utterance too short to hold the point and its reach is left as it is.
     """

@@ -69,7 +69,7 @@ def _plain(value: Tensor) -> bool:
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], names: Names, path: Path) -> None:
-    """Loads weights into a model, every one of theirs and every one of ours.
+    """Load weights into a model, every one of theirs and every one of ours.
 
     Args:
         model: takes the weights.

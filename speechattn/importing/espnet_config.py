@@ -268,7 +268,7 @@ def read_config(config: Mapping[str, Any], vocab_size: int, where: str) -> dict[
 
 
 def _agree(section: dict[str, Any]) -> None:
-    """Says in every place what one place says."""
+    """Say in every place what one place says."""
     frontend = section["audio"]["frontend"]["init_args"]
     encoder = section["audio"]["encoder"]["init_args"]
     encoder["input_size"] = frontend["num_bins"]

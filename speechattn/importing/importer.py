@@ -42,7 +42,7 @@ def import_checkpoint(
     bpe_model: Path | None = None,
     decode: Path | None = None,
 ) -> Path:
-    """Makes a model directory of a checkpoint.
+    """Make a model directory of a checkpoint.
 
     Args:
         source: what wrote it.

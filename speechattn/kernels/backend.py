@@ -79,7 +79,7 @@ def _fit_gpu(device: torch.device) -> bool:
 
 
 def _require_triton(device: torch.device) -> None:
-    """Says what `triton` would need."""
+    """Say what `triton` would need."""
     if not _installed():
         raise ValueError(f"{VARIABLE}=triton: Triton is not installed (pip install triton)")
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":

@@ -20,7 +20,7 @@ from speechattn.model.saved import CONFIG, WEIGHTS, write_trained
 
 
 def build_lm(config: Any, vocab_size: int) -> TransformerLm:
-    """Builds a language model from its `lm:` section; `vocab_size` may be left out in it."""
+    """Build a language model from its `lm:` section; `vocab_size` may be left out in it."""
     if not isinstance(config, Mapping):
         raise ConfigError(f"lm: a section of keys and values is needed, not {config!r}")
     return build(TransformerLm, {**config, "vocab_size": vocab_size}, "lm")
@@ -33,7 +33,7 @@ def save_lm(
     tokenizer: Tokenizer,
     meta: Mapping[str, Any],
 ) -> None:
-    """Writes the directory of a language model.
+    """Write the directory of a language model.
 
     Args:
         folder: made if it is not there.

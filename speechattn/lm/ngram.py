@@ -87,7 +87,7 @@ class BackoffArcs:
         return found
 
     def write(self, row: Tensor, state: Tensor, values: Tensor, offset: Tensor) -> None:
-        """Writes the states' own arcs into their rows.
+        """Write the states' own arcs into their rows.
 
         Args:
             row: (N, V), contiguous; changed.
@@ -147,7 +147,7 @@ class NgramLm:
     def from_arpa(
         cls, path: str | Path, tokens: Sequence[str], unknown: float = UNKNOWN
     ) -> "NgramLm":
-        """Reads an ARPA file, gzipped or not, of any order.
+        """Read an ARPA file, gzipped or not, of any order.
 
         The file's words have to be the tokenizer's tokens, spelt as in its `tokens.txt` (`<space>`
         and `▁` too). `<s>` is what <sos> is as a context, `</s>` is <eos>, `<unk>` or `<UNK>` is
@@ -312,7 +312,7 @@ def _build(ngrams: list[ArpaNgrams], path: str | Path, v: int, unknown: float) -
 
 
 def _check(good: Tensor, grams: ArpaNgrams, path: str | Path, reason: str) -> None:
-    """Refuses a file for the first of the n-grams that is not good."""
+    """Refuse a file for the first of the n-grams that is not good."""
     if not bool(good.all()):
         ids = grams.words[int((~good).nonzero()[0, 0])].tolist()
         raise ConfigError(f"{path}: {len(ids)}-gram of the units with ids {ids}: {reason}")

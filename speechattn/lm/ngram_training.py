@@ -164,7 +164,7 @@ def kneser_ney(ngrams: Sequence[Ngrams], vocab_size: int, min_count: int = 1) ->
 def write_arpa(
     path: str | Path, tokens: Sequence[str], ngrams: Sequence[Ngrams], estimates: Sequence[Estimate]
 ) -> list[int]:
-    """Writes a model, whole or not at all; gzipped if the file is named `.gz`.
+    """Write a model, whole or not at all; gzipped if the file is named `.gz`.
 
     Returns:
         How many n-grams there are, by order.
@@ -216,7 +216,7 @@ def train_ngram(
     min_count: int = 1,
     valid_text: Iterable[str | Path] = (),
 ) -> list[Perplexity]:
-    """Counts an n-gram model of a tokenizer's units into an ARPA file.
+    """Count an n-gram model of a tokenizer's units into an ARPA file.
 
     Args:
         texts: to count, see `read_texts`.

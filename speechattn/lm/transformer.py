@@ -152,7 +152,7 @@ class TransformerLm(nn.Module):
         return TokenTree.root(cache, self.layers[0].self_attention.stride)
 
     def step(self, token: Tensor, tree: TokenTree) -> tuple[Tensor, TokenTree]:
-        """Feeds one token to every hypothesis.
+        """Feed one token to every hypothesis.
 
         Args:
             token: (N,) int64, <sos> first.

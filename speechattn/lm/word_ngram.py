@@ -55,7 +55,7 @@ def train_word_ngram(
     order: int = 3,
     min_count: int = 1,
 ) -> list[int]:
-    """Counts an n-gram model of words into an ARPA file.
+    """Count an n-gram model of words into an ARPA file.
 
     Args:
         sentences: their words.

@@ -30,7 +30,7 @@ FILE_KEY = "statistics"  # of normalisation, the one argument of a model's parts
 def build_model(
     config: dict[str, Any], vocab_size: int, allow: Iterable[str] = (), section: str = "model"
 ) -> SpeechModel:
-    """Builds a model from its `model:` section.
+    """Build a model from its `model:` section.
 
     Args:
         config: arguments of `SpeechModel`; `vocab_size` may be left out, here, in the decoder and
@@ -51,7 +51,7 @@ def build_model(
 
 
 def _set_vocab_size(component: Any, vocab_size: int) -> dict[str, Any]:
-    """Gives a component's section its units; its arguments, none where there is no section."""
+    """Give a component's section its units; its arguments, none where there is no section."""
     if not isinstance(component, dict):
         return {}
     if "class_path" in component:
@@ -61,7 +61,7 @@ def _set_vocab_size(component: Any, vocab_size: int) -> dict[str, Any]:
 
 
 def build_ensemble(config: Any, vocab_size: int, allow: Iterable[str] = ()) -> Ensemble:
-    """Builds an ensemble from its `ensemble:` section: `weights` and, by name, `models`."""
+    """Build an ensemble from its `ensemble:` section: `weights` and, by name, `models`."""
     sections = config.get("models") if isinstance(config, dict) else None
     weights = config.get("weights") if isinstance(config, dict) else None
     if not isinstance(sections, dict) or not isinstance(weights, dict):
@@ -81,7 +81,7 @@ def save_model_dir(
     tokenizer: Tokenizer,
     meta: dict[str, Any],
 ) -> None:
-    """Writes a model directory.
+    """Write a model directory.
 
     Args:
         folder: made if it is not there.
@@ -123,7 +123,7 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
 
 
 def load_model(folder: str | Path, allow: Iterable[str] = ()) -> SpeechModel | Ensemble:
-    """Builds the model of a directory and loads its weights, in evaluation mode, on the CPU."""
+    """Build the model of a directory and loads its weights, in evaluation mode, on the CPU."""
     folder = Path(folder)
     config = read_config(folder)
     if without_files(config) != config:

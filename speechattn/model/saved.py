@@ -22,7 +22,7 @@ def write_trained(
     tokenizer: Tokenizer,
     meta: Mapping[str, Any],
 ) -> None:
-    """Writes a directory.
+    """Write a directory.
 
     Args:
         folder: made if it is not there.

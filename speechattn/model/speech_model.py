@@ -279,7 +279,7 @@ class SpeechModel(nn.Module):
 
     @staticmethod
     def from_pretrained(folder: str | Path, allow: Iterable[str] = ()) -> "SpeechModel":
-        """Reads a model directory (see `speechattn.model.directory`) of one model."""
+        """Read a model directory (see `speechattn.model.directory`) of one model."""
         from speechattn.model.directory import load_model
 
         model = load_model(folder, allow)

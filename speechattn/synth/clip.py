@@ -61,7 +61,7 @@ class Clip:
 def film_clip(
     sentence: Sentence, style: Style, seed: int, speaker: int, index: int, fps: int = FPS
 ) -> Clip:
-    """Speaks and films one sentence; `index` is its place among the speaker's sentences.
+    """Speak and films one sentence; `index` is its place among the speaker's sentences.
 
     The clip lasts a whole number of frames of 1 / `FPS`, also where it is filmed at other `fps`.
     """
@@ -102,7 +102,7 @@ def speaker_face(seed: int, speaker: int) -> Face:
 
 
 def _place(speech: Speech, silence: tuple[float, float], rng: np.random.Generator) -> Speech:
-    """Puts silence around the speech so that it fills whole video frames, with a quiet room."""
+    """Put silence around the speech so that it fills whole video frames, with a quiet room."""
     rate = speech.sample_rate
     before, after = rng.uniform(*silence, 2)
     frames = int(np.ceil((before + len(speech.samples) / rate + after) * FPS))
@@ -123,7 +123,7 @@ def write_clip(
     fps: int = FPS,
     index_first: bool = False,
 ) -> None:
-    """Writes an mp4: H.264, AAC mono at `SAMPLE_RATE`.
+    """Write an mp4: H.264, AAC mono at `SAMPLE_RATE`.
 
     Args:
         path: the file.

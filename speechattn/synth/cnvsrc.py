@@ -72,7 +72,7 @@ def synth_cnvsrc(
     workers: int = 2,
     progress: bool = True,
 ) -> SynthSummary:
-    """Makes a corpus; run again after an interruption, it makes what is missing.
+    """Make a corpus; run again after an interruption, it makes what is missing.
 
     Video is H.264, 224x224, 25 frames a second, without sound (in the evaluation sets with AAC, as
     these have no `audio/`); sound is WAV, 16 kHz, mono. All sentences are different, so none of a
@@ -315,7 +315,7 @@ def _bystander(job: _Job, frames: int) -> list[np.ndarray]:
 
 
 def _write_lists(folder: Path, items: list[_Item]) -> float:
-    """Writes everything beside the clips; returns the seconds of the clips together."""
+    """Write everything beside the clips; returns the seconds of the clips together."""
     frames = [_frames(folder, item) for item in items]
     lists: dict[tuple[str, str], list[str]] = {}
     infos: dict[tuple[str, str], dict[str, dict]] = {}

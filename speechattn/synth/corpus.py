@@ -29,7 +29,7 @@ def synth_corpus(
     workers: int = 2,
     progress: bool = True,
 ) -> SynthSummary:
-    """Makes a corpus; run again after an interruption, it makes what is missing.
+    """Make a corpus; run again after an interruption, it makes what is missing.
 
     Writes `s1/<name>.mp4` (H.264 360x288 25 fps, AAC 16 kHz mono), `align/s1/<name>.align` (GRID's
     format: start, end in 1/25000 s, word; `sil` at both ends), `landmarks/s1/<name>.npz` (key
@@ -95,7 +95,7 @@ class _Job:
 
 
 def make_clip(sentence: Sentence, language: str, seed: int, speaker: int, index: int) -> Clip:
-    """Speaks and films one sentence of the corpus; `index` is its place among the speaker's."""
+    """Speak and films one sentence of the corpus; `index` is its place among the speaker's."""
     return film_clip(sentence, _STYLES[language], seed, speaker, index)
 
 

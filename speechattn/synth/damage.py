@@ -27,7 +27,7 @@ _KEPT = 0.75  # of a truncated file; its first picture alone can be half of it
 
 
 def damaged_video(path: Path, kind: str, clip: Clip, bystander: list[np.ndarray]) -> None:
-    """Writes the video of a clip that is damaged in the way of `kind`; at "missing" none.
+    """Write the video of a clip that is damaged in the way of `kind`; at "missing" none.
 
     Args:
         path: the file.

@@ -77,7 +77,7 @@ class Face:
         fps: float = 25.0,
         window: tuple[int, int, int, int] = WHOLE_FRAME,
     ):
-        """Films a clip.
+        """Film a clip.
 
         Args:
             track: (T, P) mouth parameters of every frame (`visemes.mouth_track`).
@@ -116,7 +116,7 @@ class Face:
         return np.array(points, np.float32)
 
     def _composite(self, head: np.ndarray, matrix: np.ndarray, scene: np.ndarray) -> np.ndarray:
-        """Lays the head over the scene; `matrix` (2, 3) takes face pixels to picture pixels."""
+        """Lay the head over the scene; `matrix` (2, 3) takes face pixels to picture pixels."""
         to_face = np.array([[1 / UP, 0, -LEFT], [0, 1 / UP, -TOP], [0, 0, 1]])
         size = (scene.shape[1], scene.shape[0])
         warped = cv2.warpAffine(head, matrix @ to_face, size, flags=cv2.INTER_LINEAR)

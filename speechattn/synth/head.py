@@ -42,7 +42,7 @@ class Head:
 
 
 def build_head(look: Look, rng: np.random.Generator) -> Head:
-    """Draws the head of a speaker; `rng` places strands of hair and the grain of the skin."""
+    """Draw the head of a speaker; `rng` places strands of hair and the grain of the skin."""
     x = (np.arange(WIDTH * UP, dtype=np.float32)[None] / UP) - LEFT  # (1, W) face pixels
     y = (np.arange(HEIGHT * UP, dtype=np.float32)[:, None] / UP) - TOP  # (H, 1)
     half = _half_width(y, look)
@@ -213,7 +213,7 @@ def _draw_eyes(canvas, x, y, look: Look, shut: float) -> None:
 
 
 def _over(canvas, alpha, colour, mask) -> None:
-    """Lays a colour over a canvas that is not multiplied by its alpha."""
+    """Lay a colour over a canvas that is not multiplied by its alpha."""
     total = mask + alpha * (1.0 - mask)
     share = (mask / np.maximum(total, 1e-6))[:, :, None]
     canvas += (colour - canvas) * share

@@ -38,7 +38,7 @@ class SynthSummary:
 
 
 def claim(folder: Path, facts: dict[str, Any], readme: str) -> None:
-    """Writes what the corpus is (`synthetic.json`, `README.md`); refuses to mix two in one folder.
+    """Write what the corpus is (`synthetic.json`, `README.md`); refuses to mix two in one folder.
 
     Raises:
         ConfigError: the folder holds another corpus.
@@ -64,7 +64,7 @@ def run_jobs(
     workers: int,
     progress: bool,
 ) -> None:
-    """Calls `write` for every job.
+    """Call `write` for every job.
 
     Args:
         write: a module's function; the jobs are pickled to the processes.

@@ -65,7 +65,7 @@ class Look:
 
 
 def random_look(rng: np.random.Generator, index: int, female: bool) -> Look:
-    """Draws a speaker; `index` walks through the colours so that neighbours in a corpus differ."""
+    """Draw a speaker; `index` walks through the colours so that neighbours in a corpus differ."""
 
     def tint(colour, spread: float) -> Colour:
         base = np.array(colour, float) * rng.uniform(1 - spread, 1 + spread)

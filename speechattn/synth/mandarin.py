@@ -87,7 +87,7 @@ def count_mandarin() -> int:
 
 
 def draw_mandarin(count: int, rng: np.random.Generator) -> list[Sentence]:
-    """Draws different sentences; the words of a slot, and the four forms, come up equally often.
+    """Draw different sentences; the words of a slot, and the four forms, come up equally often.
 
     Raises:
         ConfigError: `count` is not between 1 and half of the sentences.

@@ -24,7 +24,7 @@ def lip_gap(pose: Pose) -> float:
 def draw_mouth(
     patch: np.ndarray, x: np.ndarray, y: np.ndarray, pose: Pose, look: Look, light: np.ndarray
 ) -> np.ndarray:
-    """Draws over skin.
+    """Draw over skin.
 
     Args:
         patch: (h, w, 3) uint8 skin around the mouth, BGR.

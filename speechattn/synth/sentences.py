@@ -67,7 +67,7 @@ def make_sentence(language: str, choice: Sequence[int]) -> Sentence:
 
 
 def draw_sentences(language: str, count: int, rng: np.random.Generator) -> list[Sentence]:
-    """Draws different sentences in which the words of a slot come up equally often.
+    """Draw different sentences in which the words of a slot come up equally often.
 
     Raises:
         ConfigError: an unknown language, or more sentences than the grammar has.

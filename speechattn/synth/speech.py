@@ -138,7 +138,7 @@ class Synthesiser:
     def speak(
         self, words: Sequence[str], voice: Voice, spoken: Sequence[str] | None = None
     ) -> Speech:
-        """Says a sentence.
+        """Say a sentence.
 
         Args:
             words: the words as the transcript writes them; no white space inside a word.
@@ -192,7 +192,7 @@ class Synthesiser:
 
 
 def _stop(library: ctypes.CDLL) -> None:
-    """Unloads the library, which is loaded afresh for each sentence (it takes milliseconds).
+    """Unload the library, which is loaded afresh for each sentence (it takes milliseconds).
 
     Its static variables (wave phase, flutter, echo) survive `espeak_Terminate`; with them a clip
     would depend on what was said before it in the same process, and on the number of workers.
@@ -202,7 +202,7 @@ def _stop(library: ctypes.CDLL) -> None:
 
 
 def _run(library: ctypes.CDLL, text: str) -> tuple[np.ndarray, list[tuple[int, int, int, str]]]:
-    """Says `text`; returns (N,) float32 and the events (type, sample, text position, phone)."""
+    """Say `text`; returns (N,) float32 and the events (type, sample, text position, phone)."""
     chunks: list[np.ndarray] = []
     events: list[tuple[int, int, int, str]] = []
 

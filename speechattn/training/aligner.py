@@ -124,7 +124,7 @@ def align(
     output: str | Path,
     options: AlignerOptions | None = None,
 ) -> list[Path]:
-    """Trains on a manifest and writes it, and others, with the times of their words.
+    """Train on a manifest and writes it, and others, with the times of their words.
 
     Args:
         cuts: Lhotse cuts with sound and text, to learn from.
@@ -168,7 +168,7 @@ def align(
 def fit_aligner(
     cuts: Sequence[Cut], tokenizer: Tokenizer, options: AlignerOptions, sample_rate: int = 16000
 ) -> LocalCtc:
-    """Trains the model on cuts with sound and text; ready for use."""
+    """Train the model on cuts with sound and text; ready for use."""
     torch.manual_seed(options.seed)
     model = LocalCtc(tokenizer.vocab_size, options.width, options.prior, sample_rate)
     data = SpeechDataset(cuts, tokenizer, ["audio"], sample_rate=sample_rate)
@@ -205,7 +205,7 @@ def fit_aligner(
 
 @torch.inference_mode()
 def align_cut(model: LocalCtc, cut: Cut, tokenizer: Tokenizer, sample_rate: int = 16000) -> bool:
-    """Writes the word times into a cut of one supervision; False if there are none."""
+    """Write the word times into a cut of one supervision; False if there are none."""
     if word_alignment(cut) is not None:
         return True
     if len(cut.supervisions) != 1:

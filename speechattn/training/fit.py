@@ -84,7 +84,7 @@ def train(
     init: Iterable[str | Path] = (),
     renew_classifier: bool = False,
 ) -> Path:
-    """Trains a model, from where an earlier call with the same `exp` stopped.
+    """Train a model, from where an earlier call with the same `exp` stopped.
 
     Args:
         config: sections `model`, `loss`, `data`, `training`, and what goes into the model
@@ -302,7 +302,7 @@ def average(
     meta: dict[str, Any] | None = None,
     allow: Iterable[str] = (),
 ) -> Path:
-    """Averages the best epochs of `exp/train` into the model directory `exp/model`.
+    """Average the best epochs of `exp/train` into the model directory `exp/model`.
 
     They are the weights that were validated: with `training.ema` those of the moving average, of
     which `best` 1 takes one as it is.

@@ -77,7 +77,7 @@ class GlobalStep(L.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(keys).generate_state(1)[0]))
 
     def begin(self, now: str, failed: Sequence[str] = ()) -> None:
-        """Goes before the computation of a batch.
+        """Go before the computation of a batch.
 
         Args:
             now: what it is, for messages.
@@ -91,7 +91,7 @@ class GlobalStep(L.LightningModule):
             self._add(self._counted(unreadable=float(len(failed))))
 
     def take(self, loss: Tensor, count: int, figures: Mapping[str, Tensor | None]) -> Tensor:
-        """Counts a batch.
+        """Count a batch.
 
         Args:
             loss: its mean over `count`.
@@ -111,7 +111,7 @@ class GlobalStep(L.LightningModule):
         return loss * count
 
     def skip(self, reason: str) -> Tensor:
-        """Leaves the batch out, in which something may have gone wrong: it changes no weight.
+        """Leave the batch out, in which something may have gone wrong: it changes no weight.
 
         Returns:
             What `training_step` returns.
@@ -124,7 +124,7 @@ class GlobalStep(L.LightningModule):
         return sum(p.sum() for p in self.model.parameters() if p.requires_grad) * 0.0
 
     def unreadable(self, failed: Sequence[str]) -> None:
-        """Takes note of utterances that could not be read; each is reported once a run."""
+        """Take note of utterances that could not be read; each is reported once a run."""
         self._failed += [text for text in failed if text not in self._reported]
 
     def _counted(self, **counts: float) -> Tensor:
@@ -145,7 +145,7 @@ class GlobalStep(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Makes the gradients those of the mean over the step's utterances, and clips them.
+        """Make the gradients those of the mean over the step's utterances, and clips them.
 
         Raises:
             SpeechattnError: too much was left out, in all processes alike.
@@ -186,7 +186,7 @@ class GlobalStep(L.LightningModule):
         self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
     def _report(self) -> list[str]:
-        """Says in the first process what any of them left out; called in all of them."""
+        """Say in the first process what any of them left out; called in all of them."""
         failed = dict.fromkeys(self._everywhere(self._failed))
         left_out = [text for text in failed if text not in self._reported]
         self._reported.update(left_out)
@@ -297,7 +297,7 @@ def is_frozen(name: str, beginnings: Sequence[str]) -> bool:
 
 
 def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
-    """Excludes parameters from training.
+    """Exclude parameters from training.
 
     Raises:
         ConfigError: nothing has such a name.

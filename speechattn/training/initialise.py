@@ -32,7 +32,7 @@ def initialise(
     allow: Iterable[str] = (),
     renew_classifier: bool = False,
 ) -> int:
-    """Takes over the weights of trained models.
+    """Take over the weights of trained models.
 
     What has the same name is taken from the first model that has it; the CTC head of a model of
     one modality also becomes the head of that stream in an audio-visual one, and a left-to-right

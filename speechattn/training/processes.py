@@ -58,7 +58,7 @@ def is_first() -> bool:
 
 
 def quieten() -> None:
-    """Leaves what the package says to the first process."""
+    """Leave what the package says to the first process."""
     if not is_first():
         logging.getLogger("speechattn").setLevel(logging.ERROR)
 

@@ -35,7 +35,7 @@ class EpochTable(Callback):
         self.started = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Takes out the rows of epochs that are done again: their checkpoint was not written."""
+        """Take out the rows of epochs that are done again: their checkpoint was not written."""
         if not trainer.is_global_zero or not self.path.exists():
             return
         rows, found = self.read()
@@ -61,7 +61,7 @@ class EpochTable(Callback):
         logger.info("%s", self.said.format_map({name: "-" for name in self.columns} | row))
 
     def head(self) -> None:
-        """Makes the file; gives one that another version began the columns of this one too."""
+        """Make the file; gives one that another version began the columns of this one too."""
         rows: list[dict[str, str]] = []
         if self.path.exists():
             rows, found = self.read()
@@ -79,7 +79,7 @@ class EpochTable(Callback):
             return list(reader), list(reader.fieldnames or ())
 
     def write(self, rows: list[dict[str, str]], columns: list[str]) -> None:
-        """Replaces the file by a whole one."""
+        """Replace the file by a whole one."""
         part = self.path.with_name(self.path.name + ".part")
         with part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)

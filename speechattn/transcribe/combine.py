@@ -76,7 +76,7 @@ def read_models(
 def choose_weights(
     transcriber: Transcriber, conditions: Mapping[str, Sequence[Batch]]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Sets an ensemble's weights to those of the fewest token errors.
+    """Set an ensemble's weights to those of the fewest token errors.
 
     All weights in steps of a tenth are tried, at which each model has a say. Of equally good ones
     those nearest to equal shares are taken.
@@ -152,7 +152,7 @@ def save_ensemble(
     output: str | Path,
     meta: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the model directory of an ensemble that `read_models` made of `folders`."""
+    """Write the model directory of an ensemble that `read_models` made of `folders`."""
     ensemble = transcriber.model
     config = {
         "ensemble": {

@@ -60,7 +60,7 @@ class Unit:
 
 
 def split_units(tokens: Sequence[Span]) -> list[Unit]:
-    """Groups tokens into words as `word_times` does. Separators after the last word are dropped."""
+    """Group tokens into words as `word_times` does. Separators after the last word are dropped."""
     # With numbers in the place of times, each word comes back with the numbers of its tokens.
     numbered = [TokenTime(i, i, i + 1, 0.0) for i in range(len(tokens))]
     units: list[Unit] = []

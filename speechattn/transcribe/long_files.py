@@ -120,7 +120,7 @@ def is_long(transcriber: "Transcriber", path: str | Path, options: LongFormOptio
 def transcribe_long(
     transcriber: "Transcriber", path: str | Path, options: LongFormOptions | None = None
 ) -> Transcript:
-    """Transcribes a file of any length.
+    """Transcribe a file of any length.
 
     Args:
         transcriber: the model and how it decodes.

@@ -39,7 +39,7 @@ def decode_cuts(
     batch_seconds: float = 60.0,
     details: int = 6,
 ) -> Path:
-    """Decodes the cuts of a manifest into `output`.
+    """Decode the cuts of a manifest into `output`.
 
     Writes `hyp.tsv`, `ref.tsv` (with speakers, if all are known), `transcripts.jsonl` (tokens and
     words in time, n-best with scores), `timing.json` (real-time factor by part, of what this run
@@ -121,7 +121,7 @@ def decode_cuts(
 
 
 def write_failures(path: Path, failed: Sequence[str]) -> None:
-    """Writes what cannot be read, `id: reason`, as a table; no file where there is none."""
+    """Write what cannot be read, `id: reason`, as a table; no file where there is none."""
     path.unlink(missing_ok=True)
     if failed:
         lines = ["utterance\treason\n"]
@@ -136,7 +136,7 @@ def timed_next(batches: Iterator[Batch], times: PartTimes) -> Batch | None:
 
 
 def write_timing(path: Path, times: PartTimes) -> None:
-    """Writes and logs where the time went."""
+    """Write and logs where the time went."""
     logger.info("%s", times)
     content = {
         "input_seconds": times.input_seconds,
@@ -206,7 +206,7 @@ def read_partial(path: Path) -> dict[str, str]:
 
 @torch.inference_mode()
 def write_details(folder: Path, transcriber: Transcriber, batch: Batch, i: int, text: str) -> None:
-    """Saves what the model saw in one utterance, for the report; of several, the surest one."""
+    """Save what the model saw in one utterance, for the report; of several, the surest one."""
     tokenizer = transcriber.tokenizer
     one = single(batch, i).to(transcriber.device)
     with transcriber.times.paused():

@@ -50,7 +50,7 @@ class PartTimes:
 
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
-        """Adds what happens inside to a part, less what frontends take of it."""
+        """Add what happens inside to a part, less what frontends take of it."""
         begun, inner = self._now(), self.seconds["frontend"]
         yield
         inner = self.seconds["frontend"] - inner
@@ -58,7 +58,7 @@ class PartTimes:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Counts nothing of what happens inside."""
+        """Count nothing of what happens inside."""
         before = dict(self.seconds)
         yield
         self.seconds = before
@@ -76,7 +76,7 @@ class PartTimes:
 
 @contextmanager
 def profiled(wanted: bool, rows: int = 20) -> Iterator[None]:
-    """Prints the operators that took the most time inside, if wanted.
+    """Print the operators that took the most time inside, if wanted.
 
     Each call of an operator is remembered until the end: for minutes of input, not for hours.
     """

@@ -103,7 +103,7 @@ class Transcriber:
         graph: str | Path | None = None,
         graph_ngram: str | Path | None = None,
     ) -> "Transcriber":
-        """Reads a model directory, or what `speechattn export` made of one.
+        """Read a model directory, or what `speechattn export` made of one.
 
         Args:
             folder: with config.yaml, model.safetensors or ONNX graphs, and the tokenizer's files.
@@ -152,7 +152,7 @@ class Transcriber:
     def transcribe(
         self, paths: str | Path | Sequence[str | Path], batch_size: int = 8
     ) -> Transcript | list[Transcript]:
-        """Transcribes one file, or several. Long ones are recognised in windows.
+        """Transcribe one file, or several. Long ones are recognised in windows.
 
         Args:
             paths: face videos, mouth crops (square videos no larger than 1.5 times the model's
@@ -179,7 +179,7 @@ class Transcriber:
     def stream(
         self, pieces: Iterable[Piece], options: StreamOptions | None = None
     ) -> Iterator[StreamUpdate]:
-        """Recognises sound or lips while they arrive.
+        """Recognise sound or lips while they arrive.
 
         The model's encoders must go by chunks (`chunk_size`), its frontends must not normalise by
         the utterance, and the decode option `method` must be `ctc_greedy`, `ctc_beam` or
@@ -217,7 +217,7 @@ class Transcriber:
         return [results[i] for i in range(len(paths))]
 
     def load(self, path: str | Path) -> Item:
-        """Reads what the model needs of a file.
+        """Read what the model needs of a file.
 
         Raises:
             MediaError: it has none of it.
@@ -249,7 +249,7 @@ class Transcriber:
 
     @torch.inference_mode()
     def recognise(self, batch: Batch) -> list[Transcript]:
-        """Decodes a batch: the one path of recipe and application.
+        """Decode a batch: the one path of recipe and application.
 
         Returns:
             A transcript for each item, in order.

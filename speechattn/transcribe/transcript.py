@@ -73,7 +73,7 @@ class Transcript:
 
 
 def format_transcripts(transcripts: Sequence[Transcript], kind: Format) -> str:
-    """Renders the transcripts of one or more files, without those that failed.
+    """Render the transcripts of one or more files, without those that failed.
 
     `txt` is a line a file, with the path before it where there are several; `tsv` has a row a word;
     `json` is one object a line, with everything; subtitles of several files follow each other
@@ -108,7 +108,7 @@ def _rounded(value):
 
 
 def cues(transcript: Transcript) -> list[Span]:
-    """Groups a transcript's words into subtitles."""
+    """Group a transcript's words into subtitles."""
     text = transcript.text
     groups: list[list[Span]] = []
     for word in transcript.words:

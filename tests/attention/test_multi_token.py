@@ -102,7 +102,7 @@ def test_begins_as_attention_without_filters():
 
 
 def test_dropout_is_the_same_backwards(monkeypatch):
-    """Tiles are computed again in the backward pass, with the weights that were dropped."""
+    """Tile are computed again in the backward pass, with the weights that were dropped."""
     monkeypatch.setattr(tiles, "_SMALLEST", 3)
     monkeypatch.setattr(tiles, "_LARGEST", 3)
     module = MultiTokenSelfAttention(4, 2, dropout=0.4, queries=2, keys=3).double().train()

@@ -27,7 +27,7 @@ def make_experiment(
     attention: bool = True,
     synthetic: bool = False,
 ) -> Path:
-    """Writes an experiment folder as training and decoding would."""
+    """Write an experiment folder as training and decoding would."""
     rng = np.random.default_rng(seed)
     (folder / "train").mkdir(parents=True)
     (folder / "model").mkdir()

@@ -25,7 +25,7 @@ FLAGS = (
 
 @pytest.fixture
 def browser(tmp_path):
-    """Runs a headless browser on a page; skips where there is none."""
+    """Run a headless browser on a page; skips where there is none."""
     binary = next(filter(None, map(shutil.which, BROWSERS)), None)
     if binary is None:
         pytest.skip("no browser: apt-get install -y chromium")

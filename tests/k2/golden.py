@@ -50,7 +50,7 @@ def summary(c: Case, losses: np.ndarray, gradient: np.ndarray) -> dict:
 
 
 def main(path: str, arrays: str | None = None) -> None:
-    """Writes the files."""
+    """Write the files."""
     found, whole = [], {}
     for seed in range(CASES):
         c = case(seed)
@@ -105,7 +105,7 @@ def transducer_summary(c: TransducerCase, found: dict[str, np.ndarray]) -> dict:
 
 
 def main_transducer(path: str, arrays: str | None = None) -> None:
-    """Writes the files."""
+    """Write the files."""
     kept, whole = [], {}
     for seed in range(KEPT if arrays is None else TRANSDUCER_CASES):
         c = transducer_case(seed)

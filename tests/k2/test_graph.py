@@ -48,7 +48,7 @@ def write(c: Case, folder: Path) -> None:
 
 
 def ask(python: str, folder: Path) -> None:
-    """Runs graph_oracle.py on what was written."""
+    """Run graph_oracle.py on what was written."""
     done = subprocess.run(
         [python, Path(__file__).with_name("graph_oracle.py"), folder],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

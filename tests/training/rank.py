@@ -16,7 +16,7 @@ from speechattn.training.task import SpeechTask
 
 
 def log_batches(rank: int, exp: Path) -> None:
-    """Writes down what the rank learns from."""
+    """Write down what the rank learns from."""
     original = SpeechTask.training_step
 
     def step(self, batch, index):

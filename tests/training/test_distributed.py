@@ -47,7 +47,7 @@ def merged(sampler: PaddedFrameBatches, count: int) -> list[list[int]]:
 
 @pytest.fixture
 def merge(monkeypatch):
-    """Gives one process the batches of two."""
+    """Give one process the batches of two."""
     original = PaddedFrameBatches.batches
 
     def batches(self):

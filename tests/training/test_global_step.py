@@ -95,7 +95,7 @@ def test_the_gradient_is_clipped(by_layer_norm, train_tiny, tmp_path, monkeypatc
 
 @pytest.fixture
 def broken(monkeypatch):
-    """Makes the loss of every batch with a cut of these infinite, or its gradient."""
+    """Make the loss of every batch with a cut of these infinite, or its gradient."""
 
     def arm(names, what="loss", value=float("nan")):
         original = JointLoss.forward

@@ -18,7 +18,7 @@ def tokenizer(tiny_corpus):
 
 @pytest.fixture
 def saved(tiny_model, tokenizer, tmp_path):
-    """Writes a model directory by modality and seed, its section changed; gives its weights too."""
+    """Write a model directory by modality and seed, its section changed; gives its weights too."""
 
     def make(modality: str, seed: int, tokens: Tokenizer = tokenizer, change=lambda config: None):
         torch.manual_seed(seed)

@@ -22,7 +22,7 @@ def write_augment_sheet(
     columns: int = 12,
     seed: int = 0,
 ) -> None:
-    """Writes a picture: a row for the clip, `draws` rows for each transform and for all in turn.
+    """Write a picture: a row for the clip, `draws` rows for each transform and for all in turn.
 
     A row shows pictures at even steps of the clip's own time: a clip that is faster ends earlier.
 

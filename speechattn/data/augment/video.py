@@ -93,7 +93,7 @@ class RandomRotation(ClipTransform):
 
 
 def rotate(clip: Array, degrees: float) -> Array:
-    """Turns pictures about their middle, counter-clockwise; edges are continued outwards.
+    """Turn pictures about their middle, counter-clockwise; edges are continued outwards.
 
     Args:
         clip: uint8 (..., H, W).

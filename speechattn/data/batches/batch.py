@@ -75,7 +75,7 @@ class Batch:
 
 
 def pad(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Stacks arrays that differ in their first axis; (B, longest, ...) and (B,) lengths."""
+    """Stack arrays that differ in their first axis; (B, longest, ...) and (B,) lengths."""
     lengths = torch.tensor([len(a) for a in arrays], dtype=torch.int64)
     padded = np.zeros((len(arrays), int(lengths.max()), *arrays[0].shape[1:]), arrays[0].dtype)
     for row, a in zip(padded, arrays, strict=True):

@@ -184,7 +184,7 @@ def _read_column(file: BinaryIO, header: dict[str, Any], name: str, kind: type) 
 
 
 def _write_table(path: Path, table: Path, stamp: list[int]) -> dict[str, Any]:
-    """Reads a manifest once from front to back; `table` is there when it is complete."""
+    """Read a manifest once from front to back; `table` is there when it is complete."""
     logger.info("%s: looking through the manifest, once", path)
     copied = path.suffix != ".jsonl"
     partial = table.with_name(f"{table.name}.partial{os.getpid()}")

@@ -250,7 +250,7 @@ def load_audio(cut: Cut, sample_rate: int) -> np.ndarray:
 
 
 def fit_audio(audio: np.ndarray, samples: int) -> np.ndarray:
-    """Cuts sound, or lengthens it with silence, to `samples`: lips and voice then end together."""
+    """Cut sound, or lengthens it with silence, to `samples`: lips and voice then end together."""
     if len(audio) >= samples:
         return audio[:samples]
     return np.pad(audio, (0, samples - len(audio)))

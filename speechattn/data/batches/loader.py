@@ -102,7 +102,7 @@ class EpochLoader(DataLoader):
         return {"given": self.given, "total": self.total}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on there; at the same share of the epoch if it has become another.
+        """Go on there; at the same share of the epoch if it has become another.
 
         It has if processes, batches or data changed, or `training.accumulate`, which has to begin
         with a whole step.

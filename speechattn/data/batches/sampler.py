@@ -48,7 +48,7 @@ class PaddedFrameBatches(Sampler[list[int]]):
         self._planned: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, from its first batch; called by the trainer before each."""
+        """Choose the epoch, from its first batch; called by the trainer before each."""
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 
@@ -100,7 +100,7 @@ class PaddedFrameBatches(Sampler[list[int]]):
         return {"epoch": self.epoch, "position": consumed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Takes up where `state_dict` was taken."""
+        """Take up where `state_dict` was taken."""
         self.epoch, self.position = state["epoch"], state["position"]
 
 

@@ -73,7 +73,7 @@ def trim(
     sample_rate: int,
     fps: float | None = None,
 ) -> None:
-    """Leaves of an utterance what is between two moments; of its text the words said there.
+    """Leave of an utterance what is between two moments; of its text the words said there.
 
     A word belongs where its middle is. Without times, or without a word between, all stays.
 

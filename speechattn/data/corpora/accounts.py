@@ -26,7 +26,7 @@ class Failure:
 
 
 def write_failures(failures: Sequence[Failure], path: Path) -> None:
-    """Writes the list, even when empty: an old one would tell of faults long mended."""
+    """Write the list, even when empty: an old one would tell of faults long mended."""
     rows = [("file", "line", "reason")]
     rows += [(f.file, str(f.line or ""), f.reason) for f in failures]
     # A file name may hold a tab or a line break, and a reason anything.
@@ -48,7 +48,7 @@ def printable(name: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file so that an interrupted run leaves the old one or none."""
+    """Write a UTF-8 file so that an interrupted run leaves the old one or none."""
     partial = path.with_name(f".{path.name}.part")
     partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     os.replace(partial, path)
@@ -59,7 +59,7 @@ def write_summary(
     failures: Sequence[Failure],
     output_dir: Path,
 ) -> None:
-    """Writes `summary.json`.
+    """Write `summary.json`.
 
     Args:
         rows: split to the speaker and the facts of each of its cuts.

@@ -63,7 +63,7 @@ class Lists:
 
 
 def read_lists(folder: Path) -> tuple[Lists, list[Failure]]:
-    """Reads `train.csv`, `valid.csv` and `test.csv` of a folder, whichever are there."""
+    """Read `train.csv`, `valid.csv` and `test.csv` of a folder, whichever are there."""
     rows: dict[str, Row] = {}
     failures: list[Failure] = []
     present = [share for share in SHARES if (folder / f"{share}.csv").is_file()]

@@ -102,7 +102,7 @@ def write_manifests(
     unions: Mapping[str, Sequence[str]] | None = None,
     fps: float | None = None,
 ) -> dict[str, Path]:
-    """Reads every file, extracts sound where needed, and writes the manifests.
+    """Read every file, extracts sound where needed, and writes the manifests.
 
     Interrupted or repeated, it goes on with the files not yet done; files that failed are tried
     again, and files that changed (size or time) are read again.

@@ -59,7 +59,7 @@ class Table:
         self.first, self.sizes = array("q", [0]), array("q")  # blocks of row i: first[i:i + 2]
 
     def load(self, folder: Path) -> tuple[int, tuple[int, int]]:
-        """Adds what a folder's index holds, unless an earlier folder has it.
+        """Add what a folder's index holds, unless an earlier folder has it.
 
         Returns:
             Length in bytes of the part of the index that can be believed, and where the data ends:
@@ -109,7 +109,7 @@ class Table:
         return length, end
 
     def save(self, path: Path, stamp: str) -> None:
-        """Keeps the table for `kept`; without a word where the folder cannot be written.
+        """Keep the table for `kept`; without a word where the folder cannot be written.
 
         Args:
             path: of the arrays, in the store's folder: other files are named as seen from there,

@@ -114,7 +114,7 @@ class BlobStore:
         return parts
 
     def close(self) -> None:
-        """Closes the files; the next read opens them again."""
+        """Close the files; the next read opens them again."""
         while self._open:
             os.close(self._open.popitem()[1])
 
@@ -180,7 +180,7 @@ class BlobWriter:
         note: str = "",
         replace: bool = False,
     ) -> None:
-        """Stores an entry.
+        """Store an entry.
 
         Args:
             key: its name.
@@ -212,7 +212,7 @@ class BlobWriter:
         self._keys.add(key)
 
     def close(self) -> None:
-        """Writes everything out to disk and lets the store go."""
+        """Write everything out to disk and lets the store go."""
         for file in (self._file, self._index):
             if not file.closed:
                 file.flush()
@@ -236,7 +236,7 @@ class BlobWriter:
 
 
 def merge_parts(folder: str | Path, layout: Layout) -> int:
-    """Makes one store of a folder's parts. Killed at any moment, it is done by calling it again.
+    """Make one store of a folder's parts. Killed at any moment, it is done by calling it again.
 
     Data files are linked into the folder under new numbers, not copied (unless its file system has
     no links); then the index is replaced; then what the parts had is removed. Of entries that are

@@ -13,7 +13,7 @@ READY_CROP = 1.5
 
 
 def resize(frames: np.ndarray, size: int) -> np.ndarray:
-    """Scales square grey frames (T, H, H) to (T, size, size)."""
+    """Scale square grey frames (T, H, H) to (T, size, size)."""
     if frames.shape[1:] == (size, size):
         return frames
     return np.stack([cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in frames])
@@ -40,7 +40,7 @@ def fit(frames: np.ndarray, options: RoiOptions, path: str | Path) -> np.ndarray
 
 
 def read_crop_array(path: str | Path, options: RoiOptions) -> np.ndarray:
-    """Reads mouth crops stored by numpy; see `fit`."""
+    """Read mouth crops stored by numpy; see `fit`."""
     try:
         # Not np.load: it takes archives as well.
         with open(path, "rb") as file:

@@ -62,7 +62,7 @@ class EncodedCrop:
 
 
 def encode(frames: np.ndarray, fps: float, detected: float = 1.0, note: str = "") -> EncodedCrop:
-    """Packs a clip.
+    """Pack a clip.
 
     Args:
         frames: uint8 (T, H, W), T at least 1.
@@ -172,7 +172,7 @@ class CropStore:
         return frames[start - first * _BLOCK : stop - first * _BLOCK]
 
     def close(self) -> None:
-        """Closes the files; the next read opens them again."""
+        """Close the files; the next read opens them again."""
         self._blobs.close()
 
     def _check(self, key: str) -> None:
@@ -204,7 +204,7 @@ class CropWriter:
         return len(self._blobs)
 
     def add(self, key: str, frames: np.ndarray, fps: float, detected: float = 1.0) -> None:
-        """Stores the crops of a clip.
+        """Store the crops of a clip.
 
         Args:
             key: new in this store.
@@ -218,7 +218,7 @@ class CropWriter:
         self.add_encoded(key, encode(frames, fps, detected))
 
     def add_encoded(self, key: str, crop: EncodedCrop) -> None:
-        """Stores what `encode` made."""
+        """Store what `encode` made."""
         info = crop.info
         numbers = {
             "frames": info.frames,
@@ -230,7 +230,7 @@ class CropWriter:
         self._blobs.add(key, crop.blocks, numbers, info.note)
 
     def close(self) -> None:
-        """Writes everything out to disk and lets the store go."""
+        """Write everything out to disk and lets the store go."""
         self._blobs.close()
 
     def __enter__(self) -> "CropWriter":

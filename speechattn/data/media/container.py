@@ -80,7 +80,7 @@ class Frame:
 
 
 def probe(path: str | Path) -> MediaInfo:
-    """Reads the headers of an audio or video file.
+    """Read the headers of an audio or video file.
 
     Args:
         path: the file.
@@ -127,7 +127,7 @@ def iter_frames(path: str | Path, fps: float = 25.0) -> Iterator[np.ndarray]:
 
 
 def iter_video(path: str | Path, fps: float = 25.0) -> Iterator[Frame]:
-    """Decodes a video once, in a stream, and yields pictures at a constant rate.
+    """Decode a video once, in a stream, and yields pictures at a constant rate.
 
     Picture i is the one whose time stamp is nearest to `i / fps` seconds after the first (the
     earlier one in a tie), so a faster file is thinned, a slower one held, and a file whose rate
@@ -186,7 +186,7 @@ def read_audio(path: str | Path, sample_rate: int = 16000) -> np.ndarray:
 
 
 def _check_bytes(path: str | Path) -> None:
-    """Raises for what can be seen without a demuxer: no such file, no bytes, boxes cut off."""
+    """Raise for what can be seen without a demuxer: no such file, no bytes, boxes cut off."""
     file = Path(path)
     if not file.exists():
         raise MediaError(path, "no such file")

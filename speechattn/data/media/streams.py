@@ -134,7 +134,7 @@ class Rolling:
         self.ended = False
 
     def fill(self, stop: int) -> None:
-        """Reads on until `end` is `stop` or more, or the stream has ended."""
+        """Read on until `end` is `stop` or more, or the stream has ended."""
         while self.end < stop and not self.ended:
             piece = next(self._pieces, None)
             if piece is None:
@@ -144,7 +144,7 @@ class Rolling:
                 self.end += len(piece)
 
     def forget(self, before: int) -> None:
-        """Drops whole pieces that lie before a place."""
+        """Drop whole pieces that lie before a place."""
         while self._kept and self.start + len(self._kept[0]) <= before:
             self.start += len(self._kept.pop(0))
 

@@ -80,7 +80,7 @@ class Tokenizer(ABC):
         return self._join(self._units(ids))
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokens.txt`, `tokenizer.json` and what else `load` needs."""
+        """Write `tokens.txt`, `tokenizer.json` and what else `load` needs."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         text = "".join(f"{token}\n" for token in self.tokens)
@@ -207,7 +207,7 @@ class SentencePieceTokenizer(Tokenizer):
         kind: Literal["bpe", "unigram"] = "unigram",
         character_coverage: float = 1.0,
     ) -> "SentencePieceTokenizer":
-        """Trains a model; the same texts give the same model.
+        """Train a model; the same texts give the same model.
 
         Args:
             texts: training transcripts.
@@ -265,7 +265,7 @@ class SentencePieceTokenizer(Tokenizer):
 def build_tokenizer(
     texts: Iterable[str], kind: Kind = "char", vocab_size: int | None = None
 ) -> Tokenizer:
-    """Makes a tokenizer from training transcripts.
+    """Make a tokenizer from training transcripts.
 
     Args:
         texts: training transcripts.

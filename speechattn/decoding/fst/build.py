@@ -28,7 +28,7 @@ def build_graph(
     arpa: str | Path | None = None,
     topology: Topology = "standard",
 ) -> Graph:
-    """Makes the graph of a lexicon, and of a language model of its words.
+    """Make the graph of a lexicon, and of a language model of its words.
 
     Args:
         lexicon: the words.

@@ -60,7 +60,7 @@ class Graph:
         return [self.words[word - 1] for n in events for word in self.events[n - 1].words]
 
     def save(self, folder: str | Path) -> None:
-        """Writes `graph.npz`, `words.txt` and, last, `graph.json`."""
+        """Write `graph.npz`, `words.txt` and, last, `graph.json`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / META).unlink(missing_ok=True)

@@ -180,7 +180,7 @@ def _forward(lattice: Lattice, scores: np.ndarray) -> np.ndarray:
 
 
 def _add(sums: np.ndarray, place: np.ndarray, scores: np.ndarray) -> None:
-    """Adds probabilities by their logarithms, any number of them to a place."""
+    """Add probabilities by their logarithms, any number of them to a place."""
     places, at = np.unique(place, return_inverse=True)
     highest = sums[places]
     np.maximum.at(highest, at, scores)

@@ -59,7 +59,7 @@ class Arrow:
 
 
 def place(first: Box, arrows: Sequence[Arrow]) -> list[tuple[float, float]]:
-    """Sets where boxes are and what arrows pass.
+    """Set where boxes are and what arrows pass.
 
     Args:
         first: in layer 0.

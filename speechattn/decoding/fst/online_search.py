@@ -96,7 +96,7 @@ class OnlineSearch:
         self._frames += 1
 
     def _settle(self) -> list[tuple[int, int]]:
-        """Hands out what all paths have, and forgets what none has."""
+        """Hand out what all paths have, and forgets what none has."""
         last = np.unique(self._nodes)
         meeting = self._meeting(last.tolist())
         sure = self._chain(meeting)

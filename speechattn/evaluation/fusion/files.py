@@ -59,7 +59,7 @@ def fuse(
     order_by_dev: bool = False,
     allow_missing: bool = False,
 ) -> dict[str, Any]:
-    """Fuses systems into a decode folder.
+    """Fuse systems into a decode folder.
 
     Writes `hyp.tsv`, `ref.tsv` if one of the systems has it, and `fuse.yaml`: what was chosen and
     the error rates on the development sets.
@@ -153,7 +153,7 @@ def fuse(
 
 
 def read_system(path: Path, unit: UnitName) -> System:
-    """Reads a decode folder or a table."""
+    """Read a decode folder or a table."""
     if not path.is_dir():
         table = read_table(path)
         return System(path, {key: make_units(text, unit) for key, text in table.texts.items()})
@@ -209,7 +209,7 @@ def _spelled(token: str) -> str:
 
 
 def make_units(text: str, unit: UnitName, pieces: Pieces = ()) -> list[Unit]:
-    """Splits a transcript into units with keys by the text rule of `speechattn.evaluation.text`.
+    """Split a transcript into units with keys by the text rule of `speechattn.evaluation.text`.
 
     A unit's confidence is the mean of its characters', each of which has that of the piece it is
     in. A character that is in none has the mean of the pieces; without pieces it is
@@ -290,7 +290,7 @@ def find_references(paths: Sequence[Path]) -> Path | None:
 
 
 def read_dev(paths: Sequence[Path], count: int, unit: UnitName, allow_missing: bool) -> DevSet:
-    """Reads a development set: the outputs of `count` systems and their references."""
+    """Read a development set: the outputs of `count` systems and their references."""
     if len(paths) != count:
         raise ConfigError(
             f"--dev {' '.join(map(str, paths))}: {len(paths)} outputs, but {count} systems; name "

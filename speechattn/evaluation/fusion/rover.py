@@ -84,7 +84,7 @@ def rover(
     options: RoverOptions | None = None,
     weights: Sequence[float] | None = None,
 ) -> list[Unit]:
-    """Fuses M transcripts of one utterance.
+    """Fuse M transcripts of one utterance.
 
     Args:
         transcripts: the base first.

@@ -81,7 +81,7 @@ class DevSet:
 
 
 def make_ballot(utterances: Sequence[Sequence[list[Unit] | None]]) -> Ballot:
-    """Aligns each utterance's transcripts; None where a system has none."""
+    """Align each utterance's transcripts; None where a system has none."""
     return Ballot(
         [align_all(transcripts) for transcripts in utterances],
         len(utterances[0]),
@@ -145,7 +145,7 @@ def with_neighbours(grid: np.ndarray) -> np.ndarray:
 def choose_weights(
     sets: Sequence[DevSet], weights: np.ndarray, options: RoverOptions
 ) -> np.ndarray:
-    """Changes one weight at a time as long as there are fewer errors.
+    """Change one weight at a time as long as there are fewer errors.
 
     Args:
         sets: development sets of the same systems in the same order.

@@ -14,7 +14,7 @@ from speechattn.kernels.triton.common import load
 
 @triton.jit
 def _turn(x, by, BLOCK: tl.constexpr):
-    """Rotates row r of x (BLOCK, BLOCK) to the left by by[r, 0] + its columns, 0 to 2 BLOCK - 1."""
+    """Rotate row r of x (BLOCK, BLOCK) to the left by by[r, 0] + its columns, 0 to 2 BLOCK - 1."""
     row, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
     place = row * BLOCK + (by + column) % BLOCK
     # Of a flat tile it is one store to shared memory and one load. Along an axis, Triton would go

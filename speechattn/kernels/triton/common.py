@@ -77,7 +77,7 @@ class Span:
 
 
 def tuned(configurations: list[tuple[dict, int, int]], key: list[str], reset: tuple = ()):
-    """Decorates a kernel: the fastest configuration for each key, found on first use.
+    """Decorate a kernel: the fastest configuration for each key, found on first use.
 
     The interpreter takes the smallest tiles, uneven ones where the kernel allows it.
 

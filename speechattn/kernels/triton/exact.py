@@ -196,7 +196,7 @@ def _phases(
 
 @triton.jit
 def _lowered(scores, i, j, slopes, h, ahead, HAS_SLOPES: tl.constexpr):
-    """Scores less slope times distance, where query i stands at key i + ahead."""
+    """Score less slope times distance, where query i stands at key i + ahead."""
     if HAS_SLOPES:
         scores -= tl.load(slopes + h) * LOG2E * tl.abs(i + ahead - j)
     return scores

@@ -55,7 +55,7 @@ def train_lm(
     valid_text: Sequence[str | Path] = (),
     best: int = 5,
 ) -> Path:
-    """Trains a language model, from where an earlier call with the same `exp` stopped.
+    """Train a language model, from where an earlier call with the same `exp` stopped.
 
     Args:
         config: sections `lm` (arguments of `TransformerLm`), `data` and `training`.
@@ -125,7 +125,7 @@ def train_lm(
 def average_lm(
     config: dict[str, Any], exp: str | Path, tokenizer: Tokenizer, best: int, meta: dict[str, Any]
 ) -> None:
-    """Averages the best epochs of `exp/train` into `exp/lm`."""
+    """Average the best epochs of `exp/train` into `exp/lm`."""
     paths = best_checkpoints(Path(exp) / "train")[:best]
     if not paths:
         raise ConfigError(f"{Path(exp) / 'train'} has no checkpoint to average")

@@ -71,7 +71,7 @@ class Lane:
         return self.frontend.reach.inputs(features)
 
     def advance(self, upto: int, last: bool = False) -> None:
-        """Reads on up to an input, for one chunk, or for all that is left where it is the last."""
+        """Read on up to an input, for one chunk, or for all that is left where it is the last."""
         x = self._take(upto - self.taken).to(self.device)[None]
         features = self.frontend.step(x, last)
         hidden, self.state = self.encoder.step(features, self.state, self.head, last)

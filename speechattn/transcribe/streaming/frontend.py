@@ -107,7 +107,7 @@ class FrontendStream:
         self._by_picture = packed and not any(isinstance(m, OverTime) for m in frontend.modules())
 
     def step(self, x: Tensor, last: bool = False) -> Tensor:
-        """Goes on.
+        """Go on.
 
         Args:
             x: (1, n, ...), any number of inputs, none included.

@@ -213,7 +213,7 @@ class BeamSearch:
         return scores.index(max(scores))
 
     def _settle(self, agreed: list[int]) -> None:
-        """Takes tokens off all prefixes, and drops those that do not begin with them."""
+        """Take tokens off all prefixes, and drops those that do not begin with them."""
         if not agreed:
             return
         n = len(agreed)

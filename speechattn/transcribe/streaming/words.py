@@ -35,7 +35,7 @@ class Words:
         self._marks = any(map(_is_mark, tokenizer.tokens))
 
     def update(self, found: Found, frames: int) -> tuple[list[Span], list[Span], str]:
-        """Goes on.
+        """Go on.
 
         Args:
             found: by the search.

@@ -25,7 +25,7 @@ ALIGN = """0 5000 sil
 
 @pytest.fixture
 def grid(tmp_path, make):
-    """Makes the published layout: speakers to numbers of clips."""
+    """Make the published layout: speakers to numbers of clips."""
     film = make.video(tmp_path / "film.mp4", 1.0).read_bytes()
 
     def build(speakers: dict[str, int], align="align/{speaker}", video="{speaker}"):

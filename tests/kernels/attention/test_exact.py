@@ -148,7 +148,7 @@ def test_shapes_that_do_not_go_together():
 
 @pytest.mark.parametrize("chunks", [None, Chunks(1), Chunks(7, 30)], ids=str)
 def test_slopes_over_many_tiles(chunks):
-    """Scores fall with the distance; against a loop over queries."""
+    """Score fall with the distance; against a loop over queries."""
     torch.manual_seed(0)
     lengths = torch.tensor([200, 77])
     q, k, v = (torch.randn(2, 200, 2, 4, dtype=torch.float64) for _ in range(3))

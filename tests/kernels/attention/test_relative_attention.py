@@ -122,7 +122,7 @@ def test_padding_takes_no_part(cut):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.double])
 def test_extreme_scores(dtype, cut):
-    """Scores around +-1e4: all the weight on one key, and a finite gradient."""
+    """Score around +-1e4: all the weight on one key, and a finite gradient."""
     tensors, lengths = inputs([12, 0, 7], dtype=dtype, size=70.0)
     with torch.no_grad():
         tensors[2] /= 70

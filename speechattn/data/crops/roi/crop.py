@@ -71,7 +71,7 @@ def crop_transform(points: np.ndarray, size: int, mouth_width: float) -> np.ndar
 
 
 def warp(grey: np.ndarray, transform: np.ndarray, size: int) -> np.ndarray:
-    """Cuts a crop out of a picture.
+    """Cut a crop out of a picture.
 
     Args:
         grey: uint8 (H, W).

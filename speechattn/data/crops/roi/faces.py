@@ -59,7 +59,7 @@ def file_state(path: str | Path) -> tuple[int, int]:
 
 
 def encode_faces(looks: Looks) -> bytes:
-    """Packs faces; what comes back is the same to the last bit."""
+    """Pack faces; what comes back is the same to the last bit."""
     counts = np.array([len(faces) for faces in looks], dtype=np.uint16)
     rows = np.array(
         [[*face.box, face.score, *np.ravel(face.points)] for faces in looks for face in faces],
@@ -115,7 +115,7 @@ class FaceWriter:
         self._blobs = BlobWriter(folder, FACES)
 
     def add(self, key: str, faces: SeenFaces) -> None:
-        """Keeps the faces of a video, in place of those kept before."""
+        """Keep the faces of a video, in place of those kept before."""
         numbers = (faces.looks, faces.size, faces.changed, faces.made)
         self._blobs.add(
             key, [faces.data], dict(zip(FACES.numbers, numbers, strict=True)), replace=True

@@ -39,7 +39,7 @@ def five_points(points: np.ndarray) -> np.ndarray:
 
 
 def load_landmarks(path: str | Path, fps: float) -> tuple[np.ndarray, float]:
-    """Reads a landmark file and brings it to the rate of the crops.
+    """Read a landmark file and brings it to the rate of the crops.
 
     Args:
         path: `.npy` or `.npz`, see the module.

@@ -55,7 +55,7 @@ class MtcnnDetector:
         return self._landmarks(frame, boxes)
 
     def refine(self, frame: np.ndarray, faces: list[Face]) -> list[Face]:
-        """Follows `faces` into `frame` by O-net alone; those it rejects are left out."""
+        """Follow `faces` into `frame` by O-net alone; those it rejects are left out."""
         if not faces:
             return []
         return self._landmarks(frame, _square(np.stack([face.box for face in faces])))

@@ -60,7 +60,7 @@ def shard_folder(folder: str | Path, num_shards: int, shard: int) -> Path:
 
 
 def merge_shards(items: Sequence[RoiItem], folder: str | Path) -> MergeSummary:
-    """Makes one store, one list of failures and one of notes of what the jobs wrote.
+    """Make one store, one list of failures and one of notes of what the jobs wrote.
 
     Nothing is cropped, and killed at any moment it is done by calling it again. Clips that no job
     has tried are counted; running their job again, or the whole without shards, adds them.
@@ -103,7 +103,7 @@ def merge_shards(items: Sequence[RoiItem], folder: str | Path) -> MergeSummary:
 
 
 def finish(items: Sequence[RoiItem], folder: Path) -> None:
-    """Writes the notes and the picture of a folder's crops."""
+    """Write the notes and the picture of a folder's crops."""
     store = CropStore(folder)
     shown = [item for item in items if item.key in store]
     notes = {item.key: (item.path, store.info(item.key).note) for item in shown}
@@ -127,6 +127,6 @@ def read_rows(path: Path) -> _Rows:
 
 
 def write_rows(path: Path, title: str, rows: _Rows) -> None:
-    """Writes a table of failures or notes, whole."""
+    """Write a table of failures or notes, whole."""
     body = "".join(line(key, *row) for key, row in rows.items())
     write_text(path, f"key\tpath\t{title}\n{body}")

@@ -14,7 +14,7 @@ _LABEL = 150  # pixels left of each row
 def write_contact_sheet(
     store: CropStore, keys: Sequence[str], path: str | Path, clips: int = 24, columns: int = 10
 ) -> None:
-    """Writes a picture with a row of crops for each of some clips.
+    """Write a picture with a row of crops for each of some clips.
 
     Args:
         store: where the crops are.

@@ -39,7 +39,7 @@ class Spool:
         return self.kept > self.limit
 
     def write(self, block: np.ndarray) -> int:
-        """Appends an array; where it is."""
+        """Append an array; where it is."""
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile()
@@ -75,7 +75,7 @@ class Crops(Sequence):
         self._shape: tuple[int, ...] = ()
 
     def append(self, crop: np.ndarray) -> None:
-        """Adds the next one."""
+        """Add the next one."""
         self._tail.append(crop)
         self._shape = crop.shape
         self._spool.kept += crop.nbytes
@@ -83,7 +83,7 @@ class Crops(Sequence):
             self.flush()
 
     def flush(self) -> None:
-        """Puts all whole blocks on disk."""
+        """Put all whole blocks on disk."""
         whole = len(self._tail) // BLOCK * BLOCK
         for start in range(0, whole, BLOCK):
             block = np.stack(self._tail[start : start + BLOCK])

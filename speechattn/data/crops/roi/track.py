@@ -29,7 +29,7 @@ class Window:
         self.end = 0
 
     def append(self, grey: np.ndarray) -> None:
-        """Adds the next picture, uint8 (H, W)."""
+        """Add the next picture, uint8 (H, W)."""
         self._pictures.append(grey)
         self.end += 1
 

@@ -12,7 +12,7 @@ from speechattn.errors import ConfigError
 
 
 def square_video(path, colour=(200, 220, 210), frames=12, rate=25) -> str:
-    """Writes a bright square that moves through a dark picture."""
+    """Write a bright square that moves through a dark picture."""
     with av.open(str(path), "w") as out:
         stream = out.add_stream("mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"

@@ -23,7 +23,7 @@ def picture(index: int) -> np.ndarray:
 
 
 def run(frames: int, faces_at, options: RoiOptions, every: int = 1):
-    """Feeds `frames` pictures; `faces_at(i)` are the faces in picture i."""
+    """Feed `frames` pictures; `faces_at(i)` are the faces in picture i."""
     tracker = Tracker(options, every)
     for i in range(frames):
         tracker.window.append(picture(i))
