@@ -27,7 +27,7 @@ from rows import against_peer, in_turn, row, save, spread, times_floor
 from torch import Tensor, nn
 
 from speechattn import Transcriber
-from speechattn.data.batches.datamodule import read_cuts
+from speechattn.data.batches.dataset import read_cuts
 from speechattn.data.crops.store import CropStore
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.decoding import CtcPrefixScorer, DecodeOptions, Hypothesis, joint_search, rescore

@@ -20,7 +20,7 @@ import torch
 from rows import against_peer, in_turn, row, save, spread
 
 from speechattn import Transcriber
-from speechattn.data.batches.datamodule import read_cuts
+from speechattn.data.batches.dataset import read_cuts
 from speechattn.decoding import DecodeOptions
 from speechattn.decoding.transducer import transducer_search
 from speechattn.transcribe.manifests import CutBatches

@@ -268,7 +268,7 @@ def average(args: Namespace) -> None:
 
 def combine(args: Namespace) -> None:
     """speechattn combine"""
-    from speechattn.data.batches.datamodule import read_cuts
+    from speechattn.data.batches.dataset import read_cuts
     from speechattn.data.crops.store import CropStore
     from speechattn.decoding import DecodeOptions
     from speechattn.model.ensemble import Ensemble

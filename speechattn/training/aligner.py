@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from speechattn.data.batches.batch import collate
-from speechattn.data.batches.datamodule import SpeechDataset, read_cuts
+from speechattn.data.batches.dataset import SpeechDataset, read_cuts
 from speechattn.data.batches.sampler import PaddedFrameBatches
 from speechattn.data.batches.timed import word_alignment
 from speechattn.data.tokenizers.tokenizer import Tokenizer

@@ -18,10 +18,10 @@ import numpy as np
 
 from speechattn.data.augment import CenterCrop
 from speechattn.data.batches.batch import Item, collate
-from speechattn.data.batches.datamodule import fit_audio
 from speechattn.data.crops.ready import READY_CROP, fit, read_crop_array
 from speechattn.data.crops.roi import RoiOptions
 from speechattn.data.media.container import iter_video, probe
+from speechattn.data.media.sound import fit_audio
 from speechattn.data.media.streams import Rolling, stream_audio
 from speechattn.decoding import TokenTime, word_times
 from speechattn.errors import ConfigError, MediaError

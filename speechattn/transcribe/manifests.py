@@ -13,7 +13,7 @@ from rich.progress import track
 
 from speechattn.data.augment import AddNoise, CenterCrop
 from speechattn.data.batches.batch import Batch
-from speechattn.data.batches.datamodule import SpeechDataset, cut_text, read_cuts
+from speechattn.data.batches.dataset import SpeechDataset, cut_text, read_cuts
 from speechattn.data.batches.loader import Readable, collate_read
 from speechattn.data.batches.sampler import PaddedFrameBatches
 from speechattn.data.crops.store import CropStore

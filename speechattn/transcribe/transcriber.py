@@ -10,10 +10,10 @@ import torch
 from speechattn.config import build
 from speechattn.data.augment import CenterCrop
 from speechattn.data.batches.batch import Batch, Item, collate
-from speechattn.data.batches.datamodule import fit_audio
 from speechattn.data.crops.ready import READY_CROP, fit, read_crop_array
 from speechattn.data.crops.roi import MouthCropper, RoiOptions
 from speechattn.data.media.container import iter_video, probe, read_audio
+from speechattn.data.media.sound import fit_audio
 from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.decoding import (
     DecodeOptions,

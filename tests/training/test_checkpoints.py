@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechattn.data.batches.datamodule import SpeechDataset
+from speechattn.data.batches.dataset import SpeechDataset
 from speechattn.data.batches.loader import EpochLoader
 from speechattn.data.batches.sampler import PaddedFrameBatches
 from speechattn.data.tokenizers.tokenizer import Tokenizer

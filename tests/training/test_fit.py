@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from speechattn.data.augment import RandomCrop
-from speechattn.data.batches import datamodule
-from speechattn.data.batches.datamodule import SpeechDataset
+from speechattn.data.batches import dataset
+from speechattn.data.batches.dataset import SpeechDataset
 from speechattn.errors import ConfigError
 from speechattn.model.directory import load_model, read_config, read_meta
 from speechattn.training import average, set_noise
@@ -226,13 +226,13 @@ def test_killed_run_resumes(tiny_config, train_tiny, tmp_path, monkeypatch):
     config = tiny_config("audio")
     exp, other = tmp_path / "killed", tmp_path / "straight"
     with monkeypatch.context() as patch:
-        load = datamodule.load_audio
+        load = dataset.load_audio
 
         def slow(*arguments):
             time.sleep(0.3 * (exp / "train" / "last.ckpt").exists())
             return load(*arguments)
 
-        patch.setattr(datamodule, "load_audio", slow)
+        patch.setattr(dataset, "load_audio", slow)
         # A fork: a fresh Python takes long to import torch.
         child = multiprocessing.get_context("fork").Process(target=train_tiny, args=(config, exp))
         child.start()

@@ -14,7 +14,7 @@ import yaml
 from speechattn import Transcriber
 from speechattn.data.augment import CenterCrop
 from speechattn.data.batches.batch import collate
-from speechattn.data.batches.datamodule import SpeechDataset, read_cuts
+from speechattn.data.batches.dataset import SpeechDataset, read_cuts
 from speechattn.data.corpora import prepare_tsv
 from speechattn.data.crops.roi import Face, MouthCropper, RoiItem, RoiOptions, extract
 from speechattn.data.crops.store import CropStore

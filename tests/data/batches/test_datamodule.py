@@ -9,16 +9,10 @@ from lhotse import CutSet
 
 from speechattn.data.augment import CenterCrop, ClipTransform, RandomCrop, SpeedPerturb
 from speechattn.data.batches.cut_table import has_audio
-from speechattn.data.batches.datamodule import (
-    DataOptions,
-    SpeechData,
-    SpeechDataset,
-    cut_text,
-    fit_audio,
-    load_audio,
-    read_cuts,
-)
+from speechattn.data.batches.datamodule import DataOptions, SpeechData
+from speechattn.data.batches.dataset import SpeechDataset, cut_text, load_audio, read_cuts
 from speechattn.data.crops.store import CropStore, CropWriter
+from speechattn.data.media.sound import fit_audio
 from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.errors import ConfigError, MediaError
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from speechattn.data.augment import ClipTransform
-from speechattn.data.batches.datamodule import DataOptions, SpeechData, SpeechDataset, read_cuts
+from speechattn.data.batches.datamodule import DataOptions, SpeechData
+from speechattn.data.batches.dataset import SpeechDataset, read_cuts
 from speechattn.data.batches.joined import JoinedDataset, join_groups, join_texts
 from speechattn.data.crops.store import CropStore
 from speechattn.data.tokenizers.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer

@@ -7,7 +7,7 @@ from lhotse.supervision import AlignmentItem
 
 from speechattn.data.augment import SpeedPerturb
 from speechattn.data.batches.batch import Item, collate
-from speechattn.data.batches.datamodule import SpeechDataset
+from speechattn.data.batches.dataset import SpeechDataset
 from speechattn.data.batches.joined import JoinedDataset
 from speechattn.data.batches.timed import token_times, trim, word_alignment
 from speechattn.data.crops.store import CropStore
