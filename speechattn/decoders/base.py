@@ -77,12 +77,12 @@ class Decoder(nn.Module):
 
     Attributes:
         vocab_size: V; <sos/eos> is V - 1.
-        memory_size: width of the memory.
+        memory_size: width of the memory; None for any.
         width: D.
     """
 
     vocab_size: int
-    memory_size: int
+    memory_size: int | None = None
     width: int
 
     def forward(

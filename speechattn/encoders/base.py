@@ -1,7 +1,9 @@
 """What every encoder is, and the stack of blocks that most of them are."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +18,13 @@ from speechattn.attention import (
 from speechattn.dropout import Dropout
 from speechattn.encoders.streaming import (
     BlockState,
+    ChunkContext,
+    Context,
     EncoderState,
-    NextChunk,
-    Reader,
-    WholeSequence,
+    SequenceContext,
 )
 from speechattn.encoders.subsampling import Subsampling, build_subsampling
+from speechattn.errors import ConfigError
 from speechattn.masks import Chunks, padding_mask, without_padding
 
 # ESPnet's LayerNorm; its checkpoints are imported, so every block here uses the same.
@@ -30,11 +33,12 @@ LAYER_NORM_EPS = 1e-12
 # Dynamic chunk training draws chunks of at most this many frames, as U2 does (2012.05481).
 MAX_DYNAMIC_CHUNK = 25
 
+# The model's CTC head without its dropout: (B, T', D) to log probabilities (B, T', V).
 Head = Callable[[Tensor], Tensor]
 
 
 class EncoderOutput(NamedTuple):
-    """What an encoder gives.
+    """Hidden frames of a batch.
 
     Attributes:
         hidden: (B, T', D), zero beyond an item's length; T' is at least 1.
@@ -48,24 +52,35 @@ class EncoderOutput(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Turns features into hidden states.
+    """Turns features into hidden states; the base of every encoder, those of plug-ins too.
 
     `forward(x (B, T, F), lengths (B,)) -> (hidden (B, T', output_size), lengths (B,))`. Frames
-    beyond an item's length are zero, and what an item gives does not depend on the batch it came
-    in.
+    beyond an item's length are zero, and an item's output does not depend on the rest of its batch.
+    A subclass implements `encode`; one that can stream sets `streams` and implements `init_state`,
+    `step` and, where it needs more input than its subsampling says, `features_needed`.
 
     Attributes:
         input_size: F.
         output_size: D.
-        subsampling: one hidden frame stands for this many input frames.
+        subsampling_factor: input frames to one hidden frame.
+        streams: it can run chunk by chunk.
+        self_conditioning: V, where layers are conditioned on the CTC head; 0 for none.
+        chunks: the frames that each hidden frame sees; None for the whole sequence.
+        left_context: hidden frames before a chunk that are seen, -1 for all.
+        dynamic_chunk: trained with chunks of many sizes, so that a stream may choose its own.
     """
 
     input_size: int
     output_size: int
-    subsampling: int
+    subsampling_factor: int
+    streams: ClassVar[bool] = False
+    self_conditioning: int = 0
+    chunks: Chunks | None = None
+    left_context: int = -1
+    dynamic_chunk: bool = False
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """`encode` for those who want the hidden frames alone."""
+        """Run `encode` and return the hidden frames and their lengths alone."""
         return self.encode(x, lengths)[:2]
 
     def encode(
@@ -80,23 +95,62 @@ class Encoder(nn.Module):
         Args:
             x: (B, T, F); whatever stands beyond an item's length is ignored, NaN included.
             lengths: (B,) int64, at most T.
-            head: the model's CTC head without its dropout, (B, T', D) to log probabilities
-                (B, T', V); for encoders that condition on it.
-            chunks: what a hidden frame sees; the encoder's own setting where left out.
+            head: for encoders that condition on it.
+            chunks: the frames that each hidden frame sees; the encoder's own setting by default.
 
         Returns:
             The hidden frames; an item too short for the subsampling has length 0.
         """
         raise NotImplementedError
 
+    def stream_chunks(
+        self, chunk_size: int | None = None, left_context: int | None = None
+    ) -> Chunks:
+        """Return the chunks in which a stream is encoded.
+
+        Args:
+            chunk_size: hidden frames a chunk; the encoder's own by default.
+            left_context: hidden frames before a chunk that are seen, -1 for all; likewise.
+
+        Raises:
+            ConfigError: the encoder needs whole utterances.
+        """
+        if not self.streams:
+            raise ConfigError(
+                f"{type(self).__name__} needs whole utterances; train a ConformerEncoder, "
+                "BranchformerEncoder or EBranchformerEncoder with chunk_size"
+            )
+        if not chunk_size and self.chunks is None:
+            raise ConfigError(
+                "it was trained with dynamic_chunk: choose a chunk_size (--chunk-size)"
+                if self.dynamic_chunk
+                else "it was trained on whole utterances; train it with init_args.chunk_size, in "
+                "hidden frames, or with dynamic_chunk"
+            )
+        own = self.chunks or Chunks(1, self.left_context)
+        left = own.left if left_context is None else left_context
+        return Chunks(chunk_size or own.size, left)
+
+    def features_needed(self, frames: int) -> int:
+        """Return how many features of a stream its first `frames` hidden frames need."""
+        return frames * self.subsampling_factor
+
     def init_state(self, batch: int, chunks: Chunks | None = None) -> EncoderState:
-        """What `step` starts with.
+        """Return the state of streams that begin.
 
         Args:
             batch: B, streams that run side by side.
-            chunks: in hidden frames; the encoder's own setting where left out.
+            chunks: in hidden frames; the encoder's own setting by default.
+
+        Raises:
+            NotImplementedError: the encoder, or its attention, cannot stream.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot stream")
+
+    def restart(self, state: EncoderState) -> EncoderState:
+        """Return a state that has forgotten all chunks, but not the input of the next one."""
+        fresh = self.init_state(len(state.pending), state.chunks)
+        return replace(fresh, features=state.features, pending=state.pending)
 
     def step(
         self, x: Tensor, state: EncoderState, head: Head | None = None, last: bool = False
@@ -105,7 +159,7 @@ class Encoder(nn.Module):
 
         Args:
             x: (B, c, F), any number of frames, none included.
-            state: from `init_state` or from the step before.
+            state: from `init_state` or the step before.
             head: as in `encode`.
             last: nothing comes after these frames: a chunk that is not complete comes out too.
 
@@ -130,12 +184,12 @@ class Block(nn.Module):
             raise ValueError(f"stochastic_depth is from 0 to 1, not {stochastic_depth}")
         self.stochastic_depth = stochastic_depth
 
-    def run(self, x: Tensor, reader: Reader, scale: float) -> Tensor:
-        """x (B, T, D) to (B, T, D), every residual times `scale`; see `Reader`."""
+    def run(self, x: Tensor, context: Context, scale: float) -> Tensor:
+        """Map x (B, T, D) to (B, T, D), every residual times `scale`; see `Context`."""
         raise NotImplementedError
 
-    def readers(self) -> Sequence[nn.Module]:
-        """The modules that `run` gives to its reader, in turn."""
+    def stateful_modules(self) -> Sequence[nn.Module]:
+        """Return the modules that `run` calls through its context, in that order."""
         raise NotImplementedError
 
     def forward(
@@ -145,39 +199,49 @@ class Block(nn.Module):
         positions: Tensor | None = None,
         chunks: Chunks | None = None,
     ) -> Tensor:
-        """x: (B, T, D), lengths: (B,), positions: (2T-1, D) to (B, T, D)."""
+        """Map x (B, T, D), with lengths (B,) and positions (2T-1, D), to (B, T, D)."""
         scale = 1.0
         if self.training and self.stochastic_depth > 0:
             if torch.rand(()).item() < self.stochastic_depth:
                 return x
             scale = 1 / (1 - self.stochastic_depth)
-        return self.run(x, WholeSequence(lengths, positions, chunks), scale)
+        return self.run(x, SequenceContext(lengths, positions, chunks), scale)
 
     def init_state(self, batch: int) -> BlockState:
-        """What B streams begin with."""
-        return tuple(module.init_state(batch) for module in self.readers())
+        """Return the state of B streams that begin."""
+        return tuple(module.init_state(batch) for module in self.stateful_modules())
 
     def step(self, x: Tensor, state: BlockState, left: int) -> tuple[Tensor, BlockState]:
-        """One chunk (B, c, D) that sees `left` frames before it (-1: all) to (B, c, D)."""
-        reader = NextChunk(state, left)
-        return self.run(x, reader, 1.0), reader.state
+        """Map a chunk (B, c, D), which sees `left` frames before it (-1: all), to (B, c, D)."""
+        context = ChunkContext(state, left)
+        return self.run(x, context, 1.0), context.state
 
 
+@dataclass(eq=False, repr=False)
 class StackedEncoder(Encoder):
-    """Input layer, positions, equal blocks, final norm.
+    """Input layer, positions, blocks of one kind, final norm.
 
-    Where none of the blocks' attention uses the sinusoids of distances, there are none, and the
-    input is not scaled by sqrt(D).
+    A subclass adds its own options as fields and makes its blocks of them (`make_block`); the
+    fields are the constructor's arguments, those of this class first. Where no block's attention
+    uses the sinusoids of distances, there are none, and the input is not scaled by sqrt(D).
 
     Args:
-        input_size: F.
-        output_size: D, even.
-        blocks: layers.
-        subsampling: the input layer, see `speechattn.encoders.subsampling`.
-        dropout: of the input layer's output.
+        input_size: F, features a frame.
+        output_size: D, width of every layer; even.
+        attention_heads: H, divides D.
+        num_blocks: layers.
+        subsampling: `none` (F = D), `linear` and `projection` keep the frame rate, `conv2d1` to
+            `conv2d8` divide it by 1 to 8, `conv1d1` to `conv1d3` by 1 to 3.
+        dropout: of the input and of every module's output.
+        attention_dropout: of the attention weights.
+        attention: the mechanism, any of `speechattn.attention`, for all blocks or a list of one a
+            block; `RelativeSelfAttention`, as ESPnet's `latest`, where None.
+        causal: convolutions read nothing to the right of a frame.
         layer_drop: chance of a block to be skipped by a training step (1909.11556, without
             scaling, as ESPnet's `layer_drop_rate`).
         position_dropout: of the scaled input and of the sinusoids; as `dropout` where None.
+        stochastic_depth: chance of each block to be skipped by a training step, with scaling; one
+            for all blocks, or a list.
         intermediate: layers, from 1, whose hidden frames `encode` returns too (intermediate CTC,
             2102.03216).
         self_conditioning: V, where each of these layers adds a projection of the CTC head's
@@ -189,57 +253,84 @@ class StackedEncoder(Encoder):
             to 25 frames, drawn evenly, as U2 does (2012.05481); `chunk_size` is left to eval mode.
     """
 
+    input_size: int
+    output_size: int = 256
+    attention_heads: int = 4
+    _: KW_ONLY
+    num_blocks: int = 12
+    subsampling: Subsampling = "conv2d4"
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    attention: AttentionFactory | list[AttentionFactory] | None = None
+    causal: bool = False
+    layer_drop: float = 0.0
+    position_dropout: float | None = None
+    stochastic_depth: float | list[float] = 0.0
+    intermediate: Sequence[int] = ()
+    self_conditioning: int = 0
+    chunk_size: int = 0
+    left_context: int = -1
+    dynamic_chunk: bool = False
+
+    streams: ClassVar[bool] = True
     # ESPnet's Conformer hands out intermediate frames through the final norm; its E-Branchformer
     # hands them out as they are, since its blocks end in a norm of their own.
-    norm_intermediate = True
+    norm_intermediate: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        input_size: int,
-        output_size: int,
-        blocks: Sequence[Block],
-        subsampling: Subsampling,
-        dropout: float,
-        layer_drop: float,
-        position_dropout: float | None = None,
-        intermediate: Sequence[int] = (),
-        self_conditioning: int = 0,
-        chunk_size: int = 0,
-        left_context: int = -1,
-        dynamic_chunk: bool = False,
-    ):
+    def __post_init__(self):
         super().__init__()
-        layers = tuple(sorted(intermediate))
-        if layers and not 1 <= layers[0] <= layers[-1] < len(blocks):
+        width, count = self.output_size, self.num_blocks
+        self.intermediate = layers = tuple(sorted(self.intermediate))
+        if layers and not 1 <= layers[0] <= layers[-1] < count:
             raise ValueError(
-                f"intermediate: layers are from 1 to {len(blocks) - 1}, the last but one; "
-                f"not {list(intermediate)}"
+                f"intermediate: layers are from 1 to {count - 1}, the last but one; "
+                f"not {list(layers)}"
             )
-        if self_conditioning and not layers:
+        if self.self_conditioning and not layers:
             raise ValueError("self_conditioning needs the layers that condition: `intermediate`")
-        if not 0 <= layer_drop <= 1:
-            raise ValueError(f"layer_drop is from 0 to 1, not {layer_drop}")
-        self.input_size = input_size
-        self.output_size = output_size
-        self.layer_drop = layer_drop
-        self.intermediate = layers
-        self.left_context = left_context
-        self.dynamic_chunk = dynamic_chunk
-        chunks = Chunks(chunk_size or 1, left_context)  # for dynamic ones, left_context is checked
-        self.chunks = chunks if chunk_size else None
-        self.input = build_subsampling(subsampling, input_size, output_size, dropout)
-        self.subsampling = self.input.factor
-        if position_dropout is None:
-            position_dropout = dropout
+        if not 0 <= self.layer_drop <= 1:
+            raise ValueError(f"layer_drop is from 0 to 1, not {self.layer_drop}")
+        chunks = Chunks(self.chunk_size or 1, self.left_context)  # checked for dynamic ones too
+        self.chunks = chunks if self.chunk_size else None
+        mechanism = RelativeSelfAttention if self.attention is None else self.attention
+        del self.attention  # a factory out of a configuration can be neither copied nor pickled
+        mechanisms = per_layer(mechanism, count, "attention")
+        depths = per_layer(self.stochastic_depth, count, "stochastic_depth")
+        blocks = [
+            self.make_block(
+                layer,
+                partial(attention, width, self.attention_heads, self.attention_dropout),
+                depth,
+            )
+            for layer, (attention, depth) in enumerate(zip(mechanisms, depths, strict=True))
+        ]
+        self.input = build_subsampling(self.subsampling, self.input_size, width, self.dropout)
+        self.subsampling_factor = self.input.factor
         self.blocks = nn.ModuleList(blocks)
+        dropout = self.dropout if self.position_dropout is None else self.position_dropout
         if any(isinstance(m, SelfAttention) and m.uses_positions for m in self.blocks.modules()):
-            self.positions = RelativePositions(output_size, position_dropout)
+            self.positions = RelativePositions(width, dropout)
         else:
-            self.positions = _Unscaled(position_dropout)
-        self.norm = nn.LayerNorm(output_size, eps=LAYER_NORM_EPS)
+            self.positions = _Unscaled(dropout)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.conditioning = None
-        if self_conditioning:
-            self.conditioning = nn.Linear(self_conditioning, output_size)
+        if self.self_conditioning:
+            self.conditioning = nn.Linear(self.self_conditioning, width)
+
+    def make_block(
+        self, layer: int, attention: Callable[[], SelfAttention], stochastic_depth: float
+    ) -> Block:
+        """Make a block.
+
+        Args:
+            layer: its place in the stack, from 0.
+            attention: makes its mechanism.
+            stochastic_depth: see `Block`.
+        """
+        raise NotImplementedError
+
+    def features_needed(self, frames: int) -> int:
+        return (frames - 1) * self.input.factor + self.input.shortest
 
     def encode(
         self,
@@ -298,7 +389,7 @@ class StackedEncoder(Encoder):
     def _step_chunk(
         self, x: Tensor, states: tuple[BlockState, ...], left: int, head: Head | None
     ) -> tuple[Tensor, tuple[BlockState, ...]]:
-        """One chunk (B, c, D) through all blocks."""
+        """Run a chunk (B, c, D) through all blocks."""
         new = []
         for number, (block, state) in enumerate(zip(self.blocks, states, strict=True), 1):
             x, state = block.step(x, state, left)
@@ -308,7 +399,7 @@ class StackedEncoder(Encoder):
         return self.norm(x), tuple(new)
 
     def _condition(self, x: Tensor, hidden: Tensor, head: Head | None) -> Tensor:
-        """Tell the next layers what the CTC head makes of `hidden`."""
+        """Add the projected posteriors of the CTC head on `hidden`."""
         if self.conditioning is None:
             return x
         return x + self.conditioning(head(hidden).exp())
@@ -329,7 +420,7 @@ class StackedEncoder(Encoder):
 
 
 class _Unscaled(nn.Module):
-    """Stands where `RelativePositions` does for attention that knows its positions itself."""
+    """In place of `RelativePositions` for attention with positions of its own."""
 
     def __init__(self, dropout: float):
         super().__init__()
@@ -340,7 +431,7 @@ class _Unscaled(nn.Module):
 
 
 def clean_input(x: Tensor, lengths: Tensor) -> Tensor:
-    """Zeros beyond an item's length; a frame of them where a batch has none, (B, T, F) to the same.
+    """Zero (B, T, F) beyond each item's length; where a batch has no frame, give it one of zeros.
 
     A sequence of no frames has no distances to attend over, and nothing to convolve.
     """
@@ -349,23 +440,14 @@ def clean_input(x: Tensor, lengths: Tensor) -> Tensor:
     return without_padding(x, lengths)
 
 
-def attention_per_layer(
-    attention: AttentionFactory | list[AttentionFactory] | None, num_blocks: int
-) -> list[AttentionFactory]:
-    """One mechanism a layer, from one for all or from a list of them."""
-    if attention is None:
-        attention = RelativeSelfAttention
-    if not isinstance(attention, list):
-        return [attention] * num_blocks
-    if len(attention) != num_blocks:
-        raise ValueError(f"attention: {len(attention)} mechanisms for {num_blocks} layers")
-    return attention
+def per_layer(value: Any, num_blocks: int, name: str) -> list[Any]:
+    """Return one value a layer, from one for all or from a sequence of them.
 
-
-def per_layer(value: float | Sequence[float], num_blocks: int, name: str) -> list[float]:
-    """One number a layer, from one for all or from a list of them."""
-    if isinstance(value, (int, float)):
-        return [float(value)] * num_blocks
+    Raises:
+        ValueError: the sequence has another length; the message calls it `name`.
+    """
+    if not isinstance(value, (list, tuple)):
+        return [value] * num_blocks
     if len(value) != num_blocks:
-        raise ValueError(f"{name}: {len(value)} numbers for {num_blocks} layers")
-    return [float(v) for v in value]
+        raise ValueError(f"{name}: {len(value)} entries for {num_blocks} layers")
+    return list(value)

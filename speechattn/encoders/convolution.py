@@ -35,17 +35,17 @@ class ConvolutionModule(nn.Module):
         self.activation = activation_function(activation)
 
     def forward(self, x: Tensor, lengths: Tensor, chunks: Chunks | None = None) -> Tensor:
-        """x: (B, T, D), lengths: (B,) to (B, T, D)."""
+        """Map x (B, T, D), with lengths (B,), to (B, T, D)."""
         x = functional.glu(self.expand(x), dim=-1)  # (B, T, D)
         x = self.norm(self.depthwise(x, lengths, chunks), lengths)
         return self.contract(self.activation(x))
 
     def init_state(self, batch: int) -> Tensor:
-        """The memory of streams that begin, for `step`."""
+        """Return the state of B streams that begin."""
         return self.depthwise.init_state(batch)
 
     def step(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """The next chunk (B, c, D) to (B, c, D), and the memory for the one after it."""
+        """Map the next chunk (B, c, D) to (B, c, D), and return the state after it."""
         x = functional.glu(self.expand(x), dim=-1)  # (B, c, D)
         x, past = self.depthwise.step(x, past)
         lengths = torch.full((x.shape[0],), x.shape[1], device=x.device)

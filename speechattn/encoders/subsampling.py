@@ -56,16 +56,16 @@ class InputLayer(nn.Module):
         self.output_size = output_size
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, F) and (B,) to (B, T', D) and (B,)."""
+        """Map (B, T, F) and lengths (B,) to (B, T', D) and (B,)."""
         raise NotImplementedError
 
     def init_state(self, batch: int) -> Tensor:
-        """No frames of B streams, (B, 0, F)."""
+        """Return the state of B streams that begin: no frames, (B, 0, F)."""
         device = next((p.device for p in self.parameters()), None)
         return torch.zeros(batch, 0, self.input_size, device=device)
 
     def step(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """The hidden frames that more input completes.
+        """Compute the hidden frames that more input completes.
 
         Args:
             x: (B, c, F), any number of frames.
@@ -159,11 +159,11 @@ class ConvSubsampling(InputLayer):
         return self.projection(self._convolve(x)), self.output_lengths(lengths)
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
-        """Hidden frames of items of so many input frames; (B,) to (B,)."""
+        """Return the hidden frames of items of so many input frames, (B,) to (B,)."""
         return self._reduce(lengths).clamp(min=0)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """(B, T, F) to the projection's input."""
+        """Map (B, T, F) to the projection's input."""
         raise NotImplementedError
 
     def _reduce(self, size: int | Tensor) -> int | Tensor:
@@ -226,7 +226,7 @@ class Conv1dSubsampling(ConvSubsampling):
 def build_subsampling(
     kind: Subsampling, input_size: int, output_size: int, dropout: float
 ) -> InputLayer:
-    """The input layer of this name."""
+    """Make the input layer of this name."""
     if kind == "none":
         if input_size != output_size:
             raise ValueError(

@@ -75,7 +75,9 @@ def test_a_search():
 @torch.inference_mode()
 def test_unpacked_again(activation):
     torch.manual_seed(0)
-    encoder = ConformerEncoder(80, 64, 4, 128, num_blocks=1, activation=activation).eval()
+    encoder = ConformerEncoder(
+        80, 64, 4, linear_units=128, num_blocks=1, activation=activation
+    ).eval()
     names, weights = [type(m) for m in encoder.modules()], encoder.state_dict()
     x, lengths = torch.randn(2, 60, 80), torch.tensor([60, 41])
     expected, _ = encoder(x, lengths)

@@ -93,11 +93,13 @@ def their_decoder(blocks: int):
 def our_model(kind: str, layers: list[int], conditioning: bool, decoder) -> SpeechModel:
     common = dict(dropout=0.0, intermediate=layers, self_conditioning=V if conditioning else 0)
     if kind == "conformer":
-        encoder = ConformerEncoder(F, D, HEADS, UNITS, BLOCKS, "conv2d4", conv_kernel=7, **common)
+        encoder = ConformerEncoder(
+            F, D, HEADS, linear_units=UNITS, num_blocks=BLOCKS, conv_kernel=7, **common
+        )
     else:
         encoder = EBranchformerEncoder(
-            F, D, HEADS, UNITS, 64, BLOCKS, "conv2d4", cgmlp_kernel=7, merge_kernel=5,
-            macaron=True, **common,
+            F, D, HEADS, linear_units=UNITS, cgmlp_units=64, num_blocks=BLOCKS, cgmlp_kernel=7,
+            merge_kernel=5, **common,
         )  # fmt: skip
     return SpeechModel(V, Stream(Given(), encoder), decoder=decoder, ctc_dropout=0.0)
 

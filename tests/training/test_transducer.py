@@ -44,7 +44,7 @@ def make_batch():
 class Window(Encoder):
     """Frames of 40 ms that see three to either side: it can tell where a tone begins."""
 
-    input_size, output_size, subsampling = 20, 32, 4
+    input_size, output_size, subsampling_factor = 20, 32, 4
 
     def __init__(self):
         super().__init__()

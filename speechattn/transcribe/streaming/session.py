@@ -22,8 +22,8 @@ from speechattn.decoding.fst.online_search import OnlineSearch
 from speechattn.errors import ConfigError
 from speechattn.model.output import ModelOutput
 from speechattn.model.speech_model import SpeechModel
-from speechattn.transcribe.streaming.encoder import Lane
 from speechattn.transcribe.streaming.input import Piece, split
+from speechattn.transcribe.streaming.modality import ModalityStream
 from speechattn.transcribe.streaming.search import (
     BeamSearch,
     GraphSearch,
@@ -131,7 +131,9 @@ class SpeechStream:
         self.transcriber = transcriber
         self.new_search = searches(transcriber, self.options)
         chunks = self.options.chunk_size, self.options.left_context
-        self.lanes = {name: Lane(self.model, name, *chunks) for name in self.model.modalities}
+        self.lanes = {
+            name: ModalityStream(self.model, name, *chunks) for name in self.model.modalities
+        }
         self.frames = 0
         self._begin()
 
@@ -146,7 +148,7 @@ class SpeechStream:
     @property
     def seconds(self) -> float:
         """Of input that was read."""
-        return max(lane.taken / lane.rate for lane in self.lanes.values())
+        return max(lane.consumed / lane.rate for lane in self.lanes.values())
 
     def size(self) -> int:
         """Numbers that are remembered: what an endless stream must not let grow."""
@@ -160,7 +162,7 @@ class SpeechStream:
             An update for each chunk that is complete now.
         """
         for name, part in split(piece, self.transcriber):
-            self.lanes[name].give(part)
+            self.lanes[name].push(part)
         updates = []
         while self._advance():
             updates += self._read()
@@ -172,9 +174,9 @@ class SpeechStream:
         if len(self.lanes) == 2:
             # Sound ends with the lips, as that of files does.
             audio = self.lanes["audio"]
-            audio.give(torch.zeros(max(self._limit("audio", True) - audio.given, 0)))
+            audio.push(torch.zeros(max(self._limit("audio", True) - audio.received, 0)))
         for name, lane in self.lanes.items():
-            if lane.given:
+            if lane.received:
                 lane.advance(self._limit(name, True), last=True)
         updates = self._read()
         final, text = self.words.finish(self.search.finish())
@@ -186,10 +188,10 @@ class SpeechStream:
         """Inputs of a lane that may be read: sound waits for the lips."""
         lane = self.lanes[name]
         if name == "video" or len(self.lanes) == 1:
-            return lane.given
+            return lane.received
         video = self.lanes["video"]
-        seen = round(video.given / video.rate * lane.rate)
-        return seen if last else min(seen, lane.given)
+        seen = round(video.received / video.rate * lane.rate)
+        return seen if last else min(seen, lane.received)
 
     def _advance(self) -> bool:
         """One chunk of the first lane that has one."""
