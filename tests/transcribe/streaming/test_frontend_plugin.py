@@ -7,10 +7,11 @@ import torch
 from speechattn import Transcriber
 from speechattn.data.batches.batch import Item, collate
 from speechattn.data.tokenizers.tokenizer import CharTokenizer
-from speechattn.decoding import DecodeOptions
+from speechattn.decoding import CtcGreedySearch
 from speechattn.errors import ConfigError
 from speechattn.model.directory import build_model, save_model_dir
-from speechattn.transcribe.streaming.session import SpeechStream
+from speechattn.transcribe.recogniser import Recogniser
+from speechattn.transcribe.streaming.session import StreamingSession
 
 # Log energy and change of windows of 20 ms every 10 ms, smoothed over three of them.
 PLUGIN = """
@@ -46,7 +47,6 @@ class LogEnergy(Frontend):
 class NoReach(LogEnergy):
     reach = Frontend.reach
 """
-OPTIONS = DecodeOptions(method="ctc_greedy")
 
 
 @pytest.fixture
@@ -76,23 +76,24 @@ def test_a_frontend_of_a_user_streams(section, tmp_path):
     model = build_model(config, tokenizer.vocab_size, allow=["userfrontend"]).eval()
     folder = tmp_path / "model"
     save_model_dir(folder, {"model": config}, model.state_dict(), tokenizer, {})
-    transcriber = Transcriber.from_pretrained(folder, OPTIONS, allow=["userfrontend"])
+    transcriber = Transcriber.from_pretrained(
+        folder, search=CtcGreedySearch(), allow=["userfrontend"]
+    )
+    model = transcriber.recogniser.model
 
     rng = np.random.default_rng(0)
     tone = np.sin(np.cumsum(rng.uniform(0.1, 0.9, 40).repeat(800)))
     wave = (tone * rng.uniform(0.1, 1, 40).repeat(800)).astype(np.float32)
     batch = collate([Item("x", "", [], wave)])
     with torch.inference_mode():
-        logits = transcriber.model.ctc(
-            transcriber.model.encode(batch.audio, batch.audio_lengths)[0]
-        )
-        transcriber.model.ctc.weight.mul_((4 / logits[0].std(0))[:, None])  # sure of itself
-        transcriber.model.ctc.bias.sub_((4 / logits[0].std(0)) * logits[0].mean(0))
-        whole, lengths = transcriber.model.encode(batch.audio, batch.audio_lengths)
-    text = transcriber.recognise(batch)[0].text
+        logits = model.ctc(model.encode(batch.audio, batch.audio_lengths)[0])
+        model.ctc.weight.mul_((4 / logits[0].std(0))[:, None])  # sure of itself
+        model.ctc.bias.sub_((4 / logits[0].std(0)) * logits[0].mean(0))
+        whole, lengths = model.encode(batch.audio, batch.audio_lengths)
+    text = transcriber.recogniser.recognise(batch)[0].text
     assert len(text) > 10
 
-    stream, hidden = SpeechStream(transcriber), []
+    stream, hidden = StreamingSession(transcriber.recogniser), []
     log_probs = stream.model.ctc_log_probs
     stream.model.ctc_log_probs = lambda h: hidden.append(h) or log_probs(h)
     try:
@@ -111,4 +112,8 @@ def test_one_that_does_not_say_its_reach_is_refused(section):
     model = build_model(section("NoReach"), tokenizer.vocab_size, allow=["userfrontend"]).eval()
     message = "audio.frontend cannot stream: NoReach needs the whole utterance"
     with pytest.raises(ConfigError, match=message):
-        next(Transcriber(model, tokenizer, OPTIONS).stream([np.zeros(10, np.float32)]))
+        next(
+            Transcriber(Recogniser(model, tokenizer, CtcGreedySearch())).stream(
+                [np.zeros(10, np.float32)]
+            )
+        )

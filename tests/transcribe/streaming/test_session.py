@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from speechattn.decoding.shallow_fusion import ShallowFusion
+from speechattn.transcribe.streaming.search import BeamSearch, Found
 
 from speechattn import Transcriber
 from speechattn.cli import main
@@ -22,11 +24,9 @@ from speechattn.decoding.ctc_beam import PrefixBeam, ctc_beam_search, trace
 from speechattn.decoding.fst.build import build_graph
 from speechattn.decoding.fst.decode import GraphDecoder, graph_search
 from speechattn.decoding.fst.lexicon import Lexicon
-from speechattn.decoding.shallow_fusion import ShallowFusion
 from speechattn.errors import ConfigError, MediaError
 from speechattn.model.directory import build_model, save_model_dir
 from speechattn.transcribe.streaming.modality import ModalityStream
-from speechattn.transcribe.streaming.search import BeamSearch, Found
 from speechattn.transcribe.streaming.session import SpeechStream, StreamOptions, searches
 from speechattn.transcribe.streaming.words import Words
 from speechattn.transcribe.transcript import Transcript
@@ -391,7 +391,7 @@ def test_memory_does_not_grow(transcribers, method):
     first, rest = sizes[: len(sizes) // 6], sizes[len(sizes) // 6 :]
     assert max(rest) <= 1.5 * max(first)
     # Of the encoder and of its input, to the number: some chunks, not some minutes.
-    assert stream.lanes["audio"].size() < 12 * 1600 + 50000
+    assert stream.streams["audio"].size() < 12 * 1600 + 50000
 
 
 def test_video_memory_does_not_grow(transcribers):
@@ -399,7 +399,7 @@ def test_video_memory_does_not_grow(transcribers):
     wave, crops = draw(240)
     for i in range(len(crops)):  # none runs ahead
         stream.accept((wave[640 * i : 640 * i + 640], crops[i]))
-        sizes.append(sum(lane.size() for lane in stream.lanes.values()))
+        sizes.append(sum(s.size() for s in stream.streams.values()))
     assert max(sizes[len(sizes) // 3 :]) < 1.5 * max(sizes[: len(sizes) // 3])
 
 
@@ -475,20 +475,22 @@ def test_endpoints_begin_anew(transcribers, monkeypatch):
 
 def test_after_an_endpoint_the_encoder_knows_nothing_of_before(transcribers):
     model, (wave, _) = transcribers("audio").model, draw(60)
-    lane, sound = ModalityStream(model, "audio"), torch.from_numpy(wave)
-    lane.push(sound)
+    modality, sound = ModalityStream(model, "audio"), torch.from_numpy(wave)
+    modality.push(sound)
     for _ in range(3):
-        lane.advance(lane.needed)
-    lane.restart()
-    begun = lane.hidden.shape[1]
+        modality.advance(modality.needed)
+    modality.restart()
+    begun = modality.hidden.shape[1]
     for _ in range(4):
-        lane.advance(lane.needed)
+        modality.advance(modality.needed)
     stream = model.streams["audio"]
     features, _ = stream.frontend(sound[None], torch.tensor([len(sound)]))
     later = features[:, 3 * CHUNK * stream.encoder.subsampling_factor :]
     with torch.no_grad():
         wanted, _ = stream.encoder(later, torch.tensor([later.shape[1]]))
-    torch.testing.assert_close(lane.hidden[:, begun:], wanted[:, : 4 * CHUNK], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        modality.hidden[:, begun:], wanted[:, : 4 * CHUNK], atol=1e-5, rtol=1e-4
+    )
 
 
 def test_command(tiny_model, tokenizer, tmp_path, capsys, monkeypatch):
