@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from speechattn.attention import SelfAttention
 from speechattn.dropout import Dropout
 from speechattn.encoders.activation import GateActivation
-from speechattn.encoders.base import LAYER_NORM_EPS, Block, StackedEncoder, per_layer
 from speechattn.encoders.cgmlp import ConvolutionalGatingMLP
+from speechattn.encoders.stacked import LAYER_NORM_EPS, Block, StackedEncoder, per_layer
 from speechattn.encoders.streaming import Context
 from speechattn.masks import Chunks, chunk_mask, padding_mask
 
@@ -21,8 +21,8 @@ MergeMethod = Literal["concat", "learned_ave", "fixed_ave"]
 class LearnedAverage(nn.Module):
     """Weighs two branches by what an attention pooling over time finds in each (section 3.4.2).
 
-    Where the sequence comes in chunks, the pooling of a chunk goes over the frames that the chunk
-    sees, so that each chunk has weights of its own.
+    Where the sequence comes in chunks, the pooling of a chunk goes over the frames visible to the
+    chunk, so that each chunk has weights of its own.
 
     Args:
         width: D.
@@ -180,7 +180,7 @@ class BranchformerBlock(Block):
         return torch.rand(()).item() < self.attention_drop
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class BranchformerEncoder(StackedEncoder):
     """Branchformer: ESPnet's `BranchformerEncoder` with `rel_pos_type: latest`.
 

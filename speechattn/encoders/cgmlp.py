@@ -5,8 +5,8 @@ from torch.nn import functional
 
 from speechattn.dropout import Dropout
 from speechattn.encoders.activation import GateActivation, activation_function
-from speechattn.encoders.base import LAYER_NORM_EPS
 from speechattn.encoders.depthwise import DepthwiseConv
+from speechattn.encoders.stacked import LAYER_NORM_EPS
 from speechattn.masks import Chunks
 
 

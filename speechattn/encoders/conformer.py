@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from speechattn.attention import SelfAttention
 from speechattn.dropout import Dropout
 from speechattn.encoders.activation import Activation
-from speechattn.encoders.base import LAYER_NORM_EPS, Block, StackedEncoder
 from speechattn.encoders.convolution import ConvolutionModule
 from speechattn.encoders.feed_forward import FeedForward
+from speechattn.encoders.stacked import LAYER_NORM_EPS, Block, StackedEncoder
 from speechattn.encoders.streaming import Context
 
 
@@ -53,7 +53,7 @@ class ConformerBlock(Block):
         self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.attention = attention()
         self.convolution_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.convolution = ConvolutionModule(width, kernel, activation, causal)
+        self.convolution = ConvolutionModule(width, kernel, activation, causal=causal)
         self.feed_forward_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.feed_forward = FeedForward(width, units, dropout, activation)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
@@ -74,7 +74,7 @@ class ConformerBlock(Block):
         return self.norm(torch.add(x, self.dropout(y), alpha=half))
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class ConformerEncoder(StackedEncoder):
     """Conformer: ESPnet's `ConformerEncoder` with `rel_pos_type: latest`, `normalize_before`.
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from speechattn.attention import SelfAttention
 from speechattn.dropout import Dropout
 from speechattn.encoders.activation import Activation, GateActivation
-from speechattn.encoders.base import LAYER_NORM_EPS, Block, StackedEncoder
 from speechattn.encoders.cgmlp import ConvolutionalGatingMLP
 from speechattn.encoders.depthwise import DepthwiseConv
 from speechattn.encoders.feed_forward import FeedForward
+from speechattn.encoders.stacked import LAYER_NORM_EPS, Block, StackedEncoder
 from speechattn.encoders.streaming import Context
 
 
@@ -96,7 +96,7 @@ class EBranchformerBlock(Block):
         return self.norm(x)
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class EBranchformerEncoder(StackedEncoder):
     """E-Branchformer: ESPnet's `EBranchformerEncoder` with `rel_pos_type: latest`, `use_ffn`.
 

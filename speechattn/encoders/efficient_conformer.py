@@ -18,16 +18,11 @@ from speechattn.attention.strided import StridedSelfAttention
 from speechattn.dropout import Dropout
 from speechattn.encoders.base import Encoder, EncoderOutput, Head, clean_input
 from speechattn.encoders.batch_norm import MaskedBatchNorm
-from speechattn.encoders.depthwise import DepthwiseConv
+from speechattn.encoders.convolution import ConvolutionModule, strided_lengths
 from speechattn.encoders.feed_forward import FeedForward
 from speechattn.masks import Chunks, without_padding
 
 LAYER_NORM_EPS = 1e-6  # the authors'
-
-
-def strided_lengths(lengths: Tensor, stride: int) -> Tensor:
-    """Return the number of frames 0, s, 2s, ... among so many: ceil(n / s), (B,) to (B,)."""
-    return (lengths + stride - 1) // stride
 
 
 class ConvolutionInput(nn.Module):
@@ -62,36 +57,10 @@ class ConvolutionInput(nn.Module):
             # The statistics of a channel are over its features too.
             x = norm(x.flatten(1, 2), lengths * features).unflatten(1, (frames, features))
             x = functional.silu(x)
-        x = self.projection(x.transpose(2, 3).flatten(2))  # (B, T', D); a channel's features abut
+        x = self.projection(
+            x.transpose(2, 3).flatten(2)
+        )  # (B, T', D); a channel's features side by side
         return self.dropout(x), lengths
-
-
-class StridedConvolution(nn.Module):
-    """The Conformer's convolution module to another width, and to every s-th frame.
-
-    Args:
-        width: D in.
-        output_size: D out.
-        kernel: K of the depthwise convolution, odd.
-        stride: s.
-    """
-
-    def __init__(self, width: int, output_size: int, kernel: int, stride: int = 1):
-        super().__init__()
-        self.stride = stride
-        self.expand = nn.Linear(width, 2 * output_size)
-        self.depthwise = DepthwiseConv(output_size, kernel)
-        self.norm = MaskedBatchNorm(output_size)
-        self.contract = nn.Linear(output_size, output_size)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Map x (B, T, D in), with lengths (B,), to (B, ceil(T / s), D out)."""
-        x = functional.glu(self.expand(x), dim=-1)
-        # All frames and then every s-th: this filter is a percent of the module's work, and the
-        # one without a stride is the quick one.
-        x = self.depthwise(x, lengths)[:, :: self.stride]
-        x = self.norm(x, strided_lengths(lengths, self.stride))
-        return self.contract(functional.silu(x))
 
 
 class EfficientConformerBlock(nn.Module):
@@ -135,7 +104,9 @@ class EfficientConformerBlock(nn.Module):
         else:
             self.attention = GroupedSelfAttention(width, heads, group=group)
         self.convolution_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.convolution = StridedConvolution(width, output_size, kernel, conv_stride)
+        self.convolution = ConvolutionModule(
+            width, kernel, output_size=output_size, stride=conv_stride
+        )
         self.shortcut = nn.Linear(width, output_size) if output_size != width else nn.Identity()
         self.feed_forward_norm = nn.LayerNorm(output_size, eps=LAYER_NORM_EPS)
         self.feed_forward = FeedForward(output_size, ff_ratio * output_size, dropout)
@@ -254,7 +225,7 @@ class EfficientConformerEncoder(Encoder):
         chunks: Chunks | None = None,
     ) -> EncoderOutput:
         if chunks is not None:
-            raise ValueError("EfficientConformerEncoder sees whole sequences, it has no chunks")
+            raise ValueError("EfficientConformerEncoder needs whole sequences, it has no chunks")
         x, lengths = self.input(clean_input(x, lengths), lengths)
         for stage, group in zip(self.stages, self.groups, strict=True):
             positions = grouped_positions(*x.shape[1:], group, x.device).to(x.dtype)

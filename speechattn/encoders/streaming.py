@@ -22,7 +22,7 @@ class EncoderState:
     """The state of B streams of equal length. A step makes a new one.
 
     Attributes:
-        chunks: hidden frames a chunk, and how many before it attention still sees.
+        chunks: hidden frames a chunk, and how many before it stay visible to attention.
         features: (B, p, F) input that coming hidden frames still read.
         pending: (B, q, D) hidden frames of a chunk that is not complete yet.
         blocks: the state of each block.
@@ -50,7 +50,7 @@ class SequenceContext:
     Args:
         lengths: (B,).
         positions: (2T-1, D) sinusoids for attention with relative positions.
-        chunks: the frames that each frame sees; None for all.
+        chunks: the frames visible to each frame; None for all.
     """
 
     def __init__(self, lengths: Tensor, positions: Tensor | None, chunks: Chunks | None):
@@ -72,7 +72,7 @@ class ChunkContext:
 
     Args:
         state: of the block, before the chunk.
-        left: frames to the left of a chunk that attention sees, -1 for all.
+        left: frames before a chunk that are visible to attention, -1 for all.
     """
 
     def __init__(self, state: BlockState, left: int):

@@ -85,7 +85,7 @@ class Frontend(nn.Module):
 
         Raises:
             ConfigError: on the whole utterance, so that the frontend cannot stream; the message
-                says why, and what to do.
+                has the reason, and what to do.
         """
         raise ConfigError(
             f"{type(self).__name__} needs the whole utterance; use LogMelFbank, EspnetLogMel, "

@@ -101,7 +101,7 @@ class Cmvn(nn.Module):
             if self.mean.isnan().any():
                 raise ConfigError(
                     f"normalise: global has no statistics: neither the file "
-                    f"({self.statistics or 'none given'}) nor a checkpoint gave them"
+                    f"({self.statistics or 'none'}) nor a checkpoint has them"
                 )
             return (x - self.mean) * self.istd * real
         count = lengths.clamp(min=1)[:, None, None]

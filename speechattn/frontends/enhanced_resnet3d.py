@@ -19,7 +19,6 @@ from speechattn.frontends.resnet3d import (
     FrameWindows,
     Normalisation,
     PackedResNet,
-    make_trunk,
     plain_stem,
 )
 from speechattn.frontends.temporal import (
@@ -113,20 +112,9 @@ class EnhancedBottleneck(Enhanced, Bottleneck):
 
 
 class EnhancedResNet3D(PackedResNet):
-    """Mouth crops to one vector a frame, by a ResNet3D with improvements.
+    """Mouth crops to one vector a frame: a ResNet3D, whose arguments it takes, with improvements.
 
     Args:
-        stem_channels: see `ResNet3D`.
-        channels: see `ResNet3D`.
-        blocks: see `ResNet3D`.
-        activation: see `ResNet3D`.
-        image_channels: see `ResNet3D`.
-        normalise: see `ResNet3D`.
-        output_norm: see `ResNet3D`.
-        mean: see `ResNet3D`.
-        std: see `ResNet3D`.
-        pool_input: see `ResNet3D`.
-        block: see `ResNet3D`.
         attention: of each stage: 'se' squeeze and excitation (1709.01507), 'eca' efficient channel
             attention (1910.03151), 'cbam' channels then pixels (1807.06521), 'triplet' three
             planes (2010.03045), 'split' two attended splits in place of a block's last 3x3
@@ -191,19 +179,16 @@ class EnhancedResNet3D(PackedResNet):
                 drop=stochastic_depth * made / sum(blocks),
             )
 
-        first = (
+        super().__init__(
+            FrameWindows(normalise, mean, std, pool_input),
             deep_stem(image_channels, stem_channels, activation)
             if stem == "deep"
-            else plain_stem(image_channels, stem_channels)
-        )
-        trunk, width = make_trunk(make_block, stem_channels, channels, blocks, kind.expansion)
-        windows = FrameWindows(normalise, mean, std, pool_input, 5)
-        super().__init__(
-            windows,
-            first,
-            trunk,
+            else plain_stem(image_channels, stem_channels),
+            make_block,
             stem_channels=stem_channels,
+            channels=channels,
+            blocks=blocks,
+            expansion=kind.expansion,
             activation=activation,
-            output_size=width,
             output_norm=output_norm,
         )

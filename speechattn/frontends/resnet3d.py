@@ -1,7 +1,7 @@
 """ResNet3D: a 3-D convolutional stem and a 2-D ResNet trunk over mouth crops.
 
 The visual frontend of the published lip-reading systems (Stafylakis & Tzimiropoulos, 1703.04105;
-Ma et al., 2102.06657): one 5x7x7 convolution sees short motion, then an ImageNet-style ResNet
+Ma et al., 2102.06657): one 5x7x7 convolution captures short motion, then an ImageNet-style ResNet
 describes each frame.
 
 Frames go through the network packed: P real frames of all clips in a row, none of padding.
@@ -43,7 +43,7 @@ class FrameWindows(nn.Module):
     """
 
     def __init__(
-        self, normalise: Normalisation, mean: float, std: float, pool_input: int, frames: int
+        self, normalise: Normalisation, mean: float, std: float, pool_input: int, frames: int = 5
     ):
         super().__init__()
         self.normalise = normalise
@@ -172,34 +172,6 @@ def stack_kernel(weight: Tensor) -> Tensor:
     return weight.transpose(1, 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def make_trunk(
-    make_block: Callable[[int, int, int, int], nn.Module],
-    width: int,
-    channels: Sequence[int],
-    blocks: Sequence[int],
-    expansion: int,
-) -> tuple[list[nn.Module], int]:
-    """Make the blocks of every stage; all but the first stage begin by halving the picture.
-
-    Args:
-        make_block: (stage, input width, inner width, stride) -> the block.
-        width: channels that the first block gets.
-        channels: inner width of each stage.
-        blocks: how many blocks a stage has.
-        expansion: output width of a block over its inner width.
-
-    Returns:
-        The blocks and the width of the last.
-    """
-    trunk = []
-    for stage, (inner, depth) in enumerate(zip(channels, blocks, strict=True)):
-        for index in range(depth):
-            stride = 2 if stage > 0 and index == 0 else 1
-            trunk.append(make_block(stage, width, inner, stride))
-            width = inner * expansion
-    return trunk, width
-
-
 class PackedFrontend(Frontend):
     """A frontend that describes pictures one by one, each from a window of pictures around it.
 
@@ -244,15 +216,17 @@ class PackedFrontend(Frontend):
 
 
 class PackedResNet(PackedFrontend):
-    """A ResNet over packed frames, made of its parts.
+    """A ResNet over packed frames; all but the first stage begin by halving the picture.
 
     Args:
         windows: crops to the window of each frame.
         stem: a 3-D convolution, and what follows it frame by frame.
-        trunk: residual blocks.
+        make_block: (stage, input width, inner width, stride) to a block.
         stem_channels: width of the stem's output.
+        channels: inner width of each stage.
+        blocks: how many blocks a stage has.
+        expansion: output width of a block over its inner width.
         activation: after the stem.
-        output_size: width of the trunk's output.
         output_norm: batch norm on each frame's vector.
     """
 
@@ -260,22 +234,30 @@ class PackedResNet(PackedFrontend):
         self,
         windows: FrameWindows,
         stem: Sequence[nn.Module],
-        trunk: Sequence[nn.Module],
+        make_block: Callable[[int, int, int, int], nn.Module],
         *,
         stem_channels: int,
+        channels: Sequence[int],
+        blocks: Sequence[int],
+        expansion: int,
         activation: Activation,
-        output_size: int,
         output_norm: bool,
     ):
         super().__init__()
+        trunk, width = [], stem_channels
+        for stage, (inner, depth) in enumerate(zip(channels, blocks, strict=True)):
+            for index in range(depth):
+                stride = 2 if stage > 0 and index == 0 else 1
+                trunk.append(make_block(stage, width, inner, stride))
+                width = inner * expansion
         self.windows = windows
         self.stem = nn.Sequential(*stem)
         self.stem_norm = nn.BatchNorm2d(stem_channels)
         self.stem_act = make_activation(activation, stem_channels)
         self.pool = nn.MaxPool2d(3, 2, 1)
         self.trunk = nn.Sequential(*trunk)
-        self.output_size = output_size
-        self.output_norm = nn.BatchNorm1d(output_size) if output_norm else nn.Identity()
+        self.output_size = width
+        self.output_norm = nn.BatchNorm1d(width) if output_norm else nn.Identity()
         self.layers_over_time = sum(isinstance(layer, OverTime) for layer in self.modules())
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -354,16 +336,15 @@ class ResNet3D(PackedResNet):
         def make_block(stage: int, width: int, inner: int, stride: int) -> nn.Module:
             return kind(width, inner, stride, activation)
 
-        stem = plain_stem(image_channels, stem_channels)
-        trunk, width = make_trunk(make_block, stem_channels, channels, blocks, kind.expansion)
-        windows = FrameWindows(normalise, mean, std, pool_input, 5)
         super().__init__(
-            windows,
-            stem,
-            trunk,
+            FrameWindows(normalise, mean, std, pool_input),
+            plain_stem(image_channels, stem_channels),
+            make_block,
             stem_channels=stem_channels,
+            channels=channels,
+            blocks=blocks,
+            expansion=kind.expansion,
             activation=activation,
-            output_size=width,
             output_norm=output_norm,
         )
 

@@ -16,7 +16,7 @@ from speechattn.encoders import (
     EBranchformerEncoder,
     Encoder,
 )
-from speechattn.encoders.base import Block
+from speechattn.encoders.stacked import Block
 from speechattn.masks import Chunks
 
 ENCODERS = pytest.mark.parametrize(

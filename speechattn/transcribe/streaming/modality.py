@@ -32,7 +32,7 @@ class ModalityStream:
         rate: inputs a second.
         received: inputs that came so far.
         consumed: inputs that were read so far.
-        chunks: the frames that each hidden frame sees.
+        chunks: the frames visible to each hidden frame.
         hidden: (1, T, D), frames that nobody took yet.
     """
 
