@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from speechattn.decoders import TransformerDecoder
-from speechattn.decoding import DecodeOptions, joint_search
+from speechattn.decoding import JointSearch
 from speechattn.deploy.packing import PACKS, PackedLinear, pack, unpack
 from speechattn.encoders import ConformerEncoder, EBranchformerEncoder
 from speechattn.model.output import ModelOutput
@@ -40,7 +40,7 @@ def test_a_layer(shape, bias, activation):
 @torch.inference_mode()
 def test_encoders(kind):
     torch.manual_seed(0)
-    encoder = kind(80, 64, 4, 128, num_blocks=2).eval()
+    encoder = kind(80, 64, 4, linear_units=128, num_blocks=2).eval()
     packed = pack(copy.deepcopy(encoder))
     layers = [type(m) for m in packed.modules()]
     assert layers.count(PackedLinear) > 10 and not packed.training
@@ -54,17 +54,14 @@ def test_encoders(kind):
 @torch.inference_mode()
 def test_a_search():
     torch.manual_seed(0)
-    decoder = TransformerDecoder(120, 64, 64, 4, 128, 2).eval()
+    decoder = TransformerDecoder(120, 64, 64, 4, linear_units=128, num_blocks=2).eval()
     hidden, lengths = torch.randn(2, 20, 64), torch.tensor([20, 13])
     log_probs = (3 * torch.randn(2, 20, 120)).log_softmax(-1)
     packed = pack(copy.deepcopy(decoder))
     assert any(isinstance(m, PackedLinear) for m in packed.modules())
-    options = DecodeOptions(beam_size=5, nbest=3)
+    options = JointSearch(beam_size=5, nbest=3)
     for a, b in zip(
-        *(
-            joint_search([ModelOutput(hidden, lengths, log_probs, d)], options)
-            for d in (decoder, packed)
-        ),
+        *(options.search([ModelOutput(hidden, lengths, log_probs, d)]) for d in (decoder, packed)),
         strict=True,
     ):
         assert [h.tokens for h in a] == [h.tokens for h in b]
