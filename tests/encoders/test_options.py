@@ -217,6 +217,12 @@ def test_yaml_names_mechanisms_and_their_options():
         parser.parse_object({"encoder": {"class_path": "ConformerEncoder", "init_args": options}})
 
 
+@ENCODERS
+def test_what_follows_the_heads_is_named(cls):
+    with pytest.raises(TypeError, match="positional"):
+        cls(6, 8, 2, 20)
+
+
 # What models trained before these options bear; a new name here would orphan them.
 _ATTENTION = "query key value output".split()
 _BLOCK = {
