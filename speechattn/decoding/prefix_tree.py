@@ -39,7 +39,7 @@ class PrefixTree:
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[Sequence[int]]], eos: int) -> "PrefixTree":
-        """Build the trees of each utterance's sequences, in the order in which they are fed, without <sos>.
+        """Build the trees of each utterance's sequences, fed in this order, without <sos>.
 
         Args:
             sequences: of each utterance any number.

@@ -57,7 +57,7 @@ def rescore(
 
 
 def add_reverse(h: Hypothesis, output: ModelOutput, share: float, score: float) -> Hypothesis:
-    """Return a hypothesis with `share` of one model's left-to-right score replaced by the right-to-left one."""
+    """Replace `share` of one model's left-to-right score by its right-to-left one."""
     total = h.score + share * (score - h.scores[output.label("decoder")])
     return replace(h, score=total, scores={**h.scores, output.label("reverse"): score})
 

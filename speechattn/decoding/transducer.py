@@ -213,7 +213,7 @@ class _Beam:
 
 
 def _step(head: Transducer, tokens: Tensor, state: PredictorState) -> tuple[Tensor, PredictorState]:
-    """Return the joiner's part of the predictor after one more token (N,), (N, D), and the state."""
+    """Return the predictor's part of the joiner (N, D) after one more token (N,), and the state."""
     predicted, state = head.predictor.step(tokens, state)
     return head.joiner.predictor_projection(predicted), state
 

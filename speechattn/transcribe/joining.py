@@ -117,7 +117,7 @@ def align_units(
 
 
 def _in_time(columns, left: Sequence[Unit], right: Sequence[Unit]):
-    """Return the columns, with words that have no counterpart between two pairs in order of time."""
+    """Return the columns, unpaired words between two pairs in order of time."""
     found = []
     for paired, run in groupby(columns, lambda column: None not in column):
         run = list(run)
@@ -136,7 +136,7 @@ def _time(column, left: Sequence[Unit], right: Sequence[Unit]) -> float:
 
 
 def _moves(left, right, only_left, only_right, cost, i: int, j: int):
-    """Yield the ways to cell (i, j): its cost by each, and how many words of each side that takes."""
+    """Yield the moves to cell (i, j): its cost by each, and the words that it takes of each side."""
     if i and j:
         a, b = left[i - 1], right[j - 1]
         pair = abs(a.time - b.time) + (0.0 if a.text == b.text else DIFFERENT)
@@ -203,7 +203,7 @@ def _best_cut(
 
 
 def _worth(inside: float) -> float:
-    """Return the worth of a word so many seconds from its own window's border, near which it may well be wrong."""
+    """Return the worth of a word so many seconds inside its window; near the border it is low."""
     return DROPPED * min(1.0, max(0.0, inside) / TRUSTED)
 
 

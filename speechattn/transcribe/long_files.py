@@ -244,7 +244,7 @@ class _Source:
 
 
 def common_step(model: SpeechModel | Ensemble) -> Fraction:
-    """Return the shortest time that is a whole number of hidden frames, of pictures and of samples."""
+    """Return the shortest time of a whole number of hidden frames, pictures and samples."""
     models = model.models.values() if isinstance(model, Ensemble) else [model]
     times = [_exact(m.frame_shift) for m in models]
     if "video" in model.modalities:

@@ -58,7 +58,7 @@ class GraphStream:
         return sum(map(len, self._held)) + len(self._stability) + self._search.size()
 
     def _spans(self, events: list[tuple[int, int]]) -> list[TokenSpan]:
-        """Return the tokens that were not handed out, with the frames where they are the best label."""
+        """Return the tokens not yet handed out, with the frames where they are the best label."""
         spans = []
         first = self._frames - len(self._held)
         events = [event for event in events if event[1] >= self._done]
