@@ -136,7 +136,7 @@ def _time(column, left: Sequence[Unit], right: Sequence[Unit]) -> float:
 
 
 def _moves(left, right, only_left, only_right, cost, i: int, j: int):
-    """Yield the moves to cell (i, j): its cost by each, and the words that it takes of each side."""
+    """Yield the moves to cell (i, j): its cost by each, and the words that it takes of both."""
     if i and j:
         a, b = left[i - 1], right[j - 1]
         pair = abs(a.time - b.time) + (0.0 if a.text == b.text else DIFFERENT)
