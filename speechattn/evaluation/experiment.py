@@ -45,8 +45,13 @@ class Decode:
     scores: dict[str, dict[str, Any]]
     details: tuple[Path, ...]
 
+    @property
+    def any_score(self) -> dict[str, Any]:
+        """Return an entry of `scores` for what all units share; empty without any."""
+        return self.scores.get("word") or self.scores.get("char") or {}
+
     def report(self, unit: Unit) -> ScoreReport | None:
-        """Scores of the utterances, without an interval; None where the tables are not there."""
+        """Return the utterances' scores, without an interval; None where a table is missing."""
         ref, hyp = self.folder / "ref.tsv", self.folder / "hyp.tsv"
         if not (ref.is_file() and hyp.is_file()):
             return None
