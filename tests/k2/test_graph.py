@@ -6,7 +6,6 @@ Skipped unless the environment variable K2_PYTHON names a Python with k2 1.23.4.
 import json
 import os
 import subprocess
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +38,7 @@ def write(c: Case, folder: Path) -> None:
         "topology": c.graph.topology,
     }
     if c.arpa is not None:
-        with tempfile.TemporaryDirectory() as scratch:
-            text = grammar_fst(c.arpa, c.lexicon, Path(scratch)).to_str(show_weight_one=True)
+        text = grammar_fst(c.arpa, c.lexicon).to_str(show_weight_one=True)
         (folder / "grammar.txt").write_text(text)
     c.graph.arcs.save(folder / "graph.npz")
     np.savez(folder / "scores.npz", **{f"item{i}": s for i, s in enumerate(c.scores)})

@@ -1,7 +1,4 @@
-"""Search by Kaldi's decoders, as `kaldi-decoder` packages them: the best path, or a lattice.
-
-Legend: T frames, V units.
-"""
+"""Search with Kaldi's decoders (`kaldi-decoder`): the best path, or a lattice."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -19,13 +16,13 @@ from speechattn.errors import ConfigError
 
 @dataclass(frozen=True)
 class KaldiOptions:
-    """How wide the search is.
+    """Width of the search; scores are natural logarithms.
 
     Attributes:
-        beam: partial paths that are this much worse than the best of their frame are dropped.
-        lattice_beam: paths that are this much worse than the best are no part of the lattice.
-        min_active: states that are kept in a frame whatever their scores.
-        max_active: states that are kept in a frame at most.
+        beam: partial paths that are this much worse than the best of their frame are pruned.
+        lattice_beam: paths that are this much worse than the best are left out of the lattice.
+        min_active: states kept per frame whatever their scores.
+        max_active: states kept per frame at most.
     """
 
     beam: float = 16.0
@@ -35,11 +32,11 @@ class KaldiOptions:
 
 
 class KaldiSearch:
-    """Decodes one recording after another over the same graph.
+    """A search over one graph, one utterance at a time.
 
     Args:
-        graph: what may be said.
-        options: how wide the search is.
+        graph: the decoding graph.
+        options: width of the search.
 
     Raises:
         ConfigError: kaldi-decoder is not installed.
@@ -51,7 +48,7 @@ class KaldiSearch:
             import kaldifst
         except ImportError as error:
             raise ConfigError(
-                "this search needs kaldi-decoder: pip install 'speechattn[fst]'"
+                "search over graphs needs kaldi-decoder: pip install 'speechattn[fst]'"
             ) from error
         self._kaldi = kaldi_decoder
         self.graph = graph
@@ -59,15 +56,15 @@ class KaldiSearch:
         self._fst = kaldifst.StdConstFst(openfst(graph))
 
     def with_options(self, options: KaldiOptions) -> "KaldiSearch":
-        """The same graph, searched otherwise."""
+        """Return a search of another width over the same graph."""
         other = copy(self)
         other.options = options
         return other
 
     def search(self, scores: np.ndarray) -> Path:
-        """The best path of a recording's (T, V) log-probabilities.
+        """Return the best path of an utterance's (T, V) log-probabilities.
 
-        Where the graph lets no path end in the last frame, the best that is there.
+        If no path ends in a final state, it is the best of all.
         """
         if not len(scores):
             return NOTHING
@@ -82,18 +79,18 @@ class KaldiSearch:
         return replace(read_path(best), ended=ended) if found else LOST
 
     def lattices(self, scores: Sequence[np.ndarray]) -> list[Lattice | None]:
-        """`lattice` of several recordings; of those without frames, one without arcs."""
+        """Return the `lattice` of each utterance; one without arcs where there are no frames."""
         return [self.lattice(s) if len(s) else SILENCE for s in scores]
 
     def lattice(self, scores: np.ndarray) -> Lattice | None:
-        """What is not worse by `lattice_beam` than the best path of a recording.
+        """Return the paths of an utterance that are within `lattice_beam` of the best.
 
         Args:
             scores: (T, V) float32 log-probabilities, T > 0.
 
         Returns:
-            In which all paths of T frames end, where the graph lets none end; None where the beam
-            lost them all.
+            A lattice; if no path ends in a final state, all its paths count as ended. None if the
+            beam pruned every path.
         """
         o = self.options
         decoder = self._kaldi.LatticeSimpleDecoder(
@@ -108,7 +105,7 @@ class KaldiSearch:
 
 
 def read_lattice(raw: Any) -> Lattice:
-    """Kaldi's lattice with costs of the graph and of frames."""
+    """Convert Kaldi's lattice, whose arcs have costs of the graph and of frames."""
     arcs, final = [], np.full(raw.num_states, -np.inf)
     for line in raw.to_str(show_weight_one=True).splitlines():
         state, *arc, weight = line.split() if "," in line else [*line.split(), "0,0"]
@@ -127,7 +124,7 @@ def read_lattice(raw: Any) -> Lattice:
 
 
 def read_path(lattice: Any) -> Path:
-    """A lattice of one path."""
+    """Convert a lattice of one path."""
     events, starts, labels, costs = [], [], [], np.zeros(2)
     rows = {}
     for line in lattice.to_str(show_weight_one=True).splitlines():
@@ -149,7 +146,7 @@ def read_path(lattice: Any) -> Path:
 
 
 def openfst(graph: Graph) -> Any:
-    """A graph for OpenFst: labels are one higher, costs are negated scores."""
+    """Convert a graph to OpenFst: labels are one higher, costs are negated scores."""
     arcs = graph.arcs
     columns = (arcs.source, arcs.target, arcs.label + 1, arcs.output, -arcs.score)
     rows = zip(*(c.tolist() for c in columns), strict=True)

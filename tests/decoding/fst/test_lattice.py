@@ -11,10 +11,10 @@ from speechattn.decoding.fst.kaldi_search import KaldiOptions, KaldiSearch
 from speechattn.decoding.fst.lattice import (
     Lattice,
     best,
+    best_with_events,
     confidences,
     expanded,
     posteriors,
-    spoken,
     total,
 )
 from speechattn.decoding.fst.nbest import nbest
@@ -103,7 +103,7 @@ def test_nbest_and_what_says_them(lattice):
     for path in found:
         assert path.score == pytest.approx(wanted[path.events], abs=1e-5)
         assert len(path.starts) == len(path.events) and len(path.labels) == 5
-    assert spoken(lattice, [9, 9]) is None
+    assert best_with_events(lattice, [9, 9]) is None
 
 
 def test_nbest_of_more_sentences_than_can_be_listed():
@@ -133,8 +133,8 @@ def test_confidences():
     final = np.array([-np.inf] * 4 + [math.log(0.5), math.log(0.3), math.log(0.2)])
     lattice = Lattice.of(*map(np.array, (source, target, outputs, outputs)), zero, zero, final)
     share = posteriors(lattice)
-    assert confidences(lattice, spoken(lattice, [1]), share) == pytest.approx([0.8])
-    assert confidences(lattice, spoken(lattice, [2]), share) == pytest.approx([0.2])
+    assert confidences(lattice, best_with_events(lattice, [1]), share) == pytest.approx([0.8])
+    assert confidences(lattice, best_with_events(lattice, [2]), share) == pytest.approx([0.2])
 
 
 def test_an_event_is_counted_near_itself_only():
