@@ -67,4 +67,4 @@ def lattice_of(found: Columns) -> Lattice | None:
     if not len(found.source):
         return None
     arcs = (found.source, found.target, found.label, found.output, found.score, found.frame)
-    return Lattice.of(*arcs, found.final)
+    return Lattice.of(arcs, found.final)

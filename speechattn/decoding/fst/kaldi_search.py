@@ -120,7 +120,7 @@ def read_lattice(raw: Any) -> Lattice:
     name = np.arange(raw.num_states)
     name[[0, raw.start]] = raw.start, 0  # the first state is 0
     columns = (label - 1, output, -table[:, 4], -table[:, 5])
-    return Lattice.of(name[source], name[target], *columns, final[name])
+    return Lattice.of((name[source], name[target], *columns), final[name])
 
 
 def read_path(lattice: Any) -> Path:

@@ -58,21 +58,17 @@ class Lattice:
             yield slice(int(first), int(last))
 
     @classmethod
-    def of(
-        cls,
-        source: np.ndarray,
-        target: np.ndarray,
-        label: np.ndarray,
-        output: np.ndarray,
-        graph: np.ndarray,
-        frame: np.ndarray,
-        final: np.ndarray,
-    ) -> "Lattice":
+    def of(cls, arcs: Sequence[np.ndarray], final: np.ndarray) -> "Lattice":
         """Make a lattice of arcs and states in any order; state 0 is the start and reaches all.
+
+        Args:
+            arcs: source, target, label, output, graph and frame, each (A,).
+            final: (S,).
 
         Raises:
             ValueError: two paths to a state have different numbers of arcs.
         """
+        source, target, label, output, graph, frame = map(np.asarray, arcs)
         time = np.full(len(final), -1)
         time[:1] = here = 0
         order = np.argsort(source, kind="stable")
@@ -89,8 +85,8 @@ class Lattice:
         name[np.argsort(time, kind="stable")] = np.arange(len(final))
         order = np.argsort(name[source], kind="stable")
         columns = [name[source], name[target], label, output]
-        columns = [np.asarray(c)[order].astype(np.int32) for c in columns]
-        weights = [np.asarray(c)[order].astype(np.float32) for c in (graph, frame)]
+        columns = [c[order].astype(np.int32) for c in columns]
+        weights = [c[order].astype(np.float32) for c in (graph, frame)]
         back = np.argsort(name)
         return cls(
             *columns, *weights, np.asarray(final, np.float32)[back], time[back].astype(np.int32)
@@ -272,7 +268,7 @@ class Expanded:
         """
         old = self.lattice
         columns = (old.label[self.arc], old.output[self.arc], score, old.frame[self.arc])
-        return Lattice.of(self.source, self.target, *columns, final)
+        return Lattice.of((self.source, self.target, *columns), final)
 
 
 def best_with_events(lattice: Lattice, events: Sequence[int]) -> Path | None:
@@ -290,4 +286,4 @@ def best_with_events(lattice: Lattice, events: Sequence[int]) -> Path | None:
 
 
 # The lattice of no frames.
-SILENCE = Lattice.of(*[np.empty(0, np.int32)] * 6, np.zeros(1))
+SILENCE = Lattice.of([np.empty(0, np.int32)] * 6, np.zeros(1))
