@@ -79,10 +79,10 @@ def score(args: Namespace) -> None:
         args.ref,
         args.hyp,
         args.unit,
-        args.json,
-        args.alignments,
-        args.allow_missing,
-        args.allow_extra,
+        json_path=args.json,
+        show_alignments=args.alignments,
+        allow_missing=args.allow_missing,
+        allow_extra=args.allow_extra,
         console=console,
     )
 

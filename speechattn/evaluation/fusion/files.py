@@ -112,13 +112,11 @@ def fuse(
         )
         sets = [one.ordered(order) for one in sets]
         inputs, shares = [inputs[s] for s in order], shares[order]
-    if sets:
-        options = choose_options(sets, shares, voting, alpha, null_confidence)
-        if tune_weights:
-            shares = choose_weights(sets, shares, options)
-            options = choose_options(sets, shares, voting, alpha, null_confidence)
-    else:
-        options = default_options(voting, alpha, null_confidence)
+    given = {"voting": voting, "alpha": alpha, "null_confidence": null_confidence}
+    options = choose_options(sets, shares, **given) if sets else default_options(**given)
+    if tune_weights:
+        shares = choose_weights(sets, shares, options)
+        options = choose_options(sets, shares, **given)
     ids = common_ids(inputs, allow_missing)
     alternatives = align_utterances([[s.transcripts.get(key) for s in inputs] for key in ids])
     texts = [join_units(units, unit) for units in alternatives.fuse(options, shares)]

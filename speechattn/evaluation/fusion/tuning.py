@@ -97,6 +97,7 @@ def mean_rate(sets: Sequence[DevSet], options: RoverOptions, weights: np.ndarray
 def choose_options(
     sets: Sequence[DevSet],
     weights: np.ndarray,
+    *,
     voting: Voting | None = None,
     alpha: float | None = None,
     null_confidence: float | None = None,
