@@ -27,11 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from kaldialign import align
 from rich.console import Console
 from rich.table import Table
 
+from speechattn.config import read_yaml
+from speechattn.decoding.config import build_search
+from speechattn.decoding.search import Search
 from speechattn.errors import SpeechattnError
 from speechattn.evaluation.bootstrap import BootstrapOptions, error_rate_interval
 from speechattn.evaluation.score_files import write_json
@@ -219,12 +221,12 @@ def reference_words(cuts: Iterable[Any]) -> dict[str, list[Word]]:
     return references
 
 
-def search_name(decode_dir: Path) -> str:
-    """Return the class name of the search in a decode folder's `search.yaml`; "" without one."""
-    path = decode_dir / "search.yaml"
-    section = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    name = section.get("class_path", "") if isinstance(section, dict) else section or ""
-    return str(name).rpartition(".")[2]
+def read_search(decode_dir: Path) -> Search | None:
+    """Return the search of a decode folder; None without `search.yaml`, or if it is a plug-in's."""
+    try:
+        return build_search(read_yaml(decode_dir / "search.yaml"))
+    except SpeechattnError:
+        return None
 
 
 def score_delay(
@@ -249,11 +251,11 @@ def score_delay(
     from lhotse import CutSet
 
     folder = Path(decode_dir)
-    search = search_name(folder)
-    if search == "JointSearch" or search.endswith("RescoringSearch"):
+    search = read_search(folder)
+    if search is not None and not (search.streams or search.needs_transducer):
         raise SpeechattnError(
-            f"{folder}: {search} emits nothing before an utterance ends, so it has no emission "
-            "delay; decode with CtcGreedySearch"
+            f"{folder}: {type(search).__name__} emits nothing before an utterance ends, so it has "
+            "no emission delay; decode with CtcGreedySearch"
         )
     path = folder / "transcripts.jsonl"
     if not path.is_file():

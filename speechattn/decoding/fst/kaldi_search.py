@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,24 +11,8 @@ from speechattn.decoding.fst.graph import Graph
 from speechattn.decoding.fst.lattice import SILENCE, Lattice
 from speechattn.decoding.fst.openfst import compiled
 from speechattn.decoding.fst.path import LOST, NOTHING, Path
+from speechattn.decoding.fst.width import SearchWidth
 from speechattn.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class KaldiOptions:
-    """Width of the search; scores are natural logarithms.
-
-    Attributes:
-        beam: partial paths that are this much worse than the best of their frame are pruned.
-        lattice_beam: paths that are this much worse than the best are left out of the lattice.
-        min_active: states kept per frame whatever their scores.
-        max_active: states kept per frame at most.
-    """
-
-    beam: float = 16.0
-    lattice_beam: float = 8.0
-    min_active: int = 20
-    max_active: int = 7000
 
 
 class KaldiSearch:
@@ -36,13 +20,13 @@ class KaldiSearch:
 
     Args:
         graph: the decoding graph.
-        options: width of the search.
+        width: how much the search keeps.
 
     Raises:
         ConfigError: kaldi-decoder is not installed.
     """
 
-    def __init__(self, graph: Graph, options: KaldiOptions | None = None):
+    def __init__(self, graph: Graph, width: SearchWidth | None = None):
         try:
             import kaldi_decoder
             import kaldifst
@@ -52,13 +36,13 @@ class KaldiSearch:
             ) from error
         self._kaldi = kaldi_decoder
         self.graph = graph
-        self.options = options or KaldiOptions()
+        self.width = width or SearchWidth()
         self._fst = kaldifst.StdConstFst(openfst(graph))
 
-    def with_options(self, options: KaldiOptions) -> "KaldiSearch":
+    def with_width(self, width: SearchWidth) -> "KaldiSearch":
         """Return a search of another width over the same graph."""
         other = copy(self)
-        other.options = options
+        other.width = width
         return other
 
     def search(self, scores: np.ndarray) -> Path:
@@ -68,9 +52,9 @@ class KaldiSearch:
         """
         if not len(scores):
             return NOTHING
-        o = self.options
+        width = self.width
         options = self._kaldi.FasterDecoderOptions(
-            beam=o.beam, max_active=o.max_active, min_active=o.min_active
+            beam=width.beam, max_active=width.max_active, min_active=width.least_active(20)
         )
         decoder = self._kaldi.FasterDecoder(self._fst, options)
         decoder.decode(self._kaldi.DecodableCtc(np.ascontiguousarray(scores, np.float32)))
@@ -92,10 +76,12 @@ class KaldiSearch:
             A lattice; if no path ends in a final state, all its paths count as ended. None if the
             beam pruned every path.
         """
-        o = self.options
+        width = self.width
         decoder = self._kaldi.LatticeSimpleDecoder(
             self._fst,
-            self._kaldi.LatticeSimpleDecoderConfig(beam=o.beam, lattice_beam=o.lattice_beam),
+            self._kaldi.LatticeSimpleDecoderConfig(
+                beam=width.beam, lattice_beam=width.lattice_beam
+            ),
         )
         if not decoder.decode(self._kaldi.DecodableCtc(np.ascontiguousarray(scores, np.float32))):
             return None
