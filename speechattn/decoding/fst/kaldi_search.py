@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from speechattn.decoding.fst.graph import Graph
-from speechattn.decoding.fst.lattice import SILENCE, Lattice
+from speechattn.decoding.fst.lattice import EMPTY_LATTICE, Lattice
 from speechattn.decoding.fst.openfst import compiled
-from speechattn.decoding.fst.path import LOST, NOTHING, Path
+from speechattn.decoding.fst.path import EMPTY_PATH, LOST_PATH, GraphPath
 from speechattn.decoding.fst.width import SearchWidth
 from speechattn.errors import ConfigError
 
@@ -45,13 +45,13 @@ class KaldiSearch:
         other.width = width
         return other
 
-    def search(self, scores: np.ndarray) -> Path:
+    def search(self, scores: np.ndarray) -> GraphPath:
         """Return the best path of an utterance's (T, V) log-probabilities.
 
         If no path ends in a final state, it is the best of all.
         """
         if not len(scores):
-            return NOTHING
+            return EMPTY_PATH
         width = self.width
         options = self._kaldi.FasterDecoderOptions(
             beam=width.beam, max_active=width.max_active, min_active=width.least_active(20)
@@ -60,11 +60,11 @@ class KaldiSearch:
         decoder.decode(self._kaldi.DecodableCtc(np.ascontiguousarray(scores, np.float32)))
         ended = decoder.reached_final()
         found, best = decoder.get_best_path(use_final_probs=ended)
-        return replace(read_path(best), ended=ended) if found else LOST
+        return replace(read_path(best), ended=ended) if found else LOST_PATH
 
     def lattices(self, scores: Sequence[np.ndarray]) -> list[Lattice | None]:
         """Return the `lattice` of each utterance; one without arcs where there are no frames."""
-        return [self.lattice(s) if len(s) else SILENCE for s in scores]
+        return [self.lattice(s) if len(s) else EMPTY_LATTICE for s in scores]
 
     def lattice(self, scores: np.ndarray) -> Lattice | None:
         """Return the paths of an utterance that are within `lattice_beam` of the best.
@@ -109,7 +109,7 @@ def read_lattice(raw: Any) -> Lattice:
     return Lattice.of((name[source], name[target], *columns), final[name])
 
 
-def read_path(lattice: Any) -> Path:
+def read_path(lattice: Any) -> GraphPath:
     """Convert a lattice of one path."""
     events, starts, labels, costs = [], [], [], np.zeros(2)
     rows = {}
@@ -122,7 +122,7 @@ def read_path(lattice: Any) -> Path:
         costs += [float(part) for part in weight.split(",")]
         if not arc:
             said = tuple(events), tuple(starts), np.array(labels, np.int32)
-            return Path(*said, -float(costs.sum()), -float(costs[0]))
+            return GraphPath(*said, -float(costs.sum()), -float(costs[0]))
         state, label, output = map(int, arc)
         if output:
             events.append(output)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speechattn.decoding.fst.path import Path
+from speechattn.decoding.fst.path import GraphPath
 
 # From memories (P,) and outputs (P,) to new memories, scores to add, and bool: is this allowed?
 Step = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -99,7 +99,7 @@ def _ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
     return np.arange(count.sum()) + np.repeat(last - count.cumsum(), count)
 
 
-def best(lattice: Lattice) -> Path | None:
+def best(lattice: Lattice) -> GraphPath | None:
     """Return the path of the highest score; None if no path ends."""
     scores, total = lattice.scores, np.full(lattice.states, -np.inf)
     total[0] = 0.0
@@ -120,7 +120,7 @@ def best(lattice: Lattice) -> Path | None:
         state = int(lattice.source[winner[state]])
     path = np.array(path[::-1], np.int64)
     said = path[lattice.output[path] > 0]
-    return Path(
+    return GraphPath(
         tuple(lattice.output[said].tolist()),
         tuple(lattice.time[lattice.source[said]].tolist()),
         lattice.label[path],
@@ -185,7 +185,7 @@ def _log_sum(scores: np.ndarray) -> float:
     return float(top + np.log(np.exp(scores - top).sum())) if np.isfinite(top) else -np.inf
 
 
-def confidences(lattice: Lattice, path: Path, posterior: np.ndarray) -> list[float]:
+def confidences(lattice: Lattice, path: GraphPath, posterior: np.ndarray) -> list[float]:
     """Return the confidence of each event of a path, 0..1.
 
     It is the posterior of the event between the midpoints to the events before and after it, so
@@ -271,7 +271,7 @@ class Expanded:
         return Lattice.of((self.source, self.target, *columns), final)
 
 
-def best_with_events(lattice: Lattice, events: Sequence[int]) -> Path | None:
+def best_with_events(lattice: Lattice, events: Sequence[int]) -> GraphPath | None:
     """Return the best path that has exactly these events; None if there is none."""
     wanted = np.append(np.asarray(events, np.int64), -1)
 
@@ -286,4 +286,4 @@ def best_with_events(lattice: Lattice, events: Sequence[int]) -> Path | None:
 
 
 # The lattice of no frames.
-SILENCE = Lattice.of([np.empty(0, np.int32)] * 6, np.zeros(1))
+EMPTY_LATTICE = Lattice.of([np.empty(0, np.int32)] * 6, np.zeros(1))

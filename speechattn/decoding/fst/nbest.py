@@ -12,10 +12,10 @@ from itertools import count as counter
 import numpy as np
 
 from speechattn.decoding.fst.lattice import Lattice, best_to_end, best_with_events
-from speechattn.decoding.fst.path import Path
+from speechattn.decoding.fst.path import GraphPath
 
 
-def nbest(lattice: Lattice, count: int) -> list[Path]:
+def nbest(lattice: Lattice, count: int) -> list[GraphPath]:
     """Return the best paths of a lattice, best first, one for each sequence of events.
 
     Args:
@@ -29,7 +29,7 @@ def nbest(lattice: Lattice, count: int) -> list[Path]:
     target, output = lattice.target.tolist(), lattice.output.tolist()
     scores, final = lattice.scores.tolist(), lattice.final.tolist()
     ahead = ahead.tolist()
-    found: list[Path] = []
+    found: list[GraphPath] = []
     number = counter()  # breaks ties: first come, first served
     # A prefix: minus its best total, its events, the states they lead to; None once it has ended.
     heap = [(-ahead[0], next(number), (), {0: 0.0})]

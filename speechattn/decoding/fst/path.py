@@ -6,7 +6,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Path:
+class GraphPath:
     """A path through a graph.
 
     Attributes:
@@ -27,5 +27,5 @@ class Path:
     ended: bool = True
 
 
-NOTHING = Path((), (), np.empty(0, np.int32))
-LOST = Path((), (), np.empty(0, np.int32), -np.inf, ended=False)
+EMPTY_PATH = GraphPath((), (), np.empty(0, np.int32))
+LOST_PATH = GraphPath((), (), np.empty(0, np.int32), -np.inf, ended=False)
