@@ -191,14 +191,28 @@ def train_lm(args: Namespace) -> None:
     """speechattn train-lm"""
     from speechattn.training.lm.run import train_lm
 
-    train_lm(read_config(args), args.text, args.tokens, args.exp, args.valid_text, args.best)
+    train_lm(
+        read_config(args),
+        args.text,
+        args.tokens,
+        args.exp,
+        valid_text=args.valid_text,
+        best=args.best,
+    )
 
 
 def ngram(args: Namespace) -> None:
     """speechattn ngram"""
     from speechattn.lm.ngram_training import train_ngram
 
-    train_ngram(args.text, args.tokens, args.output, args.order, args.min_count, args.valid_text)
+    train_ngram(
+        args.text,
+        args.tokens,
+        args.output,
+        order=args.order,
+        min_count=args.min_count,
+        valid_text=args.valid_text,
+    )
 
 
 def graph(args: Namespace) -> None:
@@ -207,14 +221,14 @@ def graph(args: Namespace) -> None:
     from speechattn.decoding.fst.build import build_graph
     from speechattn.decoding.fst.lexicon import Lexicon, most_frequent
     from speechattn.lm.texts import read_texts
-    from speechattn.lm.word_ngram import train_word_ngram, words_of
+    from speechattn.lm.word_ngram import split_words, train_word_ngram
 
     tokenizer = Tokenizer.load(args.tokens)
     texts = read_texts(args.text)
     if args.units:
         sentences = [[tokenizer.tokens[unit] for unit in tokenizer.encode(text)] for text in texts]
     else:
-        sentences = [words_of(text, args.segmented) for text in texts]
+        sentences = [split_words(text, args.segmented) for text in texts]
     if args.units:
         lexicon = Lexicon.of_units(tokenizer)
     elif args.lexicon is not None:
@@ -227,7 +241,7 @@ def graph(args: Namespace) -> None:
     if arpa is None and sentences:
         args.output.mkdir(parents=True, exist_ok=True)
         arpa = args.output / "words.arpa"
-        train_word_ngram(sentences, lexicon.words, arpa, args.order, args.min_count)
+        train_word_ngram(sentences, lexicon.words, arpa, order=args.order, min_count=args.min_count)
     build_graph(lexicon, tokenizer, args.output, arpa, args.topology)
 
 

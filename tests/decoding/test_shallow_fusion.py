@@ -61,7 +61,7 @@ def hot_words(tmp_path):
 @pytest.mark.parametrize("method", ["joint", "attention", "ctc_beam"])
 def test_scores_of_all_parts_reach_the_hypothesis(method, ngram, hot_words):
     torch.manual_seed(0)
-    lm = TransformerLm(V, 16, 2, 32, 1).eval()
+    lm = TransformerLm(V, 16, 2, 32, num_blocks=1).eval()
     files = read_fusion(TOKENIZER, ngram, hot_words)
     fusion = ShallowFusion(lm, files.ngram, files.hot_words)
     weights = {"lm_weight": 0.3, "ngram_weight": 0.5, "hot_words_weight": 0.7}

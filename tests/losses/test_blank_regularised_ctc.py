@@ -100,7 +100,7 @@ def test_joint_loss_from_a_configuration():
         },
         "loss",
     )
-    found = loss.ctc_of
+    found = loss.ctc_criterion
     assert (found.repeat_penalty, found.max_repeats, found.modified) == (0.5, 3, True)
     assert (loss.transducer.width, loss.transducer_weight) == (4, 0.7)
 

@@ -4,6 +4,7 @@ import lightning as L
 import pytest
 import torch
 from kaldialign import edit_distance
+from speechattn.training.global_step import decayed
 
 from speechattn.data.batches.datamodule import DataOptions, SpeechData
 from speechattn.data.tokenizers.tokenizer import Tokenizer
@@ -12,7 +13,6 @@ from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss
 from speechattn.model.directory import build_model
 from speechattn.training import TrainingOptions
-from speechattn.training.global_step import decayed
 from speechattn.training.task import SpeechTask
 
 

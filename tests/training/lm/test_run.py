@@ -108,7 +108,7 @@ def test_it_learns_what_there_is_to_learn(folder, caplog):
 def test_perplexity_by_token_and_character(folder):
     """Of units of more than a character, worked out from single predictions."""
     torch.manual_seed(0)
-    lm = TransformerLm(TOKENIZER.vocab_size, 16, 2, 32, 1, embed_size=8).eval()
+    lm = TransformerLm(TOKENIZER.vocab_size, 16, 2, 32, num_blocks=1, embed_size=8).eval()
     texts = ["abc", "", "f  a ", "xx"]
     lines = TokenLines.of(texts, TOKENIZER)
     total = 0.0
@@ -198,7 +198,7 @@ def test_the_loss_is_the_mean_over_tokens_of_a_ragged_batch():
     batch = collate_lines(list(lines), TOKENIZER.sos_eos_id)
     assert batch.lengths.tolist() == [4, 2, 1] and batch.tokens.shape == (3, 4)
     torch.manual_seed(0)
-    lm = TransformerLm(TOKENIZER.vocab_size, 16, 2, 32, 1, embed_size=8).eval()
+    lm = TransformerLm(TOKENIZER.vocab_size, 16, 2, 32, num_blocks=1, embed_size=8).eval()
     task = LmTask(lm, TrainingOptions(), lines)
     task.log = lambda *args, **kwargs: None
     loss = task.training_step(batch, 0) / 7  # of seven tokens; it gives their sum

@@ -374,9 +374,11 @@ def test_words_are_complete_when_the_next_begins_or_after_a_silence():
         return [[w.text for w in words.update(*some)[0]] for some in found]
 
     def spans(text: str, start: int) -> list[TokenSpan]:
-        return [TokenSpan(t, start + i, start + i + 1, 1.0) for i, t in enumerate(words_of(text))]
+        return [
+            TokenSpan(t, start + i, start + i + 1, 1.0) for i, t in enumerate(split_words(text))
+        ]
 
-    words_of = tokens.encode
+    split_words = tokens.encode
     space = [TokenSpan(tokens.tokens.index("<space>"), 5, 6, 1.0)]
     words = Words(tokens, 0.04, silence=5)
     steps = (
@@ -395,11 +397,11 @@ def test_words_are_complete_when_the_next_begins_or_after_a_silence():
     words = Words(tokens, 0.04, silence=5)
     assert of(words, (Found(spans("hello", 0), space), 6)) == [[]]
     chinese = CharTokenizer.train(["\u4f60\u597d"])
-    words_of = chinese.encode
+    split_words = chinese.encode
     words = Words(chinese, 0.04, silence=5)
     assert of(words, (Found(spans("\u4f60", 0)), 1)) == [["\u4f60"]]
     marked = CharTokenizer.train(["\u4f60\u597d\uff0c"])
-    words_of = marked.encode
+    split_words = marked.encode
     words = Words(marked, 0.04, silence=5)
     steps = (
         (Found(spans("\u4f60", 0)), 1),
