@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from speechattn.decoders import Decoder
 from speechattn.decoders.scoring import next_tokens, sequence_log_probs
-from speechattn.decoding import DecodeOptions, decode
+from speechattn.decoding import CtcBeamSearch, JointSearch, Search
 from speechattn.errors import ConfigError
 from speechattn.kernels.lattice.ctc import ctc
 from speechattn.losses.ranges import check_range
@@ -59,9 +59,10 @@ class MwerLoss(nn.Module):
         self.ctc_weight = ctc_weight
         self.with_truth = with_truth
         self.scale = scale
-        method = "ctc_beam" if ctc_weight == 1.0 else "joint"
-        self.options = DecodeOptions(
-            method=method, beam_size=nbest, nbest=nbest, ctc_weight=ctc_weight
+        self.list_search: Search = (
+            CtcBeamSearch(beam_size=nbest, nbest=nbest)
+            if ctc_weight == 1.0
+            else JointSearch(beam_size=nbest, nbest=nbest, ctc_weight=ctc_weight)
         )
 
     def forward(
@@ -108,7 +109,7 @@ class MwerLoss(nn.Module):
             decoder.eval()
         try:
             output = ModelOutput(hidden.detach(), lengths, log_probs.detach(), decoder)
-            results = decode([output], self.options)
+            results = self.list_search.search([output])
         finally:
             if training:
                 decoder.train()

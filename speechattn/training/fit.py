@@ -12,7 +12,7 @@ from speechattn.config import build, check_sections
 from speechattn.data.batches.datamodule import DataOptions, SpeechData
 from speechattn.data.crops.roi import RoiOptions
 from speechattn.data.tokenizers.tokenizer import Tokenizer
-from speechattn.decoding import DecodeOptions, check_options
+from speechattn.decoding.config import search_of
 from speechattn.errors import ConfigError, SpeechattnError
 from speechattn.files import write_text
 from speechattn.losses import JointLoss
@@ -26,7 +26,7 @@ from speechattn.transcribe.long_files import LongFormOptions
 
 logger = logging.getLogger(__name__)
 
-SECTIONS = ("model", "loss", "data", "training", "decode", "roi", "long_form")
+SECTIONS = ("model", "loss", "data", "training", "search", "roi", "long_form")
 
 
 def train(
@@ -45,7 +45,7 @@ def train(
 
     Args:
         config: sections `model`, `loss`, `data`, `training`, and what goes into the model
-            directory, `decode`, `roi` and `long_form`.
+            directory, `search`, `roi` and `long_form`.
         train_cuts: Lhotse cuts to learn from.
         valid_cuts: Lhotse cuts that rank the epochs.
         tokenizer_dir: the tokenizer's files.
@@ -73,7 +73,7 @@ def train(
     seed(options)
     tokenizer = Tokenizer.load(tokenizer_dir)
     model = build_model(config.get("model"), tokenizer.vocab_size, allow)
-    check_later_sections(config, model)
+    check_later_sections(config, model, allow)
     task = SpeechTask(model, loss, options)
     logger.info("%s, %.2f M parameters", "+".join(model.modalities), model.num_parameters() / 1e6)
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,12 +106,13 @@ def train(
     return folder
 
 
-def check_later_sections(config: dict[str, Any], model: torch.nn.Module) -> None:
+def check_later_sections(
+    config: dict[str, Any], model: torch.nn.Module, allow: Iterable[str]
+) -> None:
     """Check now the sections that are used hours later, after the training."""
-    decode: DecodeOptions = build(DecodeOptions, config.get("decode") or {}, "decode")
+    search_of(config, allow).check_model(model)
     build(RoiOptions, config.get("roi") or {}, "roi")
     build(LongFormOptions, config.get("long_form") or {}, "long_form")
-    check_options(model.decoders, decode, model.transducers)
 
 
 def out_of_memory(task: SpeechTask, data: DataOptions, options: TrainingOptions) -> SpeechattnError:

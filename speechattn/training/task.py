@@ -6,7 +6,7 @@ import torch
 from kaldialign import edit_distance
 
 from speechattn.data.batches.batch import Batch
-from speechattn.decoding import DecodeOptions, Hypothesis, ctc_greedy, decode
+from speechattn.decoding import Hypothesis, TransducerGreedySearch, ctc_greedy
 from speechattn.losses import JointLoss, LossParts
 from speechattn.model.speech_model import Encoded, SpeechModel
 from speechattn.training.base_task import BaseTask
@@ -95,9 +95,8 @@ class SpeechTask(BaseTask):
         log_probs = model.ctc_log_probs(hidden)
         if not self.loss.transducer_weight:
             return ctc_greedy(log_probs, lengths)
-        output = model.evidence_of(hidden, lengths, log_probs)
-        results = decode([output], DecodeOptions(method="transducer_greedy"))
-        return [best for best, *_ in results]
+        output = model.output_of(hidden, lengths, log_probs)
+        return [best for best, *_ in TransducerGreedySearch().search([output])]
 
     def on_validation_epoch_end(self) -> None:
         counts = [self.errors, self.tokens, len(self._failed)]

@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 import torch
+from speechattn.decoding.joint import joint_search
 from torch.nn.functional import ctc_loss
 from torch.testing import assert_close
 
@@ -20,7 +21,6 @@ from speechattn.attention import (
 from speechattn.config import ConfigError, build
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.decoding import DecodeOptions
-from speechattn.decoding.joint import joint_search
 from speechattn.decoding.prefix_tree import tree_scores
 from speechattn.deploy.packing import pack
 from speechattn.deploy.quantisation import quantise

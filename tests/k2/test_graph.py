@@ -72,13 +72,13 @@ def live(tmp_path_factory):
     return folder, cases
 
 
-def split_words(c: Case, events: tuple[int, ...]) -> list[int]:
+def words_of(c: Case, events: tuple[int, ...]) -> list[int]:
     return [word for event in events for word in c.graph.events[event - 1].words]
 
 
 def says(c: Case, lattice: Lattice, found: Way, words: list[int]) -> bool:
     """Whether the best path says words, or these score the same to five digits."""
-    if split_words(c, found.events) == words:
+    if words_of(c, found.events) == words:
         return True
 
     def step(done: np.ndarray, output: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -127,7 +127,7 @@ def test_the_search_that_users_with_k2_have(live):
                 lattice = lattice_of(Columns(*(file[f"{name}{item}"] for name in names)))
                 wanted = search.lattice(scores)
                 a, b = best(lattice), best(wanted)
-                assert says(c, wanted, b, split_words(c, a.events)), (seed, item)
+                assert says(c, wanted, b, words_of(c, a.events)), (seed, item)
                 # In the other topology a unit may go on or begin anew at the same score.
                 assert a.starts == b.starts or c.graph.topology == "modified", (seed, item)
                 assert a.score == pytest.approx(b.score, abs=TOLERANCE)

@@ -13,6 +13,7 @@ from speechattn.frontends.base import Frontend
 from speechattn.importing.espnet import decoder_weights, encoder_weights
 from speechattn.losses import JointLoss
 from speechattn.model.speech_model import SpeechModel, Stream
+from tests.losses.encoding import loss_of
 
 INSTALL = "needs ESPnet: pip install --no-deps --ignore-requires-python espnet==202611 typeguard"
 
@@ -217,8 +218,11 @@ def test_right_to_left(per_token):
     found = loss_of(loss, ours, batch)
     found.loss.backward()
     for value, wanted in (
-        (found.loss, total), (found.ctc_loss, ctc), (found.att_loss, left), (found.reverse_loss, reverse),
-    ):  # fmt: skip
+        (found.loss, total),
+        (found.ctc_loss, ctc),
+        (found.att_loss, left),
+        (found.reverse_loss, reverse),
+    ):
         assert_close(value, wanted, atol=1e-4, rtol=1e-5)
     check_gradients(
         ours,

@@ -55,7 +55,7 @@ def train_tiny(tiny_corpus):
             data / "cuts_dev.jsonl.gz",
             data / "tokens",
             exp,
-            crops,
+            crops=crops,
             init=init,
         )
 

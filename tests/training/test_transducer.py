@@ -22,7 +22,8 @@ from speechattn.model.directory import build_model
 from speechattn.model.speech_model import SpeechModel, Stream
 from speechattn.training import TrainingOptions
 from speechattn.training.processes import leaves_out
-from speechattn.training.task import SpeechTask, named
+from speechattn.training.task import SpeechTask
+from tests.losses.encoding import loss_of
 
 VOCAB = 8
 TEXTS = [[2, 3, 3, 4], [5, 2], [6, 4, 5, 6, 2]]
@@ -88,24 +89,25 @@ def test_learns_by_heart(name):
     model.train()
     for step in range(110):
         optimizer.zero_grad()
-        parts = loss(model, batch)
-        parts.total.backward()
+        parts = loss_of(loss, model, batch)
+        parts.loss.backward()
         optimizer.step()
         if step == 0:
             first = parts
             assert all(p.grad is not None for p in model.parameters())
-    figures = named(parts)
-    assert figures["transducer_loss"] < 0.1 * first.transducer
+    assert parts.transducer_loss < 0.1 * first.transducer_loss
     share = loss.transducer_weight
     torch.testing.assert_close(
-        parts.total, share * parts.transducer + (1 - share) * parts.ctc, check_dtype=False
+        parts.loss,
+        share * parts.transducer_loss + (1 - share) * parts.ctc_loss,
+        check_dtype=False,
     )
     model.eval()
     with torch.no_grad():
         evidence = model.evidence(batch.audio, batch.audio_lengths)
         encoded = model.encode_streams(batch.audio, batch.audio_lengths)
         assert [h.tokens for h in task.greedy(encoded)] == TEXTS
-        valid = loss(model, batch)
+        valid = loss_of(loss, model, batch)
     for method in ("transducer_greedy", "transducer_beam"):
         found = [best for best, *_ in decode(evidence, DecodeOptions(method=method))]
         assert [h.tokens for h in found] == TEXTS
@@ -113,12 +115,12 @@ def test_learns_by_heart(name):
             assert len(hypothesis_times(evidence, row, h)) == len(h.tokens)
             assert all(0 <= t < evidence[0].lengths[row] for t in h.frames)
     if not reduces:
-        assert model.frame_reducer is None and figures["kept_frames"] is None
+        assert model.frame_reducer is None and parts.kept_frames is None
         return
     # As few frames as there are tokens, or a few more.
     bound = sum(map(len, TEXTS)) / evidence[0].lengths.sum().item()
-    assert first.kept == 1.0
-    for kept in (figures["kept_frames"], valid.kept, torch.tensor(model.frame_reducer.share())):
+    assert first.kept_frames == 1.0
+    for kept in (parts.kept_frames, valid.kept_frames, torch.tensor(model.frame_reducer.share())):
         assert bound - 1e-6 <= kept.item() < bound + 0.1
 
 

@@ -50,7 +50,7 @@ def build_graph(
     units.label[:] -= 1  # from OpenFst's numbers to the model's units
     pairs, number = np.unique(np.stack([units.label, units.output]), axis=1, return_inverse=True)
     units.output[:] = number.reshape(-1) + 1
-    events = tuple(Event(unit, phrases.split_words(output)) for unit, output in pairs.T.tolist())
+    events = tuple(Event(unit, phrases.words_of(output)) for unit, output in pairs.T.tolist())
     arcs = with_ctc(units, topology)
     graph = Graph(arcs, events, lexicon.words, vocab, topology)
     graph.save(folder)

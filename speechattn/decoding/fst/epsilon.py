@@ -30,7 +30,7 @@ class Phrases:
         self.found: list[tuple[int, ...]] = []
         self._number: dict[tuple[int, ...], int] = {}
 
-    def split_words(self, number: int) -> tuple[int, ...]:
+    def words_of(self, number: int) -> tuple[int, ...]:
         """The phrase of a number."""
         if number <= self.words:
             return (number,) if number else ()

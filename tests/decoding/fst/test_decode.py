@@ -5,19 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from speechattn.decoding.dispatch import decode
+from speechattn.decoding.shallow_fusion import ShallowFusion, read_fusion
 
 from speechattn.cli import main
 from speechattn.data.tokenizers.tokenizer import CharTokenizer
 from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import DecodeOptions
 from speechattn.decoding.alignment import hypothesis_times
-from speechattn.decoding.dispatch import decode
 from speechattn.decoding.fst.decode import GraphDecoder, graph_search
 from speechattn.decoding.fst.graph import Graph
 from speechattn.decoding.fst.kaldi_search import KaldiOptions, KaldiSearch
 from speechattn.decoding.fst.word_lm import WordLm
 from speechattn.decoding.rescoring import decoder_scores
-from speechattn.decoding.shallow_fusion import ShallowFusion, read_fusion
 from speechattn.errors import ConfigError
 from speechattn.lm.ngram import NgramLm
 from speechattn.lm.word_ngram import split_words, train_word_ngram

@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from speechattn.decoding.fst.k2py_search import K2pySearch, PrunedOptions
 
 from speechattn.decoding.fst.k2_search import K2Search
-from speechattn.decoding.fst.k2py_search import K2pySearch, PrunedOptions
 from speechattn.decoding.fst.kaldi_search import KaldiSearch
 from speechattn.decoding.fst.lattice import best, total
 from speechattn.errors import ConfigError
 from tests.k2.graph_cases import case
-from tests.k2.test_graph import TOLERANCE, WIDE, says, split_words
+from tests.k2.test_graph import TOLERANCE, WIDE, says, words_of
 
 pytest.importorskip("kaldi_decoder")
 pytest.importorskip("k2py")
@@ -32,7 +32,7 @@ def test_what_k2_found(seed, tmp_path):
         assert says(c, lattice, found, alone["words"])
         other = k2py.search(scores)
         assert abs(other.score - alone["best"]) < TOLERANCE
-        assert says(c, lattice, found, split_words(c, other.events))
+        assert says(c, lattice, found, words_of(c, other.events))
 
 
 def test_without_k2(graph):

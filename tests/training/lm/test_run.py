@@ -15,17 +15,17 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from speechattn.decoding.shallow_fusion import read_fusion
 
 from speechattn.cli import main
 from speechattn.config import build, read_yaml
 from speechattn.data.tokenizers.tokenizer import CharTokenizer
-from speechattn.decoding.shallow_fusion import read_fusion
 from speechattn.errors import ConfigError
 from speechattn.lm.directory import build_lm, load_lm, save_lm
 from speechattn.lm.perplexity import lm_perplexity
 from speechattn.lm.texts import TokenLines, collate_lines
 from speechattn.lm.transformer import TransformerLm
-from speechattn.training.fit import average_weights, best_checkpoints
+from speechattn.training.averaging import average_weights, best_checkpoints
 from speechattn.training.lm.data import LmData, LmDataOptions
 from speechattn.training.lm.run import train_lm
 from speechattn.training.lm.task import LmTask
@@ -65,7 +65,7 @@ def run(folder, settings, exp="exp", **arguments):
         [folder / "text.txt"],
         folder / "tokens",
         folder / exp,
-        [folder / "valid.txt"],
+        valid_text=[folder / "valid.txt"],
         **arguments,
     )
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from speechattn.decoding.shallow_fusion import ShallowFusion
+from speechattn.transcribe.streaming.search import BeamSearch, Found
 
 from speechattn import Transcriber
 from speechattn.cli import main
@@ -22,14 +24,12 @@ from speechattn.decoding.ctc_beam import PrefixBeam, ctc_beam_search, trace
 from speechattn.decoding.fst.build import build_graph
 from speechattn.decoding.fst.decode import GraphDecoder, graph_search
 from speechattn.decoding.fst.lexicon import Lexicon
-from speechattn.decoding.shallow_fusion import ShallowFusion
 from speechattn.errors import ConfigError, MediaError
 from speechattn.frontends import EnhancedResNet3D, EspnetLogMel, LogMelFbank, ResNet3D
 from speechattn.frontends.inference import optimise
 from speechattn.model.directory import build_model, save_model_dir
 from speechattn.transcribe.streaming.encoder import Lane
 from speechattn.transcribe.streaming.frontend import FrontendStream
-from speechattn.transcribe.streaming.search import BeamSearch, Found
 from speechattn.transcribe.streaming.session import SpeechStream, StreamOptions, searches
 from speechattn.transcribe.streaming.words import Words
 from speechattn.transcribe.transcript import Transcript
@@ -374,11 +374,9 @@ def test_words_are_complete_when_the_next_begins_or_after_a_silence():
         return [[w.text for w in words.update(*some)[0]] for some in found]
 
     def spans(text: str, start: int) -> list[TokenSpan]:
-        return [
-            TokenSpan(t, start + i, start + i + 1, 1.0) for i, t in enumerate(split_words(text))
-        ]
+        return [TokenSpan(t, start + i, start + i + 1, 1.0) for i, t in enumerate(words_of(text))]
 
-    split_words = tokens.encode
+    words_of = tokens.encode
     space = [TokenSpan(tokens.tokens.index("<space>"), 5, 6, 1.0)]
     words = Words(tokens, 0.04, silence=5)
     steps = (
@@ -397,11 +395,11 @@ def test_words_are_complete_when_the_next_begins_or_after_a_silence():
     words = Words(tokens, 0.04, silence=5)
     assert of(words, (Found(spans("hello", 0), space), 6)) == [[]]
     chinese = CharTokenizer.train(["\u4f60\u597d"])
-    split_words = chinese.encode
+    words_of = chinese.encode
     words = Words(chinese, 0.04, silence=5)
     assert of(words, (Found(spans("\u4f60", 0)), 1)) == [["\u4f60"]]
     marked = CharTokenizer.train(["\u4f60\u597d\uff0c"])
-    split_words = marked.encode
+    words_of = marked.encode
     words = Words(marked, 0.04, silence=5)
     steps = (
         (Found(spans("\u4f60", 0)), 1),
