@@ -99,6 +99,6 @@ class DelayPenalisedCTC(nn.Module):
         if self.backend == "native":
             loss = delay_penalised_ctc_loss(*args, modified=self.modified, zero_infinity=True)
             return loss.sum() / len(loss)
-        loss = ctc_losses(*args, self.modified)
+        loss = ctc_losses(*args, modified=self.modified)
         fits = loss.isfinite()  # k2 has no gradient for the others
         return loss[fits].sum() / len(loss)

@@ -69,8 +69,7 @@ def check_resumed(folder: Path, config: dict[str, Any], fixed: Sequence[str] = (
     for name in fixed:
         if name in changed:
             raise ConfigError(
-                f"{name}: {folder} was begun with another {name}; choose another folder, or remove "
-                "it"
+                f"{folder} was begun with another `{name}`; choose another folder, or remove it"
             )
     if changed:
         logger.warning("going on with other settings than before in: %s", ", ".join(changed))

@@ -4,11 +4,11 @@ import random
 
 import pytest
 import torch
+from speechattn.decoding.joint import beam_search
+from speechattn.decoding.options import DecodeOptions
 from torch.testing import assert_close
 
 from speechattn.decoding.boosting import BoostScorer, ContextGraph
-from speechattn.decoding.joint import beam_search
-from speechattn.decoding.options import DecodeOptions
 from speechattn.errors import ConfigError
 
 V = 7

@@ -4,11 +4,11 @@ from itertools import product
 
 import pytest
 import torch
+from speechattn.decoding.joint import joint_search, length_limits
 from torch.nn.functional import ctc_loss
 
 from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import DecodeOptions, joint
-from speechattn.decoding.joint import joint_search, length_limits
 from speechattn.model.output import ModelOutput
 
 V, D = 5, 8

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from speechattn.decoding.shallow_fusion import ShallowFusion, read_fusion, read_hot_words
 
 from speechattn import Transcriber
 from speechattn.data.tokenizers.tokenizer import CharTokenizer
 from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import ContextGraph, DecodeOptions, decode
-from speechattn.decoding.shallow_fusion import ShallowFusion, read_fusion, read_hot_words
 from speechattn.errors import ConfigError
 from speechattn.lm.transformer import TransformerLm
 from speechattn.model.output import ModelOutput

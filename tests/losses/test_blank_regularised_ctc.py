@@ -51,8 +51,9 @@ def test_one_token_by_hand(penalty, most):
     # All is equally likely: a run of d frames has 12 - d + 1 places.
     log_probs = torch.full((1, 12, 3), -math.log(3), dtype=torch.float64, requires_grad=True)
     one = torch.tensor([1])
+    options = {"repeat_penalty": penalty, "max_repeats": most}
     loss = blank_regularised_ctc_loss(
-        log_probs, torch.tensor([12]), torch.tensor([[2]]), one, penalty, most
+        log_probs, torch.tensor([12]), torch.tensor([[2]]), one, **options
     )
     runs = range(1, 13 if most is None else most + 2)
     total = sum((12 - d + 1) * math.exp(-penalty * (d - 1)) for d in runs)

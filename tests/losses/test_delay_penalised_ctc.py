@@ -38,7 +38,7 @@ def native(c: Case) -> tuple[torch.Tensor, torch.Tensor]:
         tokens,
         token_lengths,
         c.delay_penalty,
-        c.modified,
+        modified=c.modified,
     )
     (gradient,) = torch.autograd.grad(losses[losses.isfinite()].sum(), logits)
     return losses.detach(), gradient

@@ -27,7 +27,7 @@ def tiny_config(tiny_model):
             "loss": {"stream_ctc_weight": 0.3},
             "data": {"batch_seconds": 3.0, "num_workers": 0},
             "training": {**options, **training},
-            "decode": {"beam_size": 2},
+            "search": {"class_path": "JointSearch", "init_args": {"beam_size": 2}},
         }
         if modality != "audio":
             config["data"]["video_transforms"] = [

@@ -190,7 +190,7 @@ def test_another_model_cannot_go_on(tiny_config, train_tiny, tmp_path, caplog):
     train_tiny(tiny_config("video", max_epochs=1), tmp_path)
     other = tiny_config("video", max_epochs=2)
     other["model"]["ctc_dropout"] = 0.5
-    with pytest.raises(ConfigError, match="begun with another model"):
+    with pytest.raises(ConfigError, match="begun with another `model`"):
         train_tiny(other, tmp_path)
     caplog.clear()
     train_tiny(tiny_config("video", max_epochs=1), tmp_path)
@@ -293,7 +293,9 @@ def test_best_checkpoints(checkpoints):
 def test_average_is_the_mean(checkpoints, tiny_config, tiny_corpus, best):
     folder, states = checkpoints
     config = {**tiny_config("audio"), "roi": {"size": 90}}
-    path = average(config, folder.parent, tiny_corpus.folder / "tokens", best, meta={"synthetic": True})
+    path = average(
+        config, folder.parent, tiny_corpus.folder / "tokens", best, meta={"synthetic": True}
+    )
     assert path == folder.parent / "model"
     taken = [states[p.name] for p in best_checkpoints(folder)[:best]]
     found = load_model(path).state_dict()
@@ -308,7 +310,7 @@ def test_average_is_the_mean(checkpoints, tiny_config, tiny_corpus, best):
     meta = read_meta(path)
     assert meta["averaged"] == [p.name for p in best_checkpoints(folder)[:best]]
     assert meta["synthetic"] is True and meta["modalities"] == ["audio"]
-    assert read_config(path).keys() == {"model", "decode", "roi"}
+    assert read_config(path).keys() == {"model", "search", "roi"}
 
 
 def test_average_of_one_is_itself(checkpoints):
@@ -333,8 +335,8 @@ def test_nothing_to_average(tmp_path, tiny_config, tiny_corpus):
         ({"training": {"max_epoch": 1}}, "training.*max_epoch"),
         ({"loss": {"ctc": 1}}, "loss.*ctc"),
         ({"data": {"batch_frames": 1}}, "data.*batch_frames"),
-        ({"decode": {"beam": 1}}, "decode.*beam"),
-        ({"decode": {"beam_size": 0}}, "decode.*beam_size"),
+        ({"search": {"class_path": "JointSearch", "init_args": {"beam": 1}}}, "JointSearch.*beam"),
+        ({"search": {"class_path": "JointSearch", "init_args": {"beam_size": 0}}}, "beam_size"),
         ({"model": None}, "model"),
         ({"roi": {"sise": 90}}, "roi.*sise"),
         ({"training": 3}, "training"),
@@ -350,7 +352,7 @@ def test_wrong_configuration_is_found_before_training(
 
 def test_empty_sections_are_defaults(tiny_config, tmp_path, train_tiny):
     config = tiny_config("audio", max_epochs=1)
-    config.update(loss=None, decode=None, roi=None)
+    config.update(loss=None, search=None, roi=None)
     assert len(rows(train_tiny(config, tmp_path))) == 1
 
 

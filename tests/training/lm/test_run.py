@@ -15,11 +15,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from speechattn.decoding.shallow_fusion import read_fusion
 
 from speechattn.cli import main
 from speechattn.config import build, read_yaml
 from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.decoding.fusion import read_fusion
 from speechattn.errors import ConfigError
 from speechattn.lm.directory import build_lm, load_lm, save_lm
 from speechattn.lm.perplexity import lm_perplexity
@@ -179,7 +179,7 @@ def test_another_model_is_refused_and_another_rate_reported(folder, caplog):
     run(folder, config(max_epochs=1))
     settings = config(max_epochs=1)
     settings["lm"]["num_blocks"] = 2
-    with pytest.raises(ConfigError, match="begun with another model"):
+    with pytest.raises(ConfigError, match="begun with another `lm`"):
         run(folder, settings)
     run(folder, config(max_epochs=2, clip=1.0))
     assert "other settings than before in: training" in caplog.text
@@ -249,7 +249,7 @@ def test_a_directory_that_is_not_whole(folder):
     lm = build_lm(section, TOKENIZER.vocab_size)
     save_lm(folder / "lm", section, lm.state_dict(), TOKENIZER, {})
     assert torch.equal(load_lm(folder / "lm")[0].embed.weight, lm.embed.weight)
-    with pytest.raises(ConfigError, match="no directory of a language model"):
+    with pytest.raises(ConfigError, match="not the directory of a language model"):
         load_lm(folder)
     path = folder / "lm" / "config.yaml"
     for text, message in (
