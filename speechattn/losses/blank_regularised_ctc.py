@@ -10,10 +10,11 @@ The paper uses one of the two; here both may be on, and with neither it is plain
 a score of an arc and is not normalised: with it the loss is no longer the log of a probability.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from speechattn.kernels.lattice.ctc import ctc
 from speechattn.kernels.lattice.max_duration_ctc import capped_ctc
+from speechattn.losses.criterion import CtcCriterion
 from speechattn.losses.ranges import check_range
 
 
@@ -54,7 +55,7 @@ def blank_regularised_ctc_loss(
     return loss.masked_fill(loss.isposinf(), 0.0) if zero_infinity else loss
 
 
-class BlankRegularisedCTC(nn.Module):
+class BlankRegularisedCTC(CtcCriterion):
     """CTC for a `JointLoss` whose model skips blank frames with a `FrameReducer`.
 
     Args:
@@ -74,18 +75,10 @@ class BlankRegularisedCTC(nn.Module):
         self.max_repeats = max_repeats
         self.modified = modified
 
-    def forward(
+    def losses(
         self, log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor
     ) -> Tensor:
-        """Compute the mean over the batch; items too short for their text count 0.
-
-        Args:
-            log_probs: (B, T, V), blank at 0.
-            lengths: (B,).
-            tokens: (B, U).
-            token_lengths: (B,).
-        """
-        loss = blank_regularised_ctc_loss(
+        return blank_regularised_ctc_loss(
             log_probs,
             lengths,
             tokens,
@@ -93,6 +86,4 @@ class BlankRegularisedCTC(nn.Module):
             repeat_penalty=self.repeat_penalty,
             max_repeats=self.max_repeats,
             modified=self.modified,
-            zero_infinity=True,
         )
-        return loss.sum() / len(loss)

@@ -12,12 +12,13 @@ the penalties of tokens spread over the whole item cancel:
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from speechattn.errors import ConfigError
 from speechattn.k2.ctc import ctc_losses
 from speechattn.k2.library import library
 from speechattn.kernels.lattice.ctc import ctc
+from speechattn.losses.criterion import CtcCriterion
 from speechattn.losses.ranges import check_range
 
 
@@ -56,7 +57,7 @@ def delay_penalised_ctc_loss(
     return loss.masked_fill(loss.isposinf(), 0.0) if zero_infinity else loss
 
 
-class DelayPenalisedCTC(nn.Module):
+class DelayPenalisedCTC(CtcCriterion):
     """CTC for a `JointLoss` whose model should emit early.
 
     Args:
@@ -84,21 +85,10 @@ class DelayPenalisedCTC(nn.Module):
         self.modified = modified
         self.backend = backend
 
-    def forward(
+    def losses(
         self, log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor
     ) -> Tensor:
-        """Compute the mean over the batch; items too short for their text count 0.
-
-        Args:
-            log_probs: (B, T, V), blank at 0.
-            lengths: (B,).
-            tokens: (B, U).
-            token_lengths: (B,).
-        """
-        args = log_probs, lengths, tokens, token_lengths, self.delay_penalty
-        if self.backend == "native":
-            loss = delay_penalised_ctc_loss(*args, modified=self.modified, zero_infinity=True)
-            return loss.sum() / len(loss)
-        loss = ctc_losses(*args, modified=self.modified)
-        fits = loss.isfinite()  # k2 has no gradient for the others
-        return loss[fits].sum() / len(loss)
+        compute = ctc_losses if self.backend == "k2" else delay_penalised_ctc_loss
+        return compute(
+            log_probs, lengths, tokens, token_lengths, self.delay_penalty, modified=self.modified
+        )

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from speechattn.data.batches.batch import Batch
 from speechattn.decoders import BidirectionalDecoder, Decoder, reverse_tokens
 from speechattn.errors import ConfigError
-from speechattn.losses.blank_regularised_ctc import BlankRegularisedCTC
-from speechattn.losses.delay_penalised_ctc import DelayPenalisedCTC
-from speechattn.losses.lattice_free_mmi import LatticeFreeMmi
+from speechattn.losses.criterion import CtcCriterion
 from speechattn.losses.mwer import MwerLoss
 from speechattn.losses.ranges import check_range
 from speechattn.losses.timed_ctc import timed_ctc_loss
@@ -147,7 +145,7 @@ class JointLoss(nn.Module):
         reverse_weight: float = 0.0,
         intermediate_weight: float = 0.0,
         time_slack: float | None = None,
-        ctc: DelayPenalisedCTC | BlankRegularisedCTC | LatticeFreeMmi | None = None,
+        ctc: CtcCriterion | None = None,
         mwer: MwerLoss | None = None,
         transducer: FullTransducerLoss | PrunedTransducerLoss | None = None,
         transducer_weight: float = 0.7,

@@ -13,16 +13,17 @@ P of the transcript depends on no parameter and is left out, so the loss may be 
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from speechattn.decoding.fst.graph import Graph
 from speechattn.errors import ConfigError
 from speechattn.kernels.lattice.graph_total import GraphMatrices, graph_total
+from speechattn.losses.criterion import CtcCriterion
 from speechattn.losses.delay_penalised_ctc import delay_penalised_ctc_loss
 from speechattn.losses.ranges import check_range
 
 
-class LatticeFreeMmi(nn.Module):
+class LatticeFreeMmi(CtcCriterion):
     """LF-MMI as the CTC of a `JointLoss`.
 
     Args:
@@ -31,7 +32,7 @@ class LatticeFreeMmi(nn.Module):
             (0.1 in 1911.08747).
 
     Raises:
-        ConfigError: the graph cannot be used.
+        ConfigError: the graph cannot be used, or is of other units.
     """
 
     def __init__(self, graph: str, ctc_share: float = 0.1):
@@ -45,20 +46,9 @@ class LatticeFreeMmi(nn.Module):
         except ValueError as error:
             raise ConfigError(f"{graph}: {error}") from error
 
-    def forward(
+    def losses(
         self, log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor
     ) -> Tensor:
-        """Compute the mean over the batch; items too short for their text count 0.
-
-        Args:
-            log_probs: (B, T, V), blank at 0.
-            lengths: (B,).
-            tokens: (B, U).
-            token_lengths: (B,).
-
-        Raises:
-            ConfigError: the graph is for other units.
-        """
         if log_probs.shape[2] != self.vocab_size:
             raise ConfigError(
                 f"loss.ctc.graph has {self.vocab_size} units and the model "
@@ -69,5 +59,4 @@ class LatticeFreeMmi(nn.Module):
         transcript = delay_penalised_ctc_loss(log_probs, lengths, tokens, token_lengths)
         total = graph_total(log_probs, lengths, self._graph)
         loss = (1 + self.ctc_share) * transcript + total
-        possible = transcript.isfinite() & total.isfinite()
-        return torch.where(possible, loss, 0.0).sum() / len(loss)
+        return torch.where(transcript.isfinite() & total.isfinite(), loss, torch.inf)

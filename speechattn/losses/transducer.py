@@ -19,6 +19,7 @@ from speechattn.kernels.lattice.pruned_transducer import (
 )
 from speechattn.kernels.lattice.transducer import transducer
 from speechattn.kernels.lattice.transducer_lattice import Topology
+from speechattn.losses.criterion import mean
 from speechattn.losses.ranges import check_range
 
 
@@ -59,7 +60,7 @@ class FullTransducerLoss(nn.Module):
         predicted = head.predict(tokens)  # (B, U + 1, P)
         logits = head.joiner(hidden[:, :, None], predicted[:, None])  # (B, T, U + 1, V)
         loss = transducer(logits, lengths, tokens, token_lengths, self.delay_penalty, self.topology)
-        return _mean(loss)
+        return mean(loss)
 
 
 class PrunedTransducerLoss(nn.Module):
@@ -128,7 +129,7 @@ class PrunedTransducerLoss(nn.Module):
                 delay_penalty = 0.0
             self.batches += 1
         simple, pruned = self.losses(head, hidden, lengths, tokens, token_lengths, delay_penalty)
-        return simple_scale * _mean(simple) + pruned_scale * _mean(pruned)
+        return simple_scale * mean(simple) + pruned_scale * mean(pruned)
 
     def losses(
         self,
@@ -163,11 +164,6 @@ class PrunedTransducerLoss(nn.Module):
             logits, tokens, ranges, lengths, token_lengths, delay_penalty, self.topology
         )
         return simple, pruned
-
-
-def _mean(losses: Tensor) -> Tensor:
-    """Average over the batch; an item without an alignment counts 0."""
-    return losses.masked_fill(losses.isposinf(), 0.0).sum() / len(losses)
 
 
 def _check_topology(topology: str) -> None:

@@ -125,6 +125,29 @@ def test_learns_by_heart(name):
         assert bound - 1e-6 <= kept.item() < bound + 0.1
 
 
+def test_a_small_efficient_conformer_learns():
+    """The published transducer with fewer and narrower blocks."""
+    config = read_yaml(EFFICIENT)
+    override(config, ["model.audio.augment=null", "model.transducer.memory_size=32",
+                      "model.transducer.width=32"])  # fmt: skip
+    small = {"widths": [16, 24, 32], "num_blocks": [1, 1, 1], "dropout": 0.0}
+    config["model"]["audio"]["encoder"]["init_args"].update(small)
+    config["model"]["transducer"]["predictor"]["init_args"]["width"] = 32
+    torch.manual_seed(0)
+    model, loss = build_model(config["model"], VOCAB), build(JointLoss, config["loss"], "loss")
+    loss.check(model)
+    batch, losses = make_batch(), []
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        losses.append(loss_of(loss, model, batch).loss)
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.2 * losses[0]
+    assert not model.transducer.predictor.embedding.weight[0].any()
+
+
+EFFICIENT = Path(__file__).parents[2] / "conf" / "efficient_conformer_transducer_11m.yaml"
 RECIPE = Path(__file__).parents[2] / "recipes" / "grid" / "conf" / "transducer.yaml"
 
 
