@@ -20,8 +20,8 @@ import torch
 from rows import in_turn, row, save, spread
 from torch import Tensor, nn
 
+from speechattn.deploy.visual_frontend import FUSED, FoldedConv, fold_frontend
 from speechattn.frontends import ResNet3D
-from speechattn.frontends.inference import FUSED, FoldedConv, optimise
 
 FRAMES, SIDE = 250, 88
 SEED = 1
@@ -130,7 +130,7 @@ def forward_rows(frames: int, rounds: int) -> list[dict]:
     plain.eval()
     clip = torch.randint(0, 256, (1, frames, 1, SIDE, SIDE), dtype=torch.uint8)
     lengths = torch.tensor([frames])
-    fp32, mixed, bf16 = (optimise(model, name) for name in ("fp32", "mixed", "bf16"))
+    fp32, mixed, bf16 = (fold_frontend(model, name) for name in ("fp32", "mixed", "bf16"))
     mean, std = model.windows.mean, model.windows.std
 
     def peer() -> Tensor:

@@ -20,7 +20,7 @@ from speechattn.data.crops.store import CropStore
 from speechattn.data.tables import write_table
 from speechattn.decoding import AlignmentError, DecodeOptions, surest_times
 from speechattn.decoding.dispatch import TRANSDUCER
-from speechattn.deploy.export import OnnxDecoder
+from speechattn.deploy.exported import OnnxDecoder
 from speechattn.errors import SpeechattnError
 from speechattn.transcribe.timing import PartTimes
 from speechattn.transcribe.transcriber import Transcriber

@@ -27,10 +27,10 @@ from speechattn.decoding.ctc import AlignmentError
 from speechattn.decoding.shallow_fusion import NOTHING, ShallowFusion, read_fusion
 from speechattn.deploy.exported import check_exported, is_exported, load_exported
 from speechattn.deploy.packing import pack
-from speechattn.deploy.quantisation import Scheme
-from speechattn.deploy.quantisation import quantise as quantise_layers
+from speechattn.deploy.quantization import Scheme
+from speechattn.deploy.quantization import quantize as quantise_layers
+from speechattn.deploy.visual_frontend import Precision, fold_frontend
 from speechattn.errors import ConfigError, MediaError
-from speechattn.frontends.inference import Precision, optimise
 from speechattn.model.directory import load_model, read_config, read_options
 from speechattn.model.ensemble import Ensemble
 from speechattn.model.output import ModelOutput
@@ -137,8 +137,8 @@ class Transcriber:
         if torch.device(device).type == "cpu":
             for one in model.models.values() if isinstance(model, Ensemble) else [model]:
                 if "video" in one.modalities:
-                    owner, name = (one, "look") if exported else (one.streams["video"], "frontend")
-                    setattr(owner, name, optimise(getattr(owner, name), precision))
+                    owner = one if exported else one.streams["video"]
+                    owner.frontend = fold_frontend(owner.frontend, precision)
         tokenizer = Tokenizer.load(folder)
         fusion = read_fusion(tokenizer, ngram, hot_words, lm, graph, graph_ngram)
         long_form = build(LongFormOptions, config.get("long_form", {}), "long_form")

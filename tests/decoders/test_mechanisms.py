@@ -23,7 +23,7 @@ from speechattn.decoding import DecodeOptions
 from speechattn.decoding.joint import joint_search
 from speechattn.decoding.prefix_tree import tree_scores
 from speechattn.deploy.packing import pack
-from speechattn.deploy.quantisation import quantise
+from speechattn.deploy.quantization import quantize
 from speechattn.lm.transformer import TransformerLm, sequence_scores
 from speechattn.model.output import ModelOutput
 
@@ -255,7 +255,7 @@ def test_packed_and_quantised_layers(tokens, memory):
     packed = pack(copy.deepcopy(plain))
     (found, *_) = joint_search([ModelOutput(frames, LENGTHS, ctc, packed)], options)
     assert found[0].score == pytest.approx(wanted[0].score, abs=1e-3)
-    quantised = quantise(copy.deepcopy(plain), "int8", smallest=0)
+    quantised = quantize(copy.deepcopy(plain), "int8", smallest=0)
     (found, *_) = joint_search([ModelOutput(frames, LENGTHS, ctc, quantised)], options)
     assert math.isfinite(found[0].score)
 

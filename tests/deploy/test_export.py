@@ -1,6 +1,9 @@
 """ONNX graphs against the modules they were made of, by onnxruntime; ragged batches throughout."""
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +12,8 @@ from torch import nn
 from speechattn import Transcriber
 from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.decoding import DecodeOptions, decode
-from speechattn.deploy.export import OnnxModel, export_onnx
-from speechattn.deploy.exported import export_dir, is_exported, load_exported
+from speechattn.deploy.export import EncoderGraph, export_dir, export_onnx, write
+from speechattn.deploy.exported import OnnxModel, is_exported, load_exported, open_session
 from speechattn.errors import ConfigError
 from speechattn.model.directory import build_model, load_model, save_model_dir
 from speechattn.transcribe.manifests import decode_cuts
@@ -123,6 +126,41 @@ def test_how_graphs_cannot_be_run(exported):
     ):
         with pytest.raises(ConfigError, match=message):
             Transcriber.from_pretrained(output, **given)
+
+
+def test_graphs_run_without_the_packages_that_write_them(exported):
+    _, _, _, output = exported("audio")
+    code = (
+        "import sys, torch\n"
+        "sys.modules.update(onnx=None, onnxscript=None)\n"
+        "from speechattn.deploy import prepare\n"
+        "from speechattn.deploy.exported import load_exported\n"
+        f"model = prepare(load_exported({str(output)!r}))\n"
+        "(e,) = model.evidence(torch.zeros(1, 16000), torch.tensor([16000]))\n"
+        "model.decoder.init_state(e.hidden, e.lengths)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_missing_packages(monkeypatch):
+    path = Path("encoder.onnx")
+    for package, extra, run in (
+        ("onnxscript", "export", lambda: write(None, [], [], inputs=[], outputs=[], path=path)),
+        ("onnxruntime", "onnx", lambda: open_session(path)),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ConfigError, match=rf"speechattn\[{extra}\]"):
+            run()
+
+
+def test_a_graph_shares_the_weights_of_its_model(tiny_model_dir):
+    model = load_model(tiny_model_dir("av"))
+    kinds = [type(module) for module in model.modules()]
+    graph = EncoderGraph(model)
+    assert [type(module) for module in model.modules()] == kinds
+    own = {id(p) for p in model.parameters()}
+    assert {id(p) for p in graph.parameters()} < own
 
 
 def test_folders_that_are_not_whole(exported, tiny_model_dir, tmp_path):
