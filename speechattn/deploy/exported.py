@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.decoders import BidirectionalDecoder, Decoder, DecoderState
 from speechattn.decoders.tree import TokenTree
-from speechattn.decoding import DecodeOptions
 from speechattn.errors import ConfigError
 from speechattn.masks import padding_mask
 from speechattn.model.directory import CONFIG, WEIGHTS, build_model, read_config
@@ -37,7 +36,7 @@ class OnnxDecoder(Decoder):
         folder: of the graphs.
     """
 
-    supports_sequence_scoring = False
+    scores_sequences = False
 
     def __init__(self, source: Decoder, folder: Path):
         super().__init__()
@@ -93,6 +92,11 @@ class OnnxModel(nn.Module):
         self.frontend = source.streams["video"].frontend if "video" in source.streams else None
         self.encoder = open_session(folder / ENCODER)
         self.decoder = None if source.decoder is None else OnnxDecoder(source.decoder, folder)
+        self._num_parameters = source.num_parameters()
+
+    def num_parameters(self) -> int:
+        """Return the number of parameters of the model that was exported."""
+        return self._num_parameters
 
     @property
     def decoders(self) -> list[Decoder | None]:
@@ -104,7 +108,7 @@ class OnnxModel(nn.Module):
         """Return None: a transducer is not exported."""
         return [None]
 
-    def evidence(
+    def outputs(
         self,
         audio: Tensor | None = None,
         audio_lengths: Tensor | None = None,
@@ -186,28 +190,3 @@ def load_one(folder: Path, section: dict, vocab_size: int, allow: Iterable[str])
         except (SafetensorError, RuntimeError) as error:
             raise ConfigError(f"{path} does not fit its {CONFIG}: {error}") from error
     return OnnxModel(source, folder).eval()
-
-
-def check_exported(
-    options: DecodeOptions, device: str | torch.device, quantize: str | None
-) -> None:
-    """Check that graphs can run so: on a CPU, with a decoder that takes one token at a time.
-
-    Raises:
-        ConfigError: it names the option.
-    """
-    if torch.device(device).type != "cpu":
-        raise ConfigError(f"--device {device}: exported graphs run on the CPU")
-    if quantize is not None:
-        raise ConfigError(f"--quantize {quantize}: exported graphs stay in float32")
-    if options.method == "ctc_rescore":
-        raise ConfigError(
-            "decode option method: ctc_rescore needs a decoder that reads whole hypotheses, and "
-            "the exported one takes one token after another; use joint"
-        )
-    for option in ("reverse_weight", "internal_lm_weight"):
-        if getattr(options, option) > 0:
-            raise ConfigError(
-                f"decode option {option}: {getattr(options, option):g} needs what is not exported; "
-                "set it to 0, or decode with the model directory"
-            )

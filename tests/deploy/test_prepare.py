@@ -43,7 +43,7 @@ def test_numbers_stay(tiny_model_dir, name, frontends):
     ready = prepare(copy.deepcopy(model))
     assert not ready.training and isinstance(ready, type(model))
     assert count(ready, FoldedResNet) == frontends and count(ready, ResNet3D) == 0
-    for e, f in zip(model.eval().evidence(**inputs), ready.evidence(**inputs), strict=True):
+    for e, f in zip(model.eval().outputs(**inputs), ready.outputs(**inputs), strict=True):
         torch.testing.assert_close(f.log_probs, e.log_probs, atol=1e-4, rtol=1e-4)
     kinds = [type(module) for module in ready.modules()]
     assert [type(module) for module in prepare(ready).modules()] == kinds

@@ -18,7 +18,7 @@ from speechattn.data.batches.dataset import SpeechDataset, read_cuts
 from speechattn.data.corpora import prepare_tsv
 from speechattn.data.crops.roi import Face, MouthCropper, RoiItem, RoiOptions, extract
 from speechattn.data.crops.store import CropStore
-from speechattn.data.media.container import read_audio
+from speechattn.data.media import read_audio
 from speechattn.data.tokenizers.tokenizer import CharTokenizer
 from speechattn.decoding import DecodeOptions, Hypothesis
 from speechattn.deploy import packing
@@ -445,7 +445,7 @@ def test_quantised_layers(tiny_model_dir, media):
 def test_layers_are_packed(tiny_model_dir, media, modality, monkeypatch):
     folder = tiny_model_dir(modality)
     plain = load(folder).transcribe(media / "a.mp4")
-    monkeypatch.setattr(packing, "WORTHWHILE", 1)  # its layers are too small
+    monkeypatch.setattr(packing, "MIN_WEIGHTS", 1)  # its layers are too small
     transcriber = load(folder)
     kinds = [type(m) for m in transcriber.model.modules()]
     assert packing.PackedLinear in kinds and torch.nn.Linear not in kinds
