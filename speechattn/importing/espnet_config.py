@@ -1,14 +1,13 @@
-"""ESPnet's `config.yaml` of an asr1 model, made into our `model:` section.
+"""ESPnet's `config.yaml` of an asr1 model as our `model:` section.
 
-Each key of it is passed on, has to have the value with which our modules give the same numbers, or
-concerns training alone. One that is neither is an error: it could change what the model says.
+A key is passed on, has to have the value with which our modules give the same numbers, or concerns
+training alone. Any other is an error, as it could change the model's output.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from speechattn.errors import ConfigError
-from speechattn.importing.keys import IGNORED, Keys, chosen, fixed, passed, translate
+from speechattn.importing.keys import IGNORED, Keys, chosen, fixed, passed, refuse, translate
 
 _INPUT = {
     "linear": "linear",
@@ -228,7 +227,7 @@ TOP: Keys = {
 
 
 def read_config(config: Mapping[str, Any], vocab_size: int, where: str) -> dict[str, Any]:
-    """Our `model:` section of an ESPnet configuration.
+    """Return our `model:` section for an ESPnet configuration.
 
     Args:
         config: all of `config.yaml`.
@@ -236,7 +235,7 @@ def read_config(config: Mapping[str, Any], vocab_size: int, where: str) -> dict[
         where: the file, for messages.
 
     Raises:
-        ConfigError: it lists every key that stands in the way.
+        ConfigError: it lists every key that cannot be imported.
     """
     problems: list[str] = []
     features = config.get("input_size")
@@ -260,15 +259,13 @@ def read_config(config: Mapping[str, Any], vocab_size: int, where: str) -> dict[
     if weight != 1:
         section["decoder"] = _decoder(config, encoder, problems)
     section |= translate(config.get("ctc_conf"), CTC, "ctc_conf.", problems)
-    if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        raise ConfigError(f"{where} cannot be imported:{lines}")
+    refuse(problems, f"{where} cannot be imported")
     _agree(section)
     return section
 
 
 def _agree(section: dict[str, Any]) -> None:
-    """Say in every place what one place says."""
+    """Copy sizes and rates to every place that has to agree."""
     frontend = section["audio"]["frontend"]["init_args"]
     encoder = section["audio"]["encoder"]["init_args"]
     encoder["input_size"] = frontend["num_bins"]
@@ -335,7 +332,7 @@ def _frontend(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
 
 
 def _hertz(rate: int | str) -> int:
-    """ESPnet writes 16k for 16000.
+    """Return a sample rate in Hz; ESPnet writes 16k for 16000.
 
     Raises:
         ValueError: it is no whole number above 0.

@@ -1,16 +1,15 @@
-"""`speechattn import-checkpoint`: another toolkit's checkpoint into a model directory."""
+"""Make a model directory of another toolkit's checkpoint."""
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from speechattn.config import build, read_yaml
-from speechattn.data.tokenizers.tokenizer import read_units, with_ends
-from speechattn.decoding import CtcGreedySearch, JointSearch
+from speechattn.data.tokenizers.tokenizer import Tokenizer, read_units, with_ends
+from speechattn.decoding import CtcGreedySearch, JointSearch, Search
 from speechattn.decoding.config import search_section
 from speechattn.errors import ConfigError
 from speechattn.frontends import EspnetLogMel
@@ -25,8 +24,8 @@ from speechattn.model.directory import build_model, save_model_dir
 
 Source = Literal["espnet", "auto_avsr", "cnvsrc2023", "cnvsrc2024"]
 
-# How each was tested by those who published it: their own search, with our names.
-_SEARCHES = {
+# The searches that the models were published with.
+_SEARCHES: Mapping[str, Search] = {
     "espnet": JointSearch(),
     "auto_avsr": JointSearch(beam_size=40, ctc_weight=0.1),
     "cnvsrc2023": JointSearch(beam_size=40, ctc_weight=0.5),
@@ -34,10 +33,15 @@ _SEARCHES = {
 }
 
 
+# Our `model:` section, names of weights, the weights, and the units.
+_Found = tuple[dict[str, Any], Names, dict[str, Tensor], Tokenizer]
+
+
 def import_checkpoint(
     source: Source,
     src: Path,
     dest: Path,
+    *,
     config: Path | None = None,
     tokens: Path | None = None,
     bpe_model: Path | None = None,
@@ -46,26 +50,25 @@ def import_checkpoint(
     """Make a model directory of a checkpoint.
 
     Args:
-        source: what wrote it.
-        src: the checkpoint, or for `espnet` the experiment's folder if there is one `.pth` in it.
-        dest: the model directory, made anew; of a language model (espnet) the one that `--lm`
-            reads.
-        config: its configuration. For `espnet` `config.yaml` beside the checkpoint where left out;
-            the others can do without one.
-        tokens: the list of units: `*_units.txt` of auto_avsr and the CNVSRC baselines, which need
-            it; for `espnet` instead of the list in its configuration.
-        bpe_model: the SentencePiece model of units that are no characters; for `espnet` where the
-            one that its configuration names is not found.
-        decode: a decode YAML of ESPnet's, instead of the options that we take by default.
+        source: the toolkit that wrote it.
+        src: the checkpoint, or for `espnet` an experiment's folder with one `.pth` in it.
+        dest: the new model directory; of a language model (espnet) the one that `--lm` reads.
+        config: its configuration. For `espnet` by default `config.yaml` beside the checkpoint; the
+            others can do without one.
+        tokens: list of units. auto_avsr and the CNVSRC baselines need their `*_units.txt`; for
+            `espnet` it replaces the list in the configuration.
+        bpe_model: SentencePiece model of units that are not characters; for `espnet` where the one
+            that its configuration names is not found.
+        decode: decode YAML of ESPnet's, instead of the published search.
 
     Returns:
         `dest`.
 
     Raises:
-        ConfigError: what cannot be imported, with every reason that was found.
+        ConfigError: it lists everything that cannot be imported.
     """
     if source not in get_args(Source):
-        raise ConfigError(f"--from {source}: choose one of {', '.join(get_args(Source))}")
+        raise ConfigError(f"{source}: no such source; choose one of {', '.join(get_args(Source))}")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise ConfigError(f"{dest}: is there already; name a new folder")
     if source == "espnet":
@@ -77,9 +80,7 @@ def import_checkpoint(
         section, names, state, tokenizer = _auto_avsr(source, src, config, tokens, bpe_model)
     model = build_model(section, tokenizer.vocab_size)
     fit(model, state, names, src)
-    search = _SEARCHES[source]
-    if decode is not None:
-        search = replace(search, **read_decode(decode))
+    search = _SEARCHES[source] if decode is None else read_decode(decode)
     if "decoder" not in section:
         search = CtcGreedySearch()
     save_model_dir(
@@ -93,7 +94,7 @@ def import_checkpoint(
 
 
 def _espnet_files(src: Path, config: Path | None) -> tuple[Path, Path]:
-    """The checkpoint and its configuration."""
+    """Find the checkpoint and its configuration."""
     if src.is_dir():
         found = sorted(src.glob("*.pth"))
         if len(found) != 1:
@@ -114,9 +115,9 @@ def _espnet_lm(
     bpe_model: Path | None,
     decode: Path | None,
 ) -> Path:
-    """A language model, into a directory that `--lm` reads."""
+    """Make a language model's directory, as `--lm` reads it."""
     if decode is not None:
-        raise ConfigError(f"--decode: {src} is a language model, which nothing is decoded by")
+        raise ConfigError(f"--decode: {src} is a language model, which has no search")
     settings = read_yaml(config)
     tokenizer = _espnet_tokenizer(settings, config, tokens, bpe_model)
     section = read_lm_config(settings, str(config))
@@ -128,24 +129,24 @@ def _espnet_lm(
     return dest
 
 
-def _espnet(src: Path, config: Path, tokens: Path | None, bpe_model: Path | None):
+def _espnet(src: Path, config: Path, tokens: Path | None, bpe_model: Path | None) -> _Found:
     settings = read_yaml(config)
     tokenizer = _espnet_tokenizer(settings, config, tokens, bpe_model)
     section = espnet_config.read_config(settings, tokenizer.vocab_size, str(config))
-    statistics = None
     state = read_checkpoint(src)
     frontend = build(EspnetLogMel, section["audio"]["frontend"]["init_args"], "frontend_conf")
+    statistics = None
     if frontend.cmvn.kind == "global" and "normalize.std" not in state:
         named = (settings.get("normalize_conf") or {}).get("stats_file")
         if named is not None:
             statistics = _near(config, named, "normalize_conf.stats_file", "a path from there")
-    state = espnet_model.prepare(state, frontend, statistics, src)
+    state = espnet_model.convert(state, frontend, statistics, src)
     return section, espnet_model.weight_names(state), state, tokenizer
 
 
 def _espnet_tokenizer(
     settings: Mapping[str, Any], config: Path, tokens: Path | None, bpe_model: Path | None
-):
+) -> Tokenizer:
     listed = settings.get("token_list")
     if tokens is None and isinstance(listed, str):
         tokens = _near(config, listed, "token_list", "--tokens")
@@ -162,9 +163,9 @@ def _espnet_tokenizer(
 
 
 def _near(config: Path, name: Any, key: str, option: str) -> Path:
-    """A file that a configuration names, relative to the folder that ESPnet was run in.
+    """Find a file that a configuration names, relative to the folder that ESPnet was run in.
 
-    The configuration may be a stranger's: it can name files there and below, and none elsewhere.
+    The configuration is not trusted: it can name files in that folder or below, none elsewhere.
     """
     for folder in (Path.cwd(), *config.resolve().parents[:4]):
         if not isinstance(name, str) or folder == folder.parent:
@@ -179,11 +180,9 @@ def _near(config: Path, name: Any, key: str, option: str) -> Path:
 
 def _auto_avsr(
     source: Source, src: Path, config: Path | None, tokens: Path | None, bpe_model: Path | None
-) -> tuple[dict[str, Any], Names, dict[str, Tensor], Any]:
+) -> _Found:
     if tokens is None:
-        raise ConfigError(
-            f"--from {source} needs the list of units (--tokens), such as its ..._units.txt"
-        )
+        raise ConfigError(f"{source} needs the list of units (--tokens), such as its ..._units.txt")
     tokenizer = make_tokenizer(with_ends(read_units(tokens)), bpe_model)
     state = read_checkpoint(src)
     backbone: Mapping[str, Any] = {}
