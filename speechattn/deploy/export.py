@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,10 +41,9 @@ from speechattn.model.ensemble import Ensemble
 from speechattn.model.speech_model import SpeechModel
 
 FREE = torch.export.Dim.DYNAMIC
-# Names of the graphs' outputs, and of the inputs of one that are outputs of another.
-ENCODER_OUTPUTS = ["hidden", "hidden_lengths", "log_probs"]
-MEMORY = ["memory_key", "memory_value"]
-STEP_OUTPUTS = ["log_probs", "new_key", "new_value"]
+MEMORY = ("memory_key", "memory_value")  # outputs of the decoder's start, inputs of its step
+# Of each input of a graph an example and its free axes.
+Inputs = dict[str, tuple[Tensor, dict]]
 
 
 class GivenFeatures(Frontend):
@@ -120,7 +119,8 @@ class StartGraph(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        (hidden,) = inputs
         pairs = [layer.cross_attention.keys(hidden) for layer in self.decoder.layers]
         return torch.stack([k for k, _ in pairs]), torch.stack([v for _, v in pairs])
 
@@ -134,33 +134,25 @@ class StepGraph(nn.Module):
         rate = torch.arange(0, decoder.width, 2, dtype=torch.float32)
         self.register_buffer("rate", torch.exp(rate * -(math.log(1e4) / decoder.width)))
 
-    def forward(
-        self,
-        token: Tensor,
-        position: Tensor,
-        path: Tensor,
-        key: Tensor,
-        value: Tensor,
-        memory_key: Tensor,
-        memory_value: Tensor,
-        memory_mask: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Feed one token to each hypothesis.
 
         Args:
-            token: (B, K) int64, <sos> first.
-            position: () int64, how many tokens came before.
-            path: (B, K, M) bool, the nodes that a hypothesis went through.
-            key: (L, B, M, H, Dh), of the nodes; H counts heads of keys.
-            value: (L, B, M, H, Dh).
-            memory_key: (L, B, H, T, Dh).
-            memory_value: (L, B, H, T, Dh).
-            memory_mask: (B, T) bool, True where a frame is real.
+            inputs: in this order
+                token: (B, K) int64, <sos> first.
+                position: () int64, how many tokens came before.
+                path: (B, K, M) bool, the nodes that a hypothesis went through.
+                key: (L, B, M, H, Dh), of the nodes; H counts heads of keys.
+                value: (L, B, M, H, Dh).
+                memory_key: (L, B, H, T, Dh).
+                memory_value: (L, B, H, T, Dh).
+                memory_mask: (B, T) bool, True where a frame is real.
 
         Returns:
             Log-probabilities of the next token (B, K, V), and keys and values of M + K nodes,
             (L, B, M + K, H, Dh) each: those before, then one of each hypothesis in their order.
         """
+        token, position, path, key, value, memory_key, memory_value, memory_mask = inputs
         decoder = self.decoder
         angle = position * self.rate
         place = torch.stack([angle.sin(), angle.cos()], 1).flatten()  # (D,)
@@ -197,14 +189,15 @@ def export_onnx(model: nn.Module, folder: str | Path) -> list[Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / ENCODER]
-    write_encoder(model, files[0])
+    outputs = ("hidden", "hidden_lengths", "log_probs")
+    write(EncoderGraph(model), encoder_inputs(model), outputs, files[0])
     if decoder is None:
         return files
     files += [folder / START, folder / STEP]
-    hidden = [torch.zeros(2, 7, decoder.memory_size)]
-    axes = [{0: FREE, 1: FREE}]
-    write(StartGraph(decoder), hidden, axes, inputs=["hidden"], outputs=MEMORY, path=files[1])
-    write_step(decoder, files[2])
+    hidden = {"hidden": (torch.zeros(2, 7, decoder.memory_size), {0: FREE, 1: FREE})}
+    write(StartGraph(decoder), hidden, MEMORY, files[1])
+    outputs = ("log_probs", "new_key", "new_value")
+    write(StepGraph(decoder), step_inputs(decoder), outputs, files[2])
     return files
 
 
@@ -232,29 +225,27 @@ def exportable_decoder(model: nn.Module) -> TransformerDecoder | None:
     return decoder
 
 
-def write_encoder(model: SpeechModel, path: Path) -> None:
-    """Write the encoder's graph."""
-    names, examples, axes = [], [], []
+def encoder_inputs(model: SpeechModel) -> Inputs:
+    """Return the inputs of the encoder's graph."""
+    inputs: Inputs = {}
     for name in model.modalities:
-        names += [name, f"{name}_lengths"]
         size = (model.streams[name].frontend.output_size,) if name == "video" else ()
         # Long enough for any subsampling, and no two axes alike.
         frames = 101 if name == "video" else 16001
         lengths = torch.tensor([frames, frames // 2, frames - 1])
-        examples += [torch.zeros(3, frames, *size), lengths]
-        axes += [{0: FREE, 1: FREE}, {0: FREE}]
-    graph = EncoderGraph(model)
-    write(graph, examples, (tuple(axes),), inputs=names, outputs=ENCODER_OUTPUTS, path=path)
+        inputs[name] = torch.zeros(3, frames, *size), {0: FREE, 1: FREE}
+        inputs[f"{name}_lengths"] = lengths, {0: FREE}
+    return inputs
 
 
-def write_step(decoder: TransformerDecoder, path: Path) -> None:
-    """Write the graph of a decoder's step."""
+def step_inputs(decoder: TransformerDecoder) -> Inputs:
+    """Return the inputs of the graph of a decoder's step."""
     b, k, m, t, layers = 2, 3, 5, 7, len(decoder.layers)
     tokens, cross = decoder.layers[0].self_attention, decoder.layers[0].cross_attention
     past = (layers, b, m, tokens.kv_heads, tokens.head_width)
     memory = (layers, b, cross.kv_heads, t, cross.head_width)
     # Each a tensor of its own, or the graph would read one input in two places.
-    arguments = {
+    return {
         "token": (torch.zeros(b, k, dtype=torch.int64), {0: FREE, 1: FREE}),
         "position": (torch.tensor(4), {}),
         "path": (torch.ones(b, k, m, dtype=torch.bool), {0: FREE, 1: FREE, 2: FREE}),
@@ -263,21 +254,10 @@ def write_step(decoder: TransformerDecoder, path: Path) -> None:
         **{name: (torch.zeros(memory), {1: FREE, 3: FREE}) for name in MEMORY},
         "memory_mask": (torch.ones(b, t, dtype=torch.bool), {0: FREE, 1: FREE}),
     }
-    examples, axes = ([pair[i] for pair in arguments.values()] for i in (0, 1))
-    graph = StepGraph(decoder)
-    write(graph, examples, axes, inputs=list(arguments), outputs=STEP_OUTPUTS, path=path)
 
 
-def write(
-    graph: nn.Module,
-    examples: list[Tensor],
-    axes: list | tuple,
-    *,
-    inputs: list[str],
-    outputs: list[str],
-    path: Path,
-) -> None:
-    """Trace a graph on example inputs, with free axes, and write it.
+def write(graph: nn.Module, inputs: Inputs, outputs: Sequence[str], path: Path) -> None:
+    """Trace a graph that takes `*inputs`, and write it.
 
     Raises:
         ConfigError: a package is missing.
@@ -294,12 +274,12 @@ def write(
     log.setLevel(logging.ERROR)  # it warns of every optional package that is missing
     try:
         with reference_kernels(), torch.no_grad():
+            examples, axes = zip(*inputs.values(), strict=True)
             program = torch.export.export(
-                graph.eval(), tuple(examples), dynamic_shapes=axes, strict=False
+                graph.eval(), examples, dynamic_shapes=(axes,), strict=False
             )
-            written = torch.onnx.export(
-                program, dynamo=True, input_names=inputs, output_names=outputs, verbose=False
-            )
+            names = {"input_names": list(inputs), "output_names": list(outputs)}
+            written = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     finally:
         log.setLevel(level)
     written.save(path)

@@ -42,16 +42,6 @@ class PackedLinear(nn.Module):
         super().__setstate__(state)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.packed)
 
-    def unpacked(self) -> nn.Linear:
-        """Return the layer that was packed, without the activation."""
-        linear = nn.Linear(
-            self.in_features, self.out_features, self.bias is not None, device="meta"
-        )
-        linear.weight = nn.Parameter(self.packed.to_dense())
-        if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias)
-        return linear
-
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
         return torch.ops.mkldnn._linear_pointwise(
@@ -78,19 +68,6 @@ def pack(model: nn.Module) -> nn.Module:
                 block.activation = nn.Identity()
         replace_modules(model, nn.Linear, lambda x: PackedLinear(x) if is_worth_packing(x) else x)
     return model.eval()
-
-
-def unpack(model: nn.Module) -> nn.Module:
-    """Put the layers back that `pack` took, in place; without such the model stays as it is."""
-    functions = {name: function for function, name in ACTIVATIONS.items()}
-    with torch.no_grad():
-        for block in list(model.modules()):
-            expand = block.expand if isinstance(block, FeedForward) else None
-            if isinstance(expand, PackedLinear) and expand.activation != "none":
-                del block.activation  # a module, which no function may replace
-                block.activation = functions[expand.activation]
-        replace_modules(model, PackedLinear, PackedLinear.unpacked)
-    return model
 
 
 def is_worth_packing(layer: nn.Module) -> bool:

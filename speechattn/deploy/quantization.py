@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from speechattn.deploy.packing import PackedLinear, pack, unpack
+from speechattn.deploy.packing import PackedLinear
 from speechattn.deploy.replacement import replace_modules
 from speechattn.deploy.visual_frontend import has_bf16_instructions
 from speechattn.errors import ConfigError
@@ -131,8 +131,7 @@ def quantize(model: nn.Module, scheme: Scheme, smallest: int = MIN_WEIGHTS) -> n
     """Replace the linear layers of a trained model by cheaper ones, in place.
 
     Args:
-        model: a `SpeechModel`, an `Ensemble` or any part of one, on a CPU. If some of its layers
-            were packed, so are those that stay in float32.
+        model: a `SpeechModel`, an `Ensemble` or any part of one, on a CPU, not packed yet.
         scheme: 'int8' or 'bf16'.
         smallest: layers with fewer weights stay in float32.
 
@@ -140,7 +139,8 @@ def quantize(model: nn.Module, scheme: Scheme, smallest: int = MIN_WEIGHTS) -> n
         The model, in evaluation mode.
 
     Raises:
-        ConfigError: no such scheme, the model is not on a CPU, or this PyTorch has no oneDNN.
+        ConfigError: no such scheme, the model is packed or not on a CPU, or this PyTorch has no
+            oneDNN.
     """
     if scheme not in LAYERS:
         raise ConfigError(f"quantize: one of {', '.join(LAYERS)}, not {scheme!r}")
@@ -151,8 +151,8 @@ def quantize(model: nn.Module, scheme: Scheme, smallest: int = MIN_WEIGHTS) -> n
         raise ConfigError("quantize: int8 needs oneDNN, which this PyTorch was built without")
     if scheme == "bf16" and not has_bf16_instructions():
         logger.warning("this processor has no bfloat16 instructions: 'bf16' is slower than 'fp32'")
-    packed = any(isinstance(module, PackedLinear) for module in model.modules())
-    unpack(model)
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise ConfigError("quantize: the layers of this model are packed; quantize it first")
 
     def cheaper(layer: nn.Linear) -> nn.Module:
         # A visual frontend may compute in bfloat16 already.
@@ -165,4 +165,4 @@ def quantize(model: nn.Module, scheme: Scheme, smallest: int = MIN_WEIGHTS) -> n
         logger.warning(
             "quantize: no linear layer in float32 has %d weights or more: nothing changes", smallest
         )
-    return pack(model) if packed else model.eval()
+    return model.eval()

@@ -8,13 +8,14 @@ inside the encoder, its projection being `encoder.embed.0`, and from 2023 on bes
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from speechattn.errors import ConfigError
-from speechattn.importing.checkpoint import under, without
+from speechattn.importing.checkpoint import map_part
 from speechattn.importing.espnet import (
     Names,
     Rules,
@@ -61,13 +62,13 @@ def weight_names(names: Iterable[str]) -> Names:
     """Map each of our names to theirs; unknown ones stay as they are."""
     real = newer_names(names)
     stream = "audio" if "frontend.trunk.conv1.weight" in real else "video"
-    left = "decoder.left." if _has_right_decoder(real) else "decoder."
-    frontend = _frontend_names(without(real, "frontend."), stream)
-    found: Names = {
-        **under(frontend, f"streams.{stream}.frontend.", "frontend."),
-        **under(encoder_names(without(real, "encoder.")), f"streams.{stream}.encoder.", "encoder."),
-        **under(decoder_names(without(real, "decoder.")), left, "decoder."),
-        **under(decoder_names(without(real, "r_decoder.")), "decoder.right.", "r_decoder."),
+    frontend_names = partial(_frontend_names, stream)
+    left = "decoder.left." if any(n.startswith("r_decoder.") for n in real) else "decoder."
+    found = {
+        **map_part(real, frontend_names, f"streams.{stream}.frontend.", "frontend."),
+        **map_part(real, encoder_names, f"streams.{stream}.encoder.", "encoder."),
+        **map_part(real, decoder_names, left, "decoder."),
+        **map_part(real, decoder_names, "decoder.right.", "r_decoder."),
     }
     for name in real:
         if name.split(".")[0] not in ("encoder", "decoder", "r_decoder", "frontend"):
@@ -75,10 +76,6 @@ def weight_names(names: Iterable[str]) -> Names:
             projection = f"streams.{stream}.encoder.input.projection."
             found[re.sub(r"^proj_encoder\.", projection, ours)] = (name,)
     return {ours: tuple(real[part] for part in parts) for ours, parts in found.items()}
-
-
-def _has_right_decoder(names: Iterable[str]) -> bool:
-    return any(name.startswith("r_decoder.") for name in names)
 
 
 _FRONTEND_RULES: Rules = (
@@ -97,7 +94,7 @@ _SHORTCUT: Mapping[str, Rules] = {
 }
 
 
-def _frontend_names(names: list[str], stream: str) -> Names:
+def _frontend_names(stream: str, names: list[str]) -> Names:
     """Map names of a ResNet-18 with a 3-D or a 1-D stem."""
     blocks = [
         f"trunk.layer{stage}.{block}."
@@ -126,90 +123,65 @@ def read_sizes(
     if backbone:
         translate(backbone, BACKBONE, "", problems)
     refuse(problems, f"{where}: its configuration cannot be imported")
-    weights = _Weights(state, where)
-    if any(name.startswith("aux_encoder.") for name in weights.names):
+    shapes = {name: tuple(state[theirs].shape) for name, theirs in newer_names(state).items()}
+    if any(name.startswith("aux_encoder.") for name in shapes):
         raise ConfigError(f"{where}: audio-visual checkpoints of auto_avsr cannot be imported")
-    audio = "frontend.trunk.conv1.weight" in weights.names
-    frontend = _frontend_sizes(weights, audio)
-    encoder = _encoder_sizes(weights, frontend["channels"][-1])
-    name = "Conv1dResNet" if audio else "ResNet3D"
-    kind = "BidirectionalDecoder" if _has_right_decoder(weights.names) else "TransformerDecoder"
+
+    def size(name: str, axis: int = 0) -> int:
+        shape = shapes.get(name)
+        if shape is None or not shape[axis:]:
+            found = "missing" if shape is None else shape
+            raise ConfigError(f"{where}: is no checkpoint of auto_avsr: {name} is {found}")
+        return shape[axis]
+
+    audio, frontend = _frontend_section(shapes, size)
+    block, dropout = "encoder.encoders.0", {"dropout": 0.1, "attention_dropout": 0.1}
+    encoder = {
+        "input_size": frontend["init_args"]["channels"][-1],
+        "output_size": size("proj_encoder.weight"),
+        "attention_heads": size(f"{block}.self_attn.pos_bias_u"),
+        "linear_units": size(f"{block}.feed_forward.w_1.weight"),
+        "num_blocks": len(numbers(shapes, "encoder.encoders")),
+        "subsampling": "projection",
+        "conv_kernel": size(f"{block}.conv_module.depthwise_conv.weight", -1),
+        "macaron": True,
+        **dropout,
+    }
+    width, head_width = size("decoder.embed.0.weight", 1), size(f"{block}.self_attn.pos_bias_u", 1)
+    decoder = {
+        "memory_size": encoder["output_size"],
+        "width": width,
+        "attention_heads": backbone.get("dheads", width // head_width),
+        "linear_units": size("decoder.decoders.0.feed_forward.w_1.weight"),
+        "num_blocks": len(numbers(shapes, "decoder.decoders")),
+        **dropout,
+    }
+    kind = "TransformerDecoder"
+    if layers := numbers(shapes, "r_decoder.decoders"):
+        kind, decoder["reverse_blocks"] = "BidirectionalDecoder", len(layers)
     return {
         "audio" if audio else "video": {
-            "frontend": {"class_path": f"speechattn.frontends.{name}", "init_args": frontend},
+            "frontend": frontend,
             "encoder": {"class_path": "speechattn.encoders.ConformerEncoder", "init_args": encoder},
         },
-        "decoder": {
-            "class_path": f"speechattn.decoders.{kind}",
-            "init_args": _decoder_sizes(weights, backbone.get("dheads")),
-        },
+        "decoder": {"class_path": f"speechattn.decoders.{kind}", "init_args": decoder},
         "ctc_dropout": 0.1,
     }
 
 
-class _Weights:
-    """The names and shapes in a checkpoint."""
-
-    def __init__(self, state: Mapping[str, Tensor], where: str):
-        self.names = newer_names(state)
-        self.state, self.where = state, where
-
-    def size(self, name: str, axis: int = 0) -> int:
-        """Return the length of an axis of a weight."""
-        if name not in self.names:
-            raise ConfigError(f"{self.where}: is no checkpoint of auto_avsr: {name} is missing")
-        shape = tuple(self.state[self.names[name]].shape)
-        if not shape[axis:]:
-            raise ConfigError(f"{self.where}: is no checkpoint of auto_avsr: {name} is {shape}")
-        return shape[axis]
-
-    def layers(self, prefix: str) -> int:
-        """Return the number of layers whose names begin with `prefix.`."""
-        return len(numbers(self.names, prefix))
-
-
-def _frontend_sizes(weights: _Weights, audio: bool) -> dict[str, Any]:
+def _frontend_section(
+    shapes: Mapping[str, tuple[int, ...]], size: Callable[[str], int]
+) -> tuple[bool, dict[str, Any]]:
+    """Return whether the frontend takes sound, and its section."""
+    audio = "frontend.trunk.conv1.weight" in shapes
     slopes = "frontend.trunk.relu.weight" if audio else "frontend.trunk.layer1.0.relu1.weight"
     stages = [f"frontend.trunk.layer{stage}" for stage in range(1, 5)]
-    sizes = {
-        "channels": [weights.size(f"{stage}.0.conv1.weight") for stage in stages],
-        "blocks": [weights.layers(stage) for stage in stages],
-        "activation": "prelu" if slopes in weights.names else "swish",
+    sizes: dict[str, Any] = {
+        "channels": [size(f"{stage}.0.conv1.weight") for stage in stages],
+        "blocks": [len(numbers(shapes, stage)) for stage in stages],
+        "activation": "prelu" if slopes in shapes else "swish",
     }
     if not audio:
-        sizes["stem_channels"] = weights.size("frontend.frontend3D.0.weight")
-    return sizes
-
-
-def _encoder_sizes(weights: _Weights, input_size: int) -> dict[str, Any]:
-    block = "encoder.encoders.0"
-    return {
-        "input_size": input_size,
-        "output_size": weights.size("proj_encoder.weight"),
-        "attention_heads": weights.size(f"{block}.self_attn.pos_bias_u"),
-        "linear_units": weights.size(f"{block}.feed_forward.w_1.weight"),
-        "num_blocks": weights.layers("encoder.encoders"),
-        "subsampling": "projection",
-        "conv_kernel": weights.size(f"{block}.conv_module.depthwise_conv.weight", -1),
-        "macaron": True,
-        "dropout": 0.1,
-        "attention_dropout": 0.1,
-    }
-
-
-def _decoder_sizes(weights: _Weights, heads: int | None) -> dict[str, Any]:
-    width = weights.size("decoder.embed.0.weight", 1)
-    if heads is None:
-        heads = width // weights.size("encoder.encoders.0.self_attn.pos_bias_u", 1)
-    sizes = {
-        "memory_size": weights.size("proj_encoder.weight"),
-        "width": width,
-        "attention_heads": heads,
-        "linear_units": weights.size("decoder.decoders.0.feed_forward.w_1.weight"),
-        "num_blocks": weights.layers("decoder.decoders"),
-        "dropout": 0.1,
-        "attention_dropout": 0.1,
-    }
-    if _has_right_decoder(weights.names):
-        sizes["reverse_blocks"] = weights.layers("r_decoder.decoders")
-    return sizes
+        sizes["stem_channels"] = size("frontend.frontend3D.0.weight")
+    name = "Conv1dResNet" if audio else "ResNet3D"
+    return audio, {"class_path": f"speechattn.frontends.{name}", "init_args": sizes}

@@ -1,7 +1,7 @@
 """Checkpoints from elsewhere, read without running code and loaded without leaving any out."""
 
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +116,15 @@ def listed(items: Sequence[str], text: str, separator: str = ", ") -> str:
     return f"{len(items)} {text}: {separator.join(items[:MAX_LISTED])}{more}"
 
 
-def under(names: Names, ours: str, theirs: str) -> Names:
-    """Put a prefix before each of our names and of theirs."""
+def map_part(
+    names: Iterable[str], mapper: Callable[[list[str]], Names], ours: str, theirs: str
+) -> Names:
+    """Map the names that begin with `theirs` to names that begin with `ours`.
+
+    `mapper` gets and returns names without these prefixes.
+    """
+    inner = [name.removeprefix(theirs) for name in names if name.startswith(theirs)]
     return {
-        f"{ours}{name}": tuple(f"{theirs}{part}" for part in parts) for name, parts in names.items()
+        f"{ours}{name}": tuple(f"{theirs}{part}" for part in parts)
+        for name, parts in mapper(inner).items()
     }
-
-
-def without(names: Iterable[str], prefix: str) -> list[str]:
-    """Return the names that begin with `prefix`, without it."""
-    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from speechattn.importing.checkpoint import under, without
+from speechattn.importing.checkpoint import map_part
 from speechattn.importing.espnet import Names, lm_names
 from speechattn.importing.espnet_config import TOP
 from speechattn.importing.keys import IGNORED, Keys, chosen, fixed, passed, refuse, translate
@@ -59,5 +59,5 @@ def read_lm_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 def lm_weight_names(names: Iterable[str]) -> Names:
     """Map each of our names to an ESPnetLanguageModel's; unknown ones stay as they are."""
     names = list(names)
-    found = under(lm_names(without(names, "lm.")), "", "lm.")
-    return {**found, **{name: (name,) for name in names if not name.startswith("lm.")}}
+    others = {name: (name,) for name in names if not name.startswith("lm.")}
+    return map_part(names, lm_names, "", "lm.") | others

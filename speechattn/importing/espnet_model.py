@@ -9,7 +9,7 @@ from torch import Tensor
 from speechattn.errors import ConfigError
 from speechattn.frontends import EspnetLogMel
 from speechattn.frontends.cmvn import read_statistics
-from speechattn.importing.checkpoint import under, without
+from speechattn.importing.checkpoint import map_part
 from speechattn.importing.espnet import Names, decoder_names, encoder_names
 
 _MEL = "frontend.logmel.melmat"
@@ -20,8 +20,8 @@ def weight_names(names: Iterable[str]) -> Names:
     """Map each of our names to an ESPnetASRModel's, after `convert`; unknown ones stay."""
     names = list(names)
     found = {
-        **under(encoder_names(without(names, "encoder.")), f"{_STREAM}encoder.", "encoder."),
-        **under(decoder_names(without(names, "decoder.")), "decoder.", "decoder."),
+        **map_part(names, encoder_names, f"{_STREAM}encoder.", "encoder."),
+        **map_part(names, decoder_names, "decoder.", "decoder."),
     }
     for name in names:
         if not name.startswith(("encoder.", "decoder.")):

@@ -148,7 +148,7 @@ def test_graphs_run_without_the_packages_that_write_them(exported):
 def test_missing_packages(monkeypatch):
     path = Path("encoder.onnx")
     for package, extra, run in (
-        ("onnxscript", "export", lambda: write(None, [], [], inputs=[], outputs=[], path=path)),
+        ("onnxscript", "export", lambda: write(None, {}, [], path)),
         ("onnxruntime", "onnx", lambda: open_session(path)),
     ):
         monkeypatch.setitem(sys.modules, package, None)
