@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from speechattn.deploy.visual_frontend import FUSED, FoldedConv, fold_frontend
 from speechattn.frontends import ResNet3D
+from speechattn.model import load_model
 
 FRAMES, SIDE = 250, 88
 SEED = 1
@@ -200,19 +201,18 @@ def training_row(frames: int, rounds: int) -> dict:
 
 def text_rows(options: argparse.Namespace) -> list[dict]:
     """The share of clips whose text the cheaper arithmetic leaves alone."""
-    from speechattn.decoding import DecodeOptions
-    from speechattn.model.speech_model import SpeechModel
+    from speechattn.decoding import JointSearch
     from speechattn.transcribe.manifests import decode_cuts
     from speechattn.transcribe.transcriber import Transcriber
 
-    decoding = DecodeOptions.load(options.options) if options.options else None
+    decoding = JointSearch.load(options.options) if options.options else None
     texts = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("as trained", "fp32", "mixed", "bf16"):
             precision = "fp32" if name == "as trained" else name
             transcriber = Transcriber.from_pretrained(options.model, decoding, precision=precision)
             if name == "as trained":
-                transcriber.model = SpeechModel.from_pretrained(options.model)
+                transcriber.model = load_model(options.model)
             output = Path(folder) / name.replace(" ", "_")
             path = decode_cuts(transcriber, options.cuts, output, options.crops, details=0)
             lines = path.read_text(encoding="utf-8").splitlines()

@@ -82,7 +82,7 @@ class InternalLmScorer:
         self.batch = batch
 
     def start(self) -> DecoderState:
-        like = next(self.decoder.parameters(), torch.zeros(()))  # exported decoders have none
+        like = next(self.decoder.parameters())
         memory = like.new_zeros(self.batch, 1, self.decoder.memory_size)
         lengths = torch.ones(self.batch, dtype=torch.int64, device=like.device)
         return self.decoder.init_state(memory, lengths)
