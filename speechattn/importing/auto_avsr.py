@@ -16,15 +16,8 @@ from torch import Tensor
 
 from speechattn.errors import ConfigError
 from speechattn.importing.checkpoint import map_part
-from speechattn.importing.espnet import (
-    Names,
-    Rules,
-    decoder_names,
-    encoder_names,
-    numbers,
-    rename,
-)
-from speechattn.importing.keys import IGNORED, Keys, fixed, refuse, translate
+from speechattn.importing.espnet import Names, Rules, decoder_names, encoder_names, numbers, rename
+from speechattn.importing.keys import Keys, fixed, ignored, refuse, translate
 
 # `model.visual_backbone` or `model.audio_backbone` of their configurations.
 BACKBONE: Keys = {
@@ -37,13 +30,10 @@ BACKBONE: Keys = {
     "relu_type": fixed("swish", "prelu"),
     "transformer_input_layer": fixed("conv3d", "conv1d"),
     # Sizes are read off the weights.
-    **dict.fromkeys(
-        (
-            "adim aheads eunits elayers cnn_module_kernel ddim dheads dunits dlayers r_dlayers "
-            "dropout_rate transformer_attn_dropout_rate lsm_weight "
-            "transformer_length_normalized_loss mtlalpha mtlbeta ctc_type"
-        ).split(),
-        IGNORED,
+    **ignored(
+        "adim aheads eunits elayers cnn_module_kernel ddim dheads dunits dlayers r_dlayers "
+        "dropout_rate transformer_attn_dropout_rate lsm_weight "
+        "transformer_length_normalized_loss mtlalpha mtlbeta ctc_type"
     ),
 }
 

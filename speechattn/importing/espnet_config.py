@@ -7,7 +7,7 @@ training alone. Any other is an error, as it could change the model's output.
 from collections.abc import Mapping
 from typing import Any
 
-from speechattn.importing.keys import IGNORED, Keys, chosen, fixed, passed, refuse, translate
+from speechattn.importing.keys import Keys, chosen, fixed, ignored, passed, refuse, translate
 
 _INPUT = {
     "linear": "linear",
@@ -35,11 +35,8 @@ _ANY_ENCODER: Keys = {
     "rel_pos_type": fixed("latest"),
     "zero_triu": fixed(False),
     "qk_norm": fixed(False),
-    "max_pos_emb_len": IGNORED,
-    "padding_idx": IGNORED,  # of `input_layer: embed` alone
-    "use_flash_attn": IGNORED,
-    "use_sdpa": IGNORED,
-    "gradient_checkpoint_layers": IGNORED,
+    # `padding_idx` is of `input_layer: embed`.
+    **ignored("max_pos_emb_len padding_idx use_flash_attn use_sdpa gradient_checkpoint_layers"),
 }
 _GATE: Keys = {
     "attention_layer_type": fixed("rel_selfattn"),
@@ -70,13 +67,13 @@ ENCODERS: Mapping[str, tuple[str, Keys]] = {
             "normalize_before": fixed(True),
             "concat_after": fixed(False),
             "positionwise_layer_type": fixed("linear"),
-            "positionwise_conv_kernel_size": IGNORED,
             "macaron_style": passed("macaron", False),
             "selfattention_layer_type": fixed("rel_selfattn"),
             "activation_type": passed("activation", "swish"),
             "use_cnn_module": fixed(True),
             "cnn_module_kernel": passed("conv_kernel", 31),
             "ctc_trim": fixed(False),
+            **ignored("positionwise_conv_kernel_size"),
             "stochastic_depth_rate": passed("stochastic_depth", 0.0),
         },
     ),
@@ -115,17 +112,15 @@ DECODER: Keys = {
     "num_blocks": passed("num_blocks", 6),
     "dropout_rate": passed("dropout", 0.1),
     "self_attention_dropout_rate": passed("attention_dropout", 0.0),
-    "positional_dropout_rate": IGNORED,
-    "src_attention_dropout_rate": IGNORED,
     "input_layer": fixed("embed"),
     "use_output_layer": fixed(True),
     "normalize_before": fixed(True),
     "concat_after": fixed(False),
     "qk_norm": fixed(False),
-    "layer_drop_rate": IGNORED,
-    "use_flash_attn": IGNORED,
-    "use_sdpa": IGNORED,
-    "gradient_checkpoint_layers": IGNORED,
+    **ignored(
+        "positional_dropout_rate src_attention_dropout_rate layer_drop_rate use_flash_attn "
+        "use_sdpa gradient_checkpoint_layers"
+    ),
 }
 
 FRONTEND: Keys = {
@@ -142,13 +137,13 @@ FRONTEND: Keys = {
     "normalized": fixed(False),
     "onesided": fixed(True),
     "apply_stft": fixed(True),
-    "frontend_conf": IGNORED,  # of a microphone array; looked at apart
+    **ignored("frontend_conf"),  # of a microphone array, checked apart
 }
 NORMALIZE: Keys = {
     "norm_means": passed("means", True),
     "norm_vars": passed("variances"),
-    "eps": IGNORED,  # 1e-20: no spread is as small
-    "stats_file": IGNORED,  # its numbers are in the checkpoint
+    # `eps` is 1e-20, below any deviation; the statistics are in the checkpoint.
+    **ignored("eps stats_file"),
 }
 MODEL: Keys = {
     "sym_space": fixed("<space>"),
@@ -158,23 +153,17 @@ MODEL: Keys = {
     "lang_token_id": fixed(-1),
     "transducer_multi_blank_durations": fixed([], None),
     "ctc_weight": passed("ctc_weight", 0.5),
-    **dict.fromkeys(
-        (
-            "aux_ctc interctc_weight ignore_id lsm_weight length_normalized_loss report_cer "
-            "report_wer transducer_multi_blank_sigma autocast_frontend "
-            "extract_feats_in_collect_stats"
-        ).split(),
-        IGNORED,
+    **ignored(
+        "aux_ctc interctc_weight ignore_id lsm_weight length_normalized_loss report_cer "
+        "report_wer transducer_multi_blank_sigma autocast_frontend "
+        "extract_feats_in_collect_stats"
     ),
 }
 CTC: Keys = {
     "dropout_rate": passed("ctc_dropout", 0.0),
-    **dict.fromkeys(
-        (
-            "ctc_type reduce ignore_nan_grad zero_infinity brctc_risk_strategy "
-            "brctc_group_strategy brctc_risk_factor"
-        ).split(),
-        IGNORED,
+    **ignored(
+        "ctc_type reduce ignore_nan_grad zero_infinity brctc_risk_strategy "
+        "brctc_group_strategy brctc_risk_factor"
     ),
 }
 
@@ -189,39 +178,36 @@ TOP: Keys = {
     "use_lang_prompt": fixed(False, None),
     "use_nlp_prompt": fixed(False, None),
     "use_adapter": fixed(False, None),
-    **dict.fromkeys(
-        (
-            "frontend_conf normalize normalize_conf encoder encoder_conf decoder decoder_conf "
-            "ctc_conf model_conf token_list token_type bpemodel "
-            "preencoder_conf postencoder_conf joint_net_conf specaug specaug_conf preprocessor "
-            "preprocessor_conf cleaner g2p non_linguistic_symbols aux_ctc_tasks version required "
-            "config print_config use_preprocessor init adapter adapter_conf "
-            "accum_grad allow_multi_rates allow_variable_data_keys batch_bins batch_size "
-            "batch_type best_model_criterion category_sample_size category_upsampling_factor "
-            "chunk_default_fs chunk_discard_short_samples chunk_excluded_key_prefixes "
-            "chunk_length chunk_max_abs_length chunk_shift_ratio collect_stats "
-            "create_graph_in_tensorboard cudnn_benchmark cudnn_deterministic cudnn_enabled "
-            "dataset_scaling_factor dataset_upsampling_factor ddp_comm_hook deepspeed_config "
-            "detect_anomaly dist_backend dist_init_method dist_launcher dist_master_addr "
-            "dist_master_port dist_rank dist_world_size distributed drop_last_iter dry_run "
-            "early_stopping_criterion exclude_weight_decay exclude_weight_decay_conf fold_length "
-            "freeze_param grad_clip grad_clip_type grad_noise gradient_as_bucket_view "
-            "ignore_init_mismatch init_param iterator_type keep_nbest_models local_rank "
-            "log_interval log_level max_batch_size max_cache_fd max_cache_size max_epoch "
-            "min_batch_size multi_task_dataset multiple_iterator multiprocessing_distributed "
-            "nbest_averaging_interval ngpu no_forward_run noise_apply_prob noise_db_range "
-            "noise_scp num_att_plot num_cache_chunks num_iters_per_epoch num_workers optim "
-            "optim_conf output_dir patience pretrain_path resume rir_apply_prob rir_scp "
-            "save_strategy scheduler scheduler_conf seed sharded_ddp short_noise_thres "
-            "shuffle_within_batch sort_batch sort_in_batch train_data_path_and_name_and_type "
-            "train_dtype train_shape_file unused_parameters upsampling_factor use_amp "
-            "use_deepspeed use_matplotlib use_tensorboard use_tf32 use_wandb "
-            "val_scheduler_criterion valid_batch_bins valid_batch_size valid_batch_type "
-            "valid_data_path_and_name_and_type valid_iterator_type valid_max_cache_size "
-            "valid_shape_file wandb_allow_val_change wandb_entity wandb_id "
-            "wandb_model_log_interval wandb_name wandb_project write_collected_feats"
-        ).split(),
-        IGNORED,
+    **ignored(
+        "frontend_conf normalize normalize_conf encoder encoder_conf decoder decoder_conf "
+        "ctc_conf model_conf token_list token_type bpemodel "
+        "preencoder_conf postencoder_conf joint_net_conf specaug specaug_conf preprocessor "
+        "preprocessor_conf cleaner g2p non_linguistic_symbols aux_ctc_tasks version required "
+        "config print_config use_preprocessor init adapter adapter_conf "
+        "accum_grad allow_multi_rates allow_variable_data_keys batch_bins batch_size "
+        "batch_type best_model_criterion category_sample_size category_upsampling_factor "
+        "chunk_default_fs chunk_discard_short_samples chunk_excluded_key_prefixes "
+        "chunk_length chunk_max_abs_length chunk_shift_ratio collect_stats "
+        "create_graph_in_tensorboard cudnn_benchmark cudnn_deterministic cudnn_enabled "
+        "dataset_scaling_factor dataset_upsampling_factor ddp_comm_hook deepspeed_config "
+        "detect_anomaly dist_backend dist_init_method dist_launcher dist_master_addr "
+        "dist_master_port dist_rank dist_world_size distributed drop_last_iter dry_run "
+        "early_stopping_criterion exclude_weight_decay exclude_weight_decay_conf fold_length "
+        "freeze_param grad_clip grad_clip_type grad_noise gradient_as_bucket_view "
+        "ignore_init_mismatch init_param iterator_type keep_nbest_models local_rank "
+        "log_interval log_level max_batch_size max_cache_fd max_cache_size max_epoch "
+        "min_batch_size multi_task_dataset multiple_iterator multiprocessing_distributed "
+        "nbest_averaging_interval ngpu no_forward_run noise_apply_prob noise_db_range "
+        "noise_scp num_att_plot num_cache_chunks num_iters_per_epoch num_workers optim "
+        "optim_conf output_dir patience pretrain_path resume rir_apply_prob rir_scp "
+        "save_strategy scheduler scheduler_conf seed sharded_ddp short_noise_thres "
+        "shuffle_within_batch sort_batch sort_in_batch train_data_path_and_name_and_type "
+        "train_dtype train_shape_file unused_parameters upsampling_factor use_amp "
+        "use_deepspeed use_matplotlib use_tensorboard use_tf32 use_wandb "
+        "val_scheduler_criterion valid_batch_bins valid_batch_size valid_batch_type "
+        "valid_data_path_and_name_and_type valid_iterator_type valid_max_cache_size "
+        "valid_shape_file wandb_allow_val_change wandb_entity wandb_id "
+        "wandb_model_log_interval wandb_name wandb_project write_collected_feats"
     ),
 }
 

@@ -6,7 +6,7 @@ from speechattn.config import read_yaml
 from speechattn.decoding import Search
 from speechattn.decoding.config import build_search
 from speechattn.errors import ConfigError
-from speechattn.importing.keys import IGNORED, Keys, fixed, passed, refuse, translate
+from speechattn.importing.keys import Keys, fixed, ignored, passed, refuse, translate
 
 DECODE: Keys = {
     "beam_size": passed("beam_size", 20),
@@ -18,9 +18,8 @@ DECODE: Keys = {
     "lm_weight": fixed(0, None),  # no language model is imported
     "ngram_weight": fixed(0, None),
     "normalize_length": fixed(False),
-    "batch_size": IGNORED,
-    "ngpu": IGNORED,
     "dtype": fixed("float32"),
+    **ignored("batch_size ngpu"),
 }
 
 

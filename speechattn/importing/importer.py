@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,6 +32,16 @@ _SEARCHES: Mapping[str, Search] = {
     "cnvsrc2023": JointSearch(beam_size=40, ctc_weight=0.5),
     "cnvsrc2024": JointSearch(beam_size=40, ctc_weight=0.5),
 }
+
+
+@dataclass(frozen=True)
+class _Files:
+    """A checkpoint and what belongs to it; None for what the user did not name."""
+
+    checkpoint: Path
+    config: Path | None
+    tokens: Path | None
+    bpe_model: Path | None
 
 
 # Our `model:` section, names of weights, the weights, and the units.
@@ -73,23 +84,24 @@ def import_checkpoint(
         raise ConfigError(f"{dest}: is there already; name a new folder")
     if source == "espnet":
         src, config = _espnet_files(src, config)
-        if is_lm(read_yaml(config)):
-            return _espnet_lm(src, dest, config, tokens, bpe_model, decode)
-        section, names, state, tokenizer = _espnet(src, config, tokens, bpe_model)
-    else:
-        section, names, state, tokenizer = _auto_avsr(source, src, config, tokens, bpe_model)
+    files = _Files(src, config, tokens, bpe_model)
+    meta = {"imported_from": source, "checkpoint": src.name}
+    if source == "espnet" and is_lm(read_yaml(config)):
+        if decode is not None:
+            raise ConfigError(f"--decode: {src} is a language model, which has no search")
+        section, names, state, tokenizer = _espnet_lm(files)
+        lm = build_lm(section, tokenizer.vocab_size)
+        fit(lm, state, names, src)
+        save_lm(dest, section, lm.state_dict(), tokenizer, meta)
+        return dest
+    section, names, state, tokenizer = (_espnet if source == "espnet" else _auto_avsr)(files)
     model = build_model(section, tokenizer.vocab_size)
     fit(model, state, names, src)
     search = _SEARCHES[source] if decode is None else read_decode(decode)
     if "decoder" not in section:
         search = CtcGreedySearch()
-    save_model_dir(
-        dest,
-        {"model": section, "search": search_section(search)},
-        model.state_dict(),
-        tokenizer,
-        {"imported_from": source, "checkpoint": src.name},
-    )
+    sections = {"model": section, "search": search_section(search)}
+    save_model_dir(dest, sections, model.state_dict(), tokenizer, meta)
     return dest
 
 
@@ -107,46 +119,31 @@ def _espnet_files(src: Path, config: Path | None) -> tuple[Path, Path]:
     return src, config
 
 
-def _espnet_lm(
-    src: Path,
-    dest: Path,
-    config: Path,
-    tokens: Path | None,
-    bpe_model: Path | None,
-    decode: Path | None,
-) -> Path:
-    """Make a language model's directory, as `--lm` reads it."""
-    if decode is not None:
-        raise ConfigError(f"--decode: {src} is a language model, which has no search")
-    settings = read_yaml(config)
-    tokenizer = _espnet_tokenizer(settings, config, tokens, bpe_model)
-    section = read_lm_config(settings, str(config))
-    lm = build_lm(section, tokenizer.vocab_size)
-    state = read_checkpoint(src)
-    fit(lm, state, lm_weight_names(state), src)
-    meta = {"imported_from": "espnet", "checkpoint": src.name}
-    save_lm(dest, section, lm.state_dict(), tokenizer, meta)
-    return dest
+def _espnet_lm(files: _Files) -> _Found:
+    settings = read_yaml(files.config)
+    tokenizer = _espnet_tokenizer(settings, files)
+    state = read_checkpoint(files.checkpoint)
+    section = read_lm_config(settings, str(files.config))
+    return section, lm_weight_names(state), state, tokenizer
 
 
-def _espnet(src: Path, config: Path, tokens: Path | None, bpe_model: Path | None) -> _Found:
-    settings = read_yaml(config)
-    tokenizer = _espnet_tokenizer(settings, config, tokens, bpe_model)
+def _espnet(files: _Files) -> _Found:
+    settings, config = read_yaml(files.config), files.config
+    tokenizer = _espnet_tokenizer(settings, files)
     section = espnet_config.read_config(settings, tokenizer.vocab_size, str(config))
-    state = read_checkpoint(src)
+    state = read_checkpoint(files.checkpoint)
     frontend = build(EspnetLogMel, section["audio"]["frontend"]["init_args"], "frontend_conf")
     statistics = None
     if frontend.cmvn.kind == "global" and "normalize.std" not in state:
         named = (settings.get("normalize_conf") or {}).get("stats_file")
         if named is not None:
             statistics = _near(config, named, "normalize_conf.stats_file", "a path from there")
-    state = espnet_model.convert(state, frontend, statistics, src)
+    state = espnet_model.convert(state, frontend, statistics, files.checkpoint)
     return section, espnet_model.weight_names(state), state, tokenizer
 
 
-def _espnet_tokenizer(
-    settings: Mapping[str, Any], config: Path, tokens: Path | None, bpe_model: Path | None
-) -> Tokenizer:
+def _espnet_tokenizer(settings: Mapping[str, Any], files: _Files) -> Tokenizer:
+    config, tokens, bpe_model = files.config, files.tokens, files.bpe_model
     listed = settings.get("token_list")
     if tokens is None and isinstance(listed, str):
         tokens = _near(config, listed, "token_list", "--tokens")
@@ -178,13 +175,11 @@ def _near(config: Path, name: Any, key: str, option: str) -> Path:
     )
 
 
-def _auto_avsr(
-    source: Source, src: Path, config: Path | None, tokens: Path | None, bpe_model: Path | None
-) -> _Found:
-    if tokens is None:
-        raise ConfigError(f"{source} needs the list of units (--tokens), such as its ..._units.txt")
-    tokenizer = make_tokenizer(with_ends(read_units(tokens)), bpe_model)
-    state = read_checkpoint(src)
+def _auto_avsr(files: _Files) -> _Found:
+    if files.tokens is None:
+        raise ConfigError(f"{files.checkpoint}: needs its list of units, ..._units.txt (--tokens)")
+    tokenizer = make_tokenizer(with_ends(read_units(files.tokens)), files.bpe_model)
+    state, config = read_checkpoint(files.checkpoint), files.config
     backbone: Mapping[str, Any] = {}
     if config is not None:
         kind = "audio" if any(".trunk.conv1." in name for name in state) else "visual"
@@ -195,5 +190,5 @@ def _auto_avsr(
                 raise ConfigError(
                     f"{config}: {key}: {backbone!r}: is no section of keys and values"
                 )
-    section = auto_avsr.read_sizes(state, backbone, str(src))
+    section = auto_avsr.read_sizes(state, backbone, str(files.checkpoint))
     return section, auto_avsr.weight_names(state), state, tokenizer

@@ -42,6 +42,12 @@ def chosen(to: str, default: Any, values: Mapping[Any, Any]) -> Key:
 # A key of training or of speed alone: it does not change a trained model's output.
 IGNORED = Key()
 
+
+def ignored(names: str) -> dict[str, Key]:
+    """Ignore these keys, separated by spaces."""
+    return dict.fromkeys(names.split(), IGNORED)
+
+
 Keys = Mapping[str, Key]
 
 
