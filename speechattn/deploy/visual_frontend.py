@@ -95,9 +95,9 @@ class FoldedConv(nn.Module):
         return {**self.__dict__, "packed": None}  # cannot be copied or saved
 
     def forward(self, x: Tensor, total: Tensor | None = None) -> Tensor:
-        """Map x (N, C, H, W) to (N, O, H', W').
+        """Map x (P, C, H, W) to (P, O, H', W').
 
-        `total` (N, O, H', W'), which is overwritten, is added before the non-linearity.
+        `total` (P, O, H', W'), which is overwritten, is added before the non-linearity.
         """
         if self.winograd is not None or not can_fuse(x):
             y = self.convolve(x)
@@ -159,7 +159,7 @@ class FoldedBlock(nn.Module):
         self.shortcut = nn.Sequential(*fold_layers(list(block.shortcut.children()), dtype))
 
     def forward(self, x: Tensor, clips: Clips | None) -> Tensor:
-        """Map x (N, C, H, W), which is overwritten, to (N, O, H', W')."""
+        """Map x (P, C, H, W), which is overwritten, to (P, O, H', W')."""
         y = x
         for layer in self.branch[:-1]:
             y = layer(y, clips) if isinstance(layer, OverTime) else layer(y)
@@ -203,7 +203,7 @@ class FoldedResNet(Frontend):
         # A layer that looks along time needs all frames of a clip.
         clips = Clips.of(lengths) if self.over_time else None
         parts = [first] if self.over_time else first.split(FRAMES_AT_ONCE)
-        y = torch.cat([self.describe(pictures, part, clips) for part in parts])  # (N, F)
+        y = torch.cat([self.describe(pictures, part, clips) for part in parts])  # (P, F)
         return unpack(self.output_norm(y), lengths, x.shape[1]), lengths
 
     def describe(self, pictures: Tensor, first: Tensor, clips: Clips | None) -> Tensor:
