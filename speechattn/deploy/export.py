@@ -33,7 +33,6 @@ from speechattn.deploy.replacement import replace_modules
 from speechattn.errors import ConfigError
 from speechattn.files import write_text
 from speechattn.frontends import MLPFusion
-from speechattn.frontends.base import Frontend
 from speechattn.kernels import backend
 from speechattn.masks import without_padding
 from speechattn.model.directory import CONFIG, META, WEIGHTS, load_model, read_config
@@ -46,12 +45,8 @@ MEMORY = ("memory_key", "memory_value")  # outputs of the decoder's start, input
 Inputs = dict[str, tuple[Tensor, dict]]
 
 
-class GivenFeatures(Frontend):
+class GivenFeatures(nn.Module):
     """A frontend whose features are computed outside of the graph."""
-
-    def __init__(self, source: Frontend):
-        super().__init__()
-        self.output_size = source.output_size
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return x, lengths
@@ -87,7 +82,7 @@ class PaddedFusion(nn.Module):
 
 
 class EncoderGraph(nn.Module):
-    """Input of each stream and its lengths to hidden frames, lengths and log-probabilities.
+    """Input and lengths of each stream to hidden frames, lengths and log-probabilities.
 
     Args:
         model: stays as it is; the graph shares its weights.
@@ -99,16 +94,13 @@ class EncoderGraph(nn.Module):
         self.model = copy.deepcopy(model, shared)
         self.model.decoder = None
         if "video" in self.model.streams:
-            stream = self.model.streams["video"]
-            stream.frontend = GivenFeatures(stream.frontend)
+            self.model.streams["video"].frontend = GivenFeatures()
         replace_modules(self.model, MLPFusion, PaddedFusion)
         replace_modules(self.model, RelativePositions, UnboundedPositions)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        named = {}
-        for i, name in enumerate(self.model.modalities):
-            named[name], named[f"{name}_lengths"] = inputs[2 * i : 2 * i + 2]
-        hidden, lengths = self.model.encode(**named)
+        names = (x for name in self.model.modalities for x in (name, f"{name}_lengths"))
+        hidden, lengths = self.model.encode(**dict(zip(names, inputs, strict=True)))
         return hidden, lengths, self.model.ctc_log_probs(hidden)
 
 

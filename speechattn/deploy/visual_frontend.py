@@ -9,7 +9,7 @@ convolutions do not help, are in bfloat16, so that less rounding adds up.
 import copy
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from speechattn.frontends.temporal import Clips, OverTime
 from speechattn.frontends.winograd import WORTHWHILE, WinogradConv
 
 Precision = Literal["fp32", "mixed", "bf16"]
-PRECISIONS = ("fp32", "mixed", "bf16")
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ class FoldedConv(nn.Module):
         `total` (P, O, H', W'), which is overwritten, is added before the non-linearity.
         """
         if self.winograd is not None or not can_fuse(x):
-            y = self.convolve(x)
+            y = self.winograd(x) if self.winograd is not None else self.convolve(x)
             y = y if total is None else y.add_(total)
             return y if self.act is None else self.act(y)
         ops = torch.ops.mkldnn
@@ -122,8 +121,6 @@ class FoldedConv(nn.Module):
         return y if self.act is None or name else self.act(y)
 
     def convolve(self, x: Tensor) -> Tensor:
-        if self.winograd is not None:
-            return self.winograd(x)
         return nn.functional.conv2d(
             x, self.weight, self.bias, self.stride, self.padding, 1, self.groups
         )
@@ -234,8 +231,8 @@ def fold_frontend(frontend: Frontend, precision: Precision = "fp32") -> Frontend
     Raises:
         ConfigError: an unknown precision.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision: one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision: one of {', '.join(get_args(Precision))}, not {precision!r}")
     if not isinstance(frontend, PackedResNet):
         return frontend
     if precision != "fp32" and not has_bf16_instructions():

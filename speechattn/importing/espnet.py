@@ -153,12 +153,7 @@ def take(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
 
 
 def encoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict of our encoder for that of an ESPnet encoder.
-
-    Args:
-        state: of a Conformer, Branchformer or E-Branchformer of `espnet2.asr.encoder`; gradients by
-            the same names do as well.
-    """
+    """Return the state dict of our encoder for that of an ESPnet encoder, or gradients."""
     return take(state, encoder_names(state))
 
 

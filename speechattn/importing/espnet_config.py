@@ -9,18 +9,8 @@ from typing import Any
 
 from speechattn.importing.keys import Keys, chosen, fixed, ignored, passed, refuse, translate
 
-_INPUT = {
-    "linear": "linear",
-    "conv1d1": "conv1d1",
-    "conv1d2": "conv1d2",
-    "conv1d3": "conv1d3",
-    "conv2d": "conv2d4",
-    "conv2d1": "conv2d1",
-    "conv2d2": "conv2d2",
-    "conv2d6": "conv2d6",
-    "conv2d8": "conv2d8",
-    None: "none",
-}
+_SAME_NAMES = "linear conv1d1 conv1d2 conv1d3 conv2d1 conv2d2 conv2d6 conv2d8".split()
+_INPUT = {**{name: name for name in _SAME_NAMES}, "conv2d": "conv2d4", None: "none"}
 # Input frames from one hidden frame to the next.
 FACTORS = {kind: int(kind[-1]) if kind[-1].isdigit() else 1 for kind in _INPUT.values()}
 
