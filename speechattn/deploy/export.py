@@ -259,7 +259,8 @@ def write(graph: nn.Module, inputs: Inputs, outputs: Sequence[str], path: Path) 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"export: needs more packages: pip install 'speechattn[export]' ({error})"
+            f"{error.name} is not installed: pip install 'speechattn[export]', or in a clone of "
+            "the repository pip install '.[export]'"
         ) from error
     log = logging.getLogger("torch.onnx")
     level = log.level

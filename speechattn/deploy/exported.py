@@ -132,7 +132,8 @@ def open_session(path: Path):
         import onnxruntime
     except ImportError as error:
         raise ConfigError(
-            f"{path}: needs onnxruntime: pip install 'speechattn[onnx]' ({error})"
+            "onnxruntime is not installed: pip install 'speechattn[onnx]', or in a clone of the "
+            "repository pip install '.[onnx]'"
         ) from error
     if not path.is_file():
         raise ConfigError(f"{path} is missing: write it with `speechattn export`")
