@@ -13,6 +13,8 @@ from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import speechattn
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Modules at ground level: every package may import them, and they import nothing else.
@@ -268,3 +270,12 @@ def test_docstrings_of_functions_begin_with_a_verb():
     new = [line for key in broken.keys() - KNOWN.get("docstrings", set()) for line in broken[key]]
     assert not new, "docstrings that begin with no verb:\n  " + "\n  ".join(sorted(new))
     check("docstrings", set(broken))
+
+
+def test_the_public_face_is_complete_and_typed():
+    stub = ast.parse((ROOT / "speechattn" / "__init__.pyi").read_text(encoding="utf-8"))
+    names = {a.asname for n in stub.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    names |= {n.target.id for n in stub.body if isinstance(n, ast.AnnAssign)}
+    assert sorted(names) == sorted(dir(speechattn)) == sorted(speechattn.__all__)
+    assert all(hasattr(speechattn, name) for name in names)
+    assert (ROOT / "speechattn" / "py.typed").is_file()
