@@ -84,21 +84,12 @@ KNOWN: dict[str, set[str]] = {
     "arrows": {
         "speechattn.decoding.fst.draw -> speechattn.evaluation.svg",
         "speechattn.kernels.lattice.graph_total -> speechattn.decoding.fst.arcs",
-        "speechattn.model.directory -> speechattn.decoding",
         "speechattn.training.fit -> speechattn.transcribe.long_files",
-    },
-    "circles": {
-        "speechattn.model.directory",
-        "speechattn.model.ensemble",
-        "speechattn.model.speech_model",
-        "speechattn.transcribe.long_files",
-        "speechattn.transcribe.streaming.input",
-        "speechattn.transcribe.streaming.session",
-        "speechattn.transcribe.transcriber",
     },
     "heavy imports": {"jsonargparse", "lhotse"},
     "long files": {
         "benchmarks/decoding.py",
+        "speechattn/deploy/export.py",
         "speechattn/kernels/triton/gated_linear.py",
         "speechattn/lm/ngram.py",
     },
