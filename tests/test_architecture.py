@@ -99,8 +99,6 @@ KNOWN: dict[str, set[str]] = {
         "speechattn/cli/data.py roi",
         "speechattn/cli/recognition.py add_decoding_commands",
         "speechattn/cli/training.py add_training_commands",
-        "speechattn/decoding/ctc_beam.py _search",
-        "speechattn/decoding/transducer.py transducer_beam",
         "speechattn/evaluation/error_rate.py score",
         "speechattn/evaluation/fusion/files.py fuse",
         "speechattn/importing/auto_avsr.py read_sizes",
