@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from speechattn.deploy.visual_frontend import fold_frontend
 from speechattn.errors import ConfigError
 from speechattn.frontends import (
     Conv1dResNet,
@@ -13,14 +14,13 @@ from speechattn.frontends import (
     LogMelFbank,
     ResNet3D,
 )
-from speechattn.frontends.inference import optimise
 
 FRONTENDS = {
     "fbank": lambda: LogMelFbank(20, normalise="none"),
     "espnet": lambda: EspnetLogMel(20, normalise="none"),
     "espnet_long_hop": lambda: EspnetLogMel(20, fft_size=200, hop=160, normalise="none"),
     "resnet": lambda: ResNet3D(4, [4, 4, 6, 8], [1, 1, 1, 1]),
-    "folded": lambda: optimise(ResNet3D(4, [4, 4, 6, 8], [1, 1, 1, 1]).eval()),
+    "folded": lambda: fold_frontend(ResNet3D(4, [4, 4, 6, 8], [1, 1, 1, 1]).eval()),
     "enhanced": lambda: EnhancedResNet3D(
         stem_channels=4,
         channels=[8, 8, 8, 8],
@@ -81,7 +81,7 @@ def test_pictures_at_the_sides_go_through_no_trunk(make):
         (lambda: LogMelFbank(20), "`normalise: utterance` needs.*normalise: global"),
         (lambda: EspnetLogMel(20, normalise="utterance_mean"), "normalise: utterance_mean"),
         (lambda: ResNet3D(normalise="clip"), "`normalise: clip` needs.*normalise: fixed"),
-        (lambda: optimise(ResNet3D(normalise="clip").eval()), "normalise: clip"),
+        (lambda: fold_frontend(ResNet3D(normalise="clip").eval()), "normalise: clip"),
         (Conv1dResNet, "Conv1dResNet needs the whole utterance; use LogMelFbank"),
     ],
 )

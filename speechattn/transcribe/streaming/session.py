@@ -136,16 +136,16 @@ class StreamingSession:
 
     @property
     def seconds(self) -> float:
-        """Of input that was read."""
+        """Return the seconds of input that were read."""
         return max(stream.consumed / stream.rate for stream in self.streams.values())
 
     def size(self) -> int:
-        """Numbers that are remembered: what an endless stream must not let grow."""
+        """Return the numbers in memory, which an endless stream must not let grow."""
         return self.search.size() + sum(stream.size() for stream in self.streams.values())
 
     @torch.inference_mode()
     def accept(self, piece: Piece) -> list[StreamUpdate]:
-        """The next piece; see `Transcriber.stream`.
+        """Read the next piece; see `Transcriber.stream`.
 
         Returns:
             An update for each chunk that is complete now.
@@ -159,7 +159,7 @@ class StreamingSession:
 
     @torch.inference_mode()
     def finish(self) -> StreamUpdate:
-        """The input has ended: the last words."""
+        """End the input and return the last words."""
         if len(self.streams) == 2:
             # Sound ends with the lips, as that of files does.
             audio = self.streams["audio"]
@@ -174,7 +174,7 @@ class StreamingSession:
         return StreamUpdate(final, [], text, self.seconds, endpoint=True)
 
     def _limit(self, name: str, last: bool = False) -> int:
-        """Inputs of a stream that may be read: sound waits for the lips."""
+        """Return the inputs of a stream that may be read: sound waits for the lips."""
         stream = self.streams[name]
         if name == "video" or len(self.streams) == 1:
             return stream.received
@@ -218,6 +218,6 @@ class StreamingSession:
         return [StreamUpdate(final + last, [], text + rest, self.seconds, endpoint=True)]
 
     def _ends(self, quiet: int) -> bool:
-        """Whether the utterance is over."""
+        """Return whether the utterance is over."""
         silence = self.options.endpoint_seconds
         return silence > 0 and quiet >= self.limits.frames(silence)
