@@ -10,12 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from speechattn.attention.cross import (
-    CrossAttentionFactory,
-    Heard,
-    Keys,
-    SoftmaxCrossAttention,
-)
+from speechattn.attention.cross import CrossAttentionFactory, Heard, Keys, SoftmaxCrossAttention
 from speechattn.attention.decoder_base import Cache, Growth, TokenAttentionFactory
 from speechattn.attention.sinusoids import grown, sinusoids
 from speechattn.attention.token_softmax import SoftmaxTokenAttention
