@@ -157,15 +157,12 @@ _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false",
 
 def expected(reason: str, value: Any) -> str:
     """Put what jsonargparse says of a value of the wrong type into plain words."""
-    match = re.match(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.+?)\]\.? ?|(.*))", reason)
-    if match is None:
-        return " ".join(reason.split())
-    type_name, choices, other = match.groups()
-    if choices:
-        valid = [choice.strip("' ") for choice in choices.split(",")]
-        return no_such("choice", str(value), valid).replace("no such choice", f"not {value!r}", 1)
-    needed = _TYPES.get(type_name, f"a {type_name or other.split('. Got')[0]}")
-    return f"{needed} is needed, not {value!r}"
+    if match := re.match(r"Expected a typing\.Literal\[(.+?)\]", reason):
+        choices = [choice.strip("' ") for choice in match[1].split(",")]
+        return no_such("choice", str(value), choices).replace("no such choice", f"not {value!r}")
+    if match := re.match(r"Expected a (?:<class '(\w+)'>|(.+?))(?:\. Got|$)", reason):
+        return f"{_TYPES.get(match[1], f'a {match[1] or match[2]}')} is needed, not {value!r}"
+    return " ".join(reason.split())
 
 
 def _explain(text: str, kind: type, config: Mapping[str, Any], section: str) -> str:

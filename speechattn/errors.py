@@ -51,6 +51,6 @@ def missing_extra(extra: str, package: str) -> ConfigError:
 def no_such(kind: str, name: str, valid: Iterable[str]) -> str:
     """Say that there is no `name` of a kind, which one is nearest, and what there is."""
     valid = list(valid)
-    nearest = get_close_matches(name, valid, n=1)
+    nearest = get_close_matches(name, valid, n=1, cutoff=0.65)
     hint = f"; did you mean {nearest[0]}?" if nearest else "."
     return f"no such {kind}{hint} Valid: {', '.join(valid)}"

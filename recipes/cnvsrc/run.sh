@@ -171,7 +171,7 @@ if stage_is 2; then
     say 2 "tokens are there"
   elif [ -n "$units" ]; then
     say 2 "tokens of $units into $tokens"
-    run speechattn tokens --from-list "$units" --output "$tokens"
+    run speechattn import-tokens "$units" --output "$tokens"
   else
     say 2 "characters of the training transcripts into $tokens"
     run speechattn tokens "$manifests/cuts_train.jsonl.gz" --output "$tokens" --kind char

@@ -150,7 +150,8 @@ if stage_is 3; then
   for penalty in $penalties; do
     for search in test graph; do
       say 3 "penalty $penalty, decode_$search"
-      speechattn score --decode-dir "$exp/penalty_$penalty/decode_$search" --delay \
+      score 3 "$exp/penalty_$penalty/decode_$search" > /dev/null
+      speechattn delay "$exp/penalty_$penalty/decode_$search" \
         --ref-times "$aligned/cuts_test.jsonl.gz" --chunk-seconds "$(chunk)"
     done
   done

@@ -64,7 +64,7 @@ def import_checkpoint(
         ConfigError: what cannot be imported, with every reason that was found.
     """
     if source not in get_args(Source):
-        raise ConfigError(f"--from {source}: choose one of {', '.join(get_args(Source))}")
+        raise ConfigError(f"{source}: no such source; choose one of {', '.join(get_args(Source))}")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise ConfigError(f"{dest}: is there already; name a new folder")
     if source == "espnet":
@@ -181,7 +181,7 @@ def _auto_avsr(
 ) -> tuple[dict[str, Any], Names, dict[str, Tensor], Any]:
     if tokens is None:
         raise ConfigError(
-            f"--from {source} needs the list of units (--tokens), such as its ..._units.txt"
+            f"{source} needs the list of units (--tokens), such as its ..._units.txt"
         )
     tokenizer = make_tokenizer(with_ends(read_units(tokens)), bpe_model)
     state = read_checkpoint(src)
