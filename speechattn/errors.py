@@ -54,3 +54,16 @@ def no_such(kind: str, name: str, valid: Iterable[str]) -> str:
     nearest = get_close_matches(name, valid, n=1, cutoff=0.65)
     hint = f"; did you mean {nearest[0]}?" if nearest else "."
     return f"no such {kind}{hint} Valid: {', '.join(valid)}"
+
+
+def require(good: bool, key: str, value: object, wanted: str) -> None:
+    """Raise `ConfigError` unless an option has a value that it may have.
+
+    Args:
+        good: whether it has.
+        key: the option's name.
+        value: what it was set to.
+        wanted: what it has to be, as "at least 1".
+    """
+    if not good:
+        raise ConfigError(f"{key} has to be {wanted}, got {value!r}")

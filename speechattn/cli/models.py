@@ -40,7 +40,7 @@ def combine(
     weight: Annotated[tuple[str, ...], "--weight", "NAME=SHARE"] = (),
     cuts: Path | None = None,
     crops: Path | None = None,
-    options: Path | None = None,
+    search: str | None = None,
     allow: Allow = (),
 ) -> None:
     """Combine several models into one that searches with all of them.
@@ -51,12 +51,13 @@ def combine(
         weight: share of a model in the score; repeated (default: equal shares).
         cuts: Lhotse cuts on which the weights are chosen instead.
         crops: folder of mouth crops of the cuts.
-        options: YAML of decode options (default: the first model's).
+        search: class of the search, such as JointSearch, or a YAML file with a section `search`
+            (default: the first model's).
         allow: plug-in package whose classes the models may name; may be repeated.
     """
     from speechattn.data.batches.dataset import read_cuts
     from speechattn.data.crops.store import CropStore
-    from speechattn.decoding import DecodeOptions
+    from speechattn.decoding.config import chosen_search
     from speechattn.model.ensemble import Ensemble
     from speechattn.transcribe.combine import choose_weights, read_models, save_ensemble
     from speechattn.transcribe.manifests import CutBatches
@@ -66,24 +67,26 @@ def combine(
     if noise.noise is not None and cuts is None:
         raise ConfigError("--noise is mixed into the utterances of --cuts: give these too")
     folders = named(model, "--model")
-    transcriber = read_models(folders, DecodeOptions.load(options) if options else None, allow)
+    chosen = chosen_search({}, search=search, allow=allow) if search else None
+    transcriber = read_models(folders, chosen, allow)
+    recogniser = transcriber.recogniser
     meta: dict[str, Any] = {}
     if cuts is not None:
         store = CropStore(crops) if crops is not None else None
-        utterances = read_cuts(cuts, transcriber.model.modalities, store)
-        conditions = {"clean": CutBatches(transcriber, utterances, store)}
+        utterances = read_cuts(cuts, recogniser.model.modalities, store)
+        conditions = {"clean": CutBatches(recogniser, utterances, store)}
         if noise.noise is not None:
-            noisy = CutBatches(transcriber, utterances, store, noise.load())
+            noisy = CutBatches(recogniser, utterances, store, noise.load())
             conditions[f"at {noise.snr:g} dB"] = noisy
-        _, meta["token_errors"] = choose_weights(transcriber, conditions)
+        _, meta["token_errors"] = choose_weights(recogniser, conditions)
     elif weight:
         try:
             shares = {k: float(v) for k, v in named(weight, "--weight").items()}
         except ValueError as error:
             raise ConfigError(f"--weight: {error}") from error
-        transcriber.model.weights = Ensemble(transcriber.model.models, shares).weights
+        recogniser.model.weights = Ensemble(recogniser.model.models, shares).weights
     save_ensemble(transcriber, folders, output, meta)
-    weights = (f"{name} {share:.3g}" for name, share in transcriber.model.weights.items())
+    weights = (f"{name} {share:.3g}" for name, share in recogniser.model.weights.items())
     logger.info("%s: weights %s", output, ", ".join(weights))
 
 

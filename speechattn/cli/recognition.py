@@ -5,9 +5,9 @@ import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from speechattn.cli.common import Allow, Noise, check_device
+from speechattn.cli.common import Allow, Noise, Overrides, check_device
 from speechattn.errors import ConfigError, SpeechattnError
 
 
@@ -17,12 +17,13 @@ class Recognition:
 
     Args:
         model: model directory.
-        options: YAML of decode options (default: the model's).
-        overrides: change a decode option, e.g. --set beam_size=20; may be repeated.
+        search: class of the search, such as CtcBeamSearch, or a YAML file with a section `search`
+            (default: the model's).
+        overrides: change an option of the search, e.g. --set beam_size=20; may be repeated.
         ngram: ARPA file of the model's units; set ngram_weight.
         lm: directory of a Transformer language model; set lm_weight or lm_rescore_weight.
         hot_words: text file with a phrase a line, a score behind a tab; set hot_words_weight.
-        graph: folder that `speechattn graph` made; set method=ctc_graph.
+        graph: folder that `speechattn graph` made; for --search GraphSearch.
         graph_ngram: larger ARPA file of the graph's words; set graph_ngram_weight.
         allow: plug-in package whose classes the model may name; may be repeated.
         device: cpu, cuda (or gpu), cuda:1 or mps.
@@ -34,8 +35,8 @@ class Recognition:
     """
 
     model: Path
-    options: Path | None = None
-    overrides: Annotated[tuple[str, ...], "--set", "KEY=VALUE"] = ()
+    search: str | None = None
+    overrides: Overrides = ()
     ngram: Path | None = None
     lm: Path | None = None
     hot_words: Path | None = None
@@ -52,40 +53,24 @@ class Recognition:
         device = check_device(self.device)
         import torch
 
-        from speechattn.decoding import DecodeOptions
-        from speechattn.model.directory import read_options
+        from speechattn.decoding.config import chosen_search
+        from speechattn.model.directory import read_config
         from speechattn.transcribe.transcriber import Transcriber
 
         if self.threads is not None:
             if self.threads < 1:
                 raise ConfigError(f"--threads {self.threads}: at least 1")
             torch.set_num_threads(self.threads)
-        options = DecodeOptions.load(self.options) if self.options else None
-        if self.overrides:
-            options = changed_options(options or read_options(self.model), self.overrides)
-        return Transcriber.from_pretrained(
-            self.model,
-            options,
-            device,
-            self.allow,
-            self.precision,
-            self.ngram,
-            self.hot_words,
-            self.quantize,
-            self.lm,
-            self.graph,
-            self.graph_ngram,
+        search = chosen_search(
+            read_config(self.model),
+            search=self.search,
+            overrides=self.overrides,
+            allow=self.allow,
+            where=self.model,
         )
-
-
-def changed_options(options, overrides: tuple[str, ...]):
-    """Return decode options with KEY=VALUE applied."""
-    from speechattn.config import build, override
-    from speechattn.decoding import DecodeOptions
-
-    values = asdict(options)
-    override(values, overrides)
-    return build(DecodeOptions, values, "decode")
+        names = "allow precision quantize lm ngram hot_words graph graph_ngram".split()
+        options = {name: getattr(self, name) for name in names}
+        return Transcriber.from_pretrained(self.model, search=search, device=device, **options)
 
 
 def transcribe(
@@ -119,7 +104,7 @@ def transcribe(
         task = progress.add_task("transcribe", total=len(files))
         for start in range(0, len(files), batch_size):
             some = files[start : start + batch_size]
-            transcripts += transcriber.transcribe(some, batch_size)
+            transcripts += transcriber.transcribe(list(some), batch_size=batch_size)
             progress.advance(task, len(some))
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -151,17 +136,17 @@ def stream(
         left_context: hidden frames before a chunk, -1 for all (default: the model's).
         endpoint: seconds of silence that end an utterance, 0 for never.
     """
-    from speechattn.transcribe.streaming.input import pieces_of_file, pieces_of_pipe, slowly
+    from speechattn.data.reader import in_real_time, pieces_of_pipe
     from speechattn.transcribe.streaming.session import StreamOptions
 
     transcriber = recognition.load()
+    reader = transcriber.recogniser.reader
     if file != "-":
-        pieces = pieces_of_file(transcriber, file)
-        pieces = slowly(pieces) if live else pieces
-    elif "video" in transcriber.model.modalities:
+        pieces = in_real_time(reader.pieces(file)) if live else reader.pieces(file)
+    elif reader.uses_video:
         raise ConfigError("a pipe carries sound alone, and this model reads lips: give a file")
     else:
-        pieces = pieces_of_pipe(sys.stdin.buffer, transcriber.model.sample_rate)
+        pieces = pieces_of_pipe(sys.stdin.buffer, reader.sample_rate)
     options = StreamOptions(chunk_size, left_context, endpoint_seconds=endpoint)
     for update in transcriber.stream(pieces, options):
         if format == "json":
@@ -194,4 +179,12 @@ def decode(
     from speechattn.transcribe.timing import profiled
 
     with profiled(profile):
-        decode_cuts(recognition.load(), cuts, output, crops, noise.load(), batch_seconds, details)
+        decode_cuts(
+            recognition.load().recogniser,
+            cuts,
+            output,
+            crops=crops,
+            noise=noise.load(),
+            batch_seconds=batch_seconds,
+            details=details,
+        )

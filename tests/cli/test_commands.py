@@ -101,16 +101,26 @@ def test_transcribe_into_a_folder(tiny_model_dir, sounds, capsys):
     assert "a.wav" in capsys.readouterr().err
 
 
-def test_transcribe_options(tiny_model_dir, sounds, capsys):
-    model = str(tiny_model_dir("audio"))
-    options = sounds / "options.yaml"
-    options.write_text("method: ctc_greedy\n")
-    arguments = ["transcribe", "--model", model, str(sounds / "a.wav"), "--options", str(options)]
-    assert main(arguments) == 0
-    options.write_text("beem_size: 3\n")
-    capsys.readouterr()
-    assert main(arguments) == 1
-    assert "beem_size" in capsys.readouterr().err
+def test_the_search_of_a_command(tiny_model_dir, sounds, capsys):
+    transcribe = ["transcribe", "--model", str(tiny_model_dir("audio")), str(sounds / "a.wav")]
+    file = sounds / "search.yaml"
+    file.write_text("search: CtcGreedySearch\n")
+    assert main([*transcribe, "--search", str(file)]) == 0
+    greedy = capsys.readouterr().out
+    assert main([*transcribe, "--search", "CtcGreedySearch"]) == 0
+    assert capsys.readouterr().out == greedy
+    beam = ["--search", "CtcBeamSearch", "--set", "search.beam_size=2", "--set", "nbest=2"]
+    assert main([*transcribe, *beam]) == 0
+    for wrong, message in (
+        (
+            ["--set", "beem_size=3"],
+            "beem_size: no such option of JointSearch; did you mean beam_size?",
+        ),
+        (["--search", "CtcBeem"], "did you mean CtcBeamSearch?"),
+    ):
+        capsys.readouterr()
+        assert main([*transcribe, *wrong]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_no_model(sounds, capsys):
@@ -124,12 +134,12 @@ def test_no_model(sounds, capsys):
 def test_tokens_train_average_decode_score(tiny_corpus, tiny_model, tmp_path, capsys):
     data, exp = tiny_corpus.folder, tmp_path / "exp"
     config = tmp_path / "c.yaml"
-    sections = {"model": tiny_model("audio"), "decode": {"beam_size": 2}}
+    sections = {"model": tiny_model("audio"), "search": {"class_path": "JointSearch"}}
     config.write_text(yaml.safe_dump(sections))
     train_cuts, dev_cuts = data / "cuts_train.jsonl.gz", data / "cuts_dev.jsonl.gz"
     tokens, model, decoded = tmp_path / "tokens", exp / "model", exp / "decode_dev"
     common = f"--config {config} --tokens {tokens} --exp {exp}"
-    common += " --set training.max_epochs=1 --set data.num_workers=0"
+    common += " --set training.max_epochs=1 --set data.num_workers=0 --set search.beam_size=2"
     for line in (
         f"tokens {train_cuts} --output {tokens}",
         f"train {common} --train-cuts {train_cuts} --valid-cuts {dev_cuts}",
