@@ -128,7 +128,7 @@ if stage_is 2; then
       --set "loss.ctc.init_args.delay_penalty=$penalty"
     # What is said too early may be said again: the grammar knows better.
     decode 2 "$exp/penalty_$penalty/model" "$manifests/cuts_test.jsonl.gz" \
-      "$exp/penalty_$penalty/decode_graph" --graph "$graph" --set method=ctc_graph
+      "$exp/penalty_$penalty/decode_graph" --graph "$graph" --search GraphSearch
   done
 fi
 

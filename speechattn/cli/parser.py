@@ -74,7 +74,8 @@ def make_parser(name: str, function: Callable[..., Any]) -> ArgumentParser:
 
 def make_tree(commands: dict[str, Callable[..., Any]]) -> ArgumentParser:
     """Return one parser of all commands, for shell completion."""
-    root = ArgumentParser(prog="speechattn")
+    plain = {"formatter_class": argparse.HelpFormatter}  # shtab expands help by it
+    root = ArgumentParser(prog="speechattn", **plain)
     tops = root.add_subcommands()
     inner: dict[str, Any] = {}
     for name, function in commands.items():
@@ -87,9 +88,9 @@ def make_tree(commands: dict[str, Callable[..., Any]]) -> ArgumentParser:
             tops.add_subcommand(first, parser, help=summary(function))
             continue
         if first not in inner:
-            between = ArgumentParser(prog=f"speechattn {first}")
+            between = ArgumentParser(prog=f"speechattn {first}", **plain)
+            tops.add_subcommand(first, between, help=f"{first} ...")
             inner[first] = between.add_subcommands()
-            tops.add_subcommand(first, between)
         inner[first].add_subcommand(second, parser, help=summary(function))
     return root
 

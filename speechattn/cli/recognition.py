@@ -24,7 +24,7 @@ class Recognition:
         lm: directory of a Transformer language model; set lm_weight or lm_rescore_weight.
         hot_words: text file with a phrase a line, a score behind a tab; set hot_words_weight.
         graph: folder that `speechattn graph` made; for --search GraphSearch.
-        graph_ngram: larger ARPA file of the graph's words; set graph_ngram_weight.
+        graph_ngram: larger ARPA file of the graph's words; set ngram_weight.
         allow: plug-in package whose classes the model may name; may be repeated.
         device: cpu, cuda (or gpu), cuda:1 or mps.
         precision: arithmetic of the visual frontend on a CPU; mixed and bf16 are faster and may
