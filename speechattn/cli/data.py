@@ -224,7 +224,7 @@ def augment_sheet(
     clip = clip or next(iter(store), None)
     if clip is None or clip not in store:
         raise ConfigError(f"--clip: no crops of {clip!r} in {crops}")
-    write_augment_sheet(store.read(clip), transforms, output, draws, seed=seed)
+    write_augment_sheet(store.read(clip), transforms, output, draws=draws, seed=seed)
     logger.info("%s of %s", output, clip)
 
 

@@ -39,16 +39,9 @@ def score(
         for report in score_both(decode_dir, allow_missing).values():
             report.render(console, alignments)
     elif ref is not None and hyp is not None:
-        score_files(
-            ref,
-            hyp,
-            unit,
-            json,
-            alignments,
-            allow_missing,
-            allow_extra,
-            console=console,
-        )
+        checks = {"allow_missing": allow_missing, "allow_extra": allow_extra}
+        shown = {"json_path": json, "show_alignments": alignments, "console": console}
+        score_files(ref, hyp, unit, **checks, **shown)
     else:
         raise ConfigError("give --ref and --hyp, or --decode-dir")
 
@@ -98,19 +91,10 @@ def fuse(
 
     from speechattn.evaluation.fusion.files import fuse
 
-    result = fuse(
-        systems,
-        output,
-        unit,
-        voting,
-        alpha,
-        null_confidence,
-        weights or None,
-        dev,
-        tune_weights,
-        order_by_dev,
-        allow_missing,
-    )
+    given = {"voting": voting, "alpha": alpha, "null_confidence": null_confidence}
+    chosen = {"dev": dev, "tune_weights": tune_weights, "order_by_dev": order_by_dev}
+    options = {"unit": unit, "weights": weights or None, "allow_missing": allow_missing}
+    result = fuse(systems, output, **given, **chosen, **options)
     print(yaml.safe_dump(result, sort_keys=False, allow_unicode=True), end="")
 
 

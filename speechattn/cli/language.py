@@ -36,7 +36,8 @@ def ngram(texts: Texts, *, output: Path, order: int = 4, min_count: int = 1) -> 
     """
     from speechattn.lm.ngram_training import train_ngram
 
-    train_ngram(texts.text, texts.tokens, output, order, min_count, texts.valid_text)
+    options = {"order": order, "min_count": min_count, "valid_text": texts.valid_text}
+    train_ngram(texts.text, texts.tokens, output, **options)
 
 
 def train_lm(
@@ -53,7 +54,7 @@ def train_lm(
     from speechattn.training.lm.run import train_lm
 
     sections = read_config(config, overrides)
-    train_lm(sections, texts.text, texts.tokens, exp, texts.valid_text, best)
+    train_lm(sections, texts.text, texts.tokens, exp, valid_text=texts.valid_text, best=best)
 
 
 def graph(
@@ -101,7 +102,7 @@ def graph(
     if arpa is None and sentences:
         output.mkdir(parents=True, exist_ok=True)
         arpa = output / "words.arpa"
-        train_word_ngram(sentences, words.words, arpa, order, min_count)
+        train_word_ngram(sentences, words.words, arpa, order=order, min_count=min_count)
     build_graph(words, tokenizer, output, arpa, topology)
 
 

@@ -51,17 +51,9 @@ def train(
 
     config = experiment.read()
     set_noise(config, noise)
-    train(
-        config,
-        train_cuts,
-        valid_cuts,
-        experiment.tokens,
-        experiment.exp,
-        crops,
-        allow,
-        init,
-        renew_classifier,
-    )
+    folders = (train_cuts, valid_cuts, experiment.tokens, experiment.exp)
+    options = {"allow": allow, "init": init, "renew_classifier": renew_classifier}
+    train(config, *folders, crops=crops, **options)
 
 
 def average(
@@ -80,4 +72,5 @@ def average(
     if data_dir is not None:
         meta["corpus"] = data_dir.resolve().name
         meta["synthetic"] = (data_dir / SYNTHETIC_MARK).is_file()
-    average(experiment.read(), experiment.exp, experiment.tokens, best, meta, allow)
+    config = experiment.read()
+    average(config, experiment.exp, experiment.tokens, best, meta=meta, allow=allow)
