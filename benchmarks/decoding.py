@@ -30,7 +30,7 @@ from speechattn import Transcriber
 from speechattn.data.batches.dataset import read_cuts
 from speechattn.data.crops.store import CropStore
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
-from speechattn.decoding import CtcPrefixScorer, DecodeOptions, Hypothesis, joint_search, rescore
+from speechattn.decoding import CtcPrefixScorer, Hypothesis, JointSearch
 from speechattn.decoding.rescoring import add_decoder
 from speechattn.deploy.packing import PackedLinear, pack
 from speechattn.deploy.quantisation import quantise
@@ -104,13 +104,13 @@ class Models:
         # ESPnet ends hypotheses one step before the longest length: were the least as long as the
         # longest, it would find none and search once more.
         least = ratio - 1 / int(lengths.min())
-        options = DecodeOptions(
+        options = JointSearch(
             beam_size=beam, ctc_weight=WEIGHT, min_length_ratio=ratio, max_length_ratio=ratio
         )
         evidence = ModelOutput(hidden, lengths, self.ctc.log_softmax(hidden), self.ours)
 
         def ours() -> list[list[int]]:
-            return [nbest[0].tokens for nbest in joint_search([evidence], options)]
+            return [nbest[0].tokens for nbest in options.search([evidence])]
 
         def theirs(margin: int) -> list[list[int]]:
             searched = self.espnet["search"](
@@ -377,10 +377,8 @@ def trained_rows(folder: Path, cuts: Path, crops: Path | None) -> list[dict]:
         pre_beam_score_key="full",
     )
     for batch in batches:
-        evidence = model.evidence(
-            batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
-        )
-        for i, nbest in enumerate(joint_search(evidence, options)):
+        evidence = model.outputs(batch.audio, batch.audio_lengths, batch.video, batch.video_lengths)
+        for i, nbest in enumerate(options.search(evidence)):
             best = searched(evidence[0].hidden[i, : int(evidence[0].lengths[i])])[0]
             tokens = best.yseq[1:].tolist()
             total += 1

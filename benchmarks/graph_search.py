@@ -40,7 +40,7 @@ from kaldialign import edit_distance
 from rows import in_turn, row, save, spread
 
 from speechattn.data.tokenizers.tokenizer import SentencePieceTokenizer, Tokenizer
-from speechattn.decoding import DecodeOptions
+from speechattn.decoding import CtcGreedySearch, GraphSearch
 from speechattn.decoding.fst.build import build_graph
 from speechattn.decoding.fst.decode import GraphDecoder
 from speechattn.decoding.fst.graph import Graph
@@ -176,12 +176,12 @@ def read_model(model: Path, cuts: Path, graph: Path, weight: float, count: int) 
     from speechattn.data.batches.batch import Item, collate
     from speechattn.transcribe.transcriber import Transcriber
 
-    transcriber = Transcriber.from_pretrained(model, DecodeOptions(method="ctc_greedy"))
+    transcriber = Transcriber.from_pretrained(model, CtcGreedySearch())
     scores, said = [], []
     for cut in CutSet.from_file(cuts).subset(first=count):
         batch = collate([Item(cut.id, "", [], cut.load_audio()[0].astype(np.float32))])
         with torch.inference_mode():
-            (evidence,) = transcriber.model.evidence(batch.audio, batch.audio_lengths, None, None)
+            (evidence,) = transcriber.model.outputs(batch.audio, batch.audio_lengths, None, None)
         scores.append(evidence.log_probs[0].float().numpy() / weight)
         text = " ".join(s.text for s in cut.supervisions)
         said.append(split_units(normalize(text), "word"))
@@ -195,10 +195,10 @@ def search_of(graph: Graph, name: str) -> Callable[[np.ndarray], Sequence[int]]:
     """From (T, V) to the events of the best path."""
     library, width = SEARCHES[name]
     if library:
-        options = DecodeOptions(method="ctc_graph", graph_library=library, **width)
+        options = GraphSearch(library=library, **width)
         search = GraphDecoder(graph).search(options)
         return lambda scores: search.search(scores).events
-    options = DecodeOptions(method="ctc_graph")
+    options = GraphSearch()
 
     def streamed(scores: np.ndarray) -> list[int]:
         search, events = OnlineSearch(graph, options.graph_beam, options.graph_states), []

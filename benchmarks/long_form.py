@@ -82,12 +82,12 @@ def transcribe(model: Path, options: Path | None, long_form: dict, path: Path) -
     import torch
 
     from speechattn import Transcriber
-    from speechattn.decoding import DecodeOptions
+    from speechattn.decoding import JointSearch
     from speechattn.transcribe.joining import Joiner, split_units
     from speechattn.transcribe.long_files import LongFormOptions, transcribe_long
 
     torch.set_num_threads(2)
-    decoding = DecodeOptions.load(options) if options else None
+    decoding = JointSearch.load(options) if options else None
     transcriber = Transcriber.from_pretrained(model, decoding)
     joiners, windows = [], []
 
@@ -119,9 +119,9 @@ def transcribe(model: Path, options: Path | None, long_form: dict, path: Path) -
 def alone(model: Path, options: Path | None, data: Path) -> list[list[str]]:
     """What the model hears in every sentence of the test set, read by itself."""
     from speechattn import Transcriber
-    from speechattn.decoding import DecodeOptions
+    from speechattn.decoding import JointSearch
 
-    decoding = DecodeOptions.load(options) if options else None
+    decoding = JointSearch.load(options) if options else None
     transcriber = Transcriber.from_pretrained(model, decoding)
     found = transcriber.transcribe([path for path, _ in sentences(data)])
     return [transcript.text.split() for transcript in found]

@@ -109,7 +109,6 @@ def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
 def random_model(layers: int):
     """A Conformer of 12 layers and 256 units, by chunks of 640 ms."""
     from speechattn.data.tokenizers.tokenizer import CharTokenizer
-    from speechattn.decoding import DecodeOptions
     from speechattn.encoders import ConformerEncoder
     from speechattn.frontends import LogMelFbank
     from speechattn.model.speech_model import SpeechModel, Stream
@@ -122,7 +121,7 @@ def random_model(layers: int):
     )
     tokenizer = CharTokenizer.train(["".join(map(chr, range(0x4E00, 0x4E00 + VOCABULARY)))])
     model = SpeechModel(tokenizer.vocab_size, Stream(frontend, encoder)).eval()
-    return Transcriber(model, tokenizer, DecodeOptions(method="ctc_greedy"))
+    return Transcriber(model, tokenizer, CtcGreedySearch())
 
 
 def recordings(cuts, seconds: float, apart: bool) -> list[tuple[np.ndarray, list]]:
@@ -264,7 +263,6 @@ def main() -> int:
         parser.error("--model and --cuts go together")
     torch.set_num_threads(args.threads)
 
-    from speechattn.decoding import DecodeOptions
     from speechattn.transcribe.streaming.session import StreamOptions
     from speechattn.transcribe.transcriber import Transcriber
 
@@ -280,7 +278,7 @@ def main() -> int:
         from lhotse import CutSet
 
         method = "ctc_greedy" if args.graph is None else "ctc_graph"
-        decode = DecodeOptions(method=method)
+        decode = SEARCHES[method]()
         transcriber = Transcriber.from_pretrained(args.model, decode, graph=args.graph)
         given = recordings(CutSet.from_file(args.cuts), seconds, args.apart)
         if args.graph is not None:

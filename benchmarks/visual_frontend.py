@@ -20,6 +20,7 @@ import torch
 from rows import in_turn, row, save, spread
 from torch import Tensor, nn
 
+from speechattn.model import load_model
 from speechattn.frontends import ResNet3D
 from speechattn.frontends.inference import FUSED, FoldedConv, optimise
 
@@ -200,19 +201,18 @@ def training_row(frames: int, rounds: int) -> dict:
 
 def text_rows(options: argparse.Namespace) -> list[dict]:
     """The share of clips whose text the cheaper arithmetic leaves alone."""
-    from speechattn.decoding import DecodeOptions
-    from speechattn.model.speech_model import SpeechModel
+    from speechattn.decoding import JointSearch
     from speechattn.transcribe.manifests import decode_cuts
     from speechattn.transcribe.transcriber import Transcriber
 
-    decoding = DecodeOptions.load(options.options) if options.options else None
+    decoding = JointSearch.load(options.options) if options.options else None
     texts = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("as trained", "fp32", "mixed", "bf16"):
             precision = "fp32" if name == "as trained" else name
             transcriber = Transcriber.from_pretrained(options.model, decoding, precision=precision)
             if name == "as trained":
-                transcriber.model = SpeechModel.from_pretrained(options.model)
+                transcriber.model = load_model(options.model)
             output = Path(folder) / name.replace(" ", "_")
             path = decode_cuts(transcriber, options.cuts, output, options.crops, details=0)
             lines = path.read_text(encoding="utf-8").splitlines()
