@@ -174,6 +174,9 @@ def _explain(text: str, kind: type, config: Mapping[str, Any], section: str) -> 
     )
     shown, value = _written([k for key in keys for k in key.split(".")], {section: config})
     where = ".".join(shown) or section
+    if isinstance(value, Mapping) and "class_path" in value:
+        for key in value.keys() - {"class_path", "init_args"}:
+            return f"{where}.{key}: {no_such('key', key, ('class_path', 'init_args'))}"
     if option := re.search(r"[Oo]ption '([^']+)'(?: is not accepted|$)", reason):
         if isinstance(value, Mapping) and "class_path" in value:
             owner = _imported(str(value["class_path"])) or owner
@@ -191,9 +194,6 @@ def _explain(text: str, kind: type, config: Mapping[str, Any], section: str) -> 
         modules = (module for name, module in sys.modules.items() if name.startswith(PACKAGE))
         valid = {name for module in modules for name in getattr(module, "__all__", ())}
         return f"{where}: {match[1]}: {no_such('class', match[1], valid).split(' Valid')[0]}"
-    if isinstance(value, Mapping) and "Not a valid subclass" in reason:
-        for key in value.keys() - {"class_path", "init_args"}:
-            return f"{where}.{key}: {no_such('key', key, ('class_path', 'init_args'))}"
     if match := re.search(r"arguments are required: (.+)", reason):
         return f"{where}: missing: {match[1]}"
     return f"{where}: {expected(reason, value)}"

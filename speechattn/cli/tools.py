@@ -32,7 +32,8 @@ def doctor() -> int:
 def completion(shell: Literal["bash", "zsh"]) -> None:
     """Print a script that completes commands and options in a shell.
 
-    It needs the extra `completion`. For bash: speechattn completion bash >> ~/.bash_completion
+    It needs the extra `completion`. For bash, write it to
+    ~/.local/share/bash-completion/completions/speechattn.
 
     Args:
         shell: bash or zsh.
