@@ -8,11 +8,30 @@ that help comes at once and `speechattn score` need not load torch.
 import logging
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Literal
 
 from speechattn import __version__
 from speechattn.cli import data, evaluation, language, models, recognition, tools, training
 from speechattn.cli.common import summary
-from speechattn.errors import SpeechattnError, no_such
+from speechattn.errors import SpeechattnError, missing_extra, no_such
+
+
+def completion(shell: Literal["bash", "zsh"]) -> None:
+    """Print a script that completes commands and options in a shell.
+
+    It needs the extra `completion`. For bash, write it to
+    ~/.local/share/bash-completion/completions/speechattn.
+
+    Args:
+        shell: bash or zsh.
+    """
+    if find_spec("shtab") is None:
+        raise missing_extra("completion", "shtab")
+    from speechattn.cli.parser import make_tree
+
+    print(make_tree(COMMANDS).get_completion_script(f"shtab-{shell}"))
+
 
 # In the order in which a user comes to need them.
 GROUPS = {
@@ -51,7 +70,7 @@ GROUPS = {
         "graph": language.graph,
         "draw": language.draw,
     },
-    "Tools": {"doctor": tools.doctor, "completion": tools.completion},
+    "Tools": {"doctor": tools.doctor, "completion": completion},
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
@@ -105,7 +124,7 @@ def _without_command(words: list[str]) -> int:
 
 def overview(begun: str = "") -> str:
     """Return the commands, or those that begin with a word, with a line on each."""
-    lines = [f"usage: speechattn {begun} COMMAND ...".replace("  ", " ")]
+    lines = [f"usage: speechattn [--verbose] {begun} COMMAND ...".replace("  ", " ")]
     if not begun:
         lines += ["", "Speech recognition and lip reading: sound, lips or both into text."]
     for title, group in GROUPS.items():

@@ -47,15 +47,13 @@ def make_parser(name: str, function: Callable[..., Any]) -> ArgumentParser:
 
     def add(function: Callable[..., Any], group: Any) -> None:
         hints = get_type_hints(function, include_extras=True)
-        helps = {
-            doc.arg_name: doc.description or "" for doc in parse(function.__doc__ or "").params
-        }
+        helps = {doc.arg_name: doc.description for doc in parse(function.__doc__ or "").params}
         for parameter in inspect.signature(function).parameters.values():
             hint = hints[parameter.name]
             if is_dataclass(hint):
                 add(hint, parser.add_argument_group(summary(hint).lower()))
                 continue
-            name, settings = _argument(parameter, hint, helps[parameter.name])
+            name, settings = _argument(parameter, hint, helps[parameter.name] or "")
             metavar = settings.get("metavar")
             if not name.startswith("-"):
                 positional.add_argument(name, **settings)
@@ -173,14 +171,12 @@ def _explain(parser: ArgumentParser, text: str) -> str:
         return f"{match[1]}: {'one too many' if known else no_such('option', match[1], valid)}"
     if match := re.search(r"arguments are required: (.+)", text):
         return "missing: " + ", ".join(names[name] for name in match[1].split(", "))
-    if match := re.search(r"argument (\S+?): expected (\S+) argument", text):
-        needed = f"{match[2]} values" if match[2].isdecimal() else match[2].replace("_", " ")
-        return f"{match[1]}: {needed} needed".replace("one needed", "a value is needed")
+    if match := re.search(r"argument (\S+): expected (?:(\d+)|.*one) argument", text):
+        return f"{match[1]}: {f'{match[2]} values are' if match[2] else 'a value is'} needed"
     if match := re.search(r"argument (\S+): ignored explicit argument (.+)", text):
         return f"{match[1]} takes no value, not {match[2]}"
     if match := re.search(r"argument (\S+): invalid (\w+) value: '(.+)'", text):
-        reason = expected(f"Expected a <class '{match[2]}'>", match[3])
-        return f"{match[1]}: {reason}"
+        return f"{match[1]}: " + expected(f"Expected a <class '{match[2]}'>", match[3])
     if match := re.search(r'key "(\w+)".*?(Expected .+?)(?:\. Got value|\n|$)', text, re.DOTALL):
         value = re.search(r"(?:Got|Given) value: (.*)", text)
         return f"{names[match[1]]}: {expected(match[2], value[1] if value else '')}"

@@ -50,7 +50,7 @@ def test_zsh_has_a_script(capsys):
 
 
 def test_without_shtab(monkeypatch, capsys):
-    monkeypatch.setattr("speechattn.cli.tools.find_spec", lambda name: None)
+    monkeypatch.setattr("speechattn.cli.find_spec", lambda name: None)
     assert main(["completion", "bash"]) == 1
     error = capsys.readouterr().err
     assert (

@@ -52,8 +52,8 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "usage: speechattn COMMAND"),
-        (["prepare"], "usage: speechattn prepare COMMAND"),
+        ([], "usage: speechattn [--verbose] COMMAND"),
+        (["prepare"], "usage: speechattn [--verbose] prepare COMMAND"),
         (["scor"], "speechattn: scor: no such command; did you mean score?"),
         (["--verbos", "score"], "--verbos: no such command"),
         (["prepare", "lrs"], "speechattn prepare: lrs: no such command. Valid: cnvsrc, grid, tsv"),

@@ -100,7 +100,7 @@ def test_help_says_meanings_and_defaults(parser):
         ("f --model m --unitt word", "--unitt: no such option; did you mean --unit? Valid: "),
         ("f --model m --uni word", "--uni: no such option; did you mean --unit?"),
         ("f --model", "--model: a value is needed"),
-        ("f --model m --part 1", "--part: 2 values needed"),
+        ("f --model m --part 1", "--part: 2 values are needed"),
         ("f --model m --part 1 b", "--part: a number is needed, not 'b'"),
         ("f --model m --live=3", "--live takes no value, not '3'"),
         ("f --model m --order many", "--order: a whole number is needed, not 'many'"),
