@@ -31,7 +31,7 @@ from speechattn.data.batches.dataset import read_cuts
 from speechattn.data.crops.store import CropStore
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.decoding import CtcPrefixScorer, Hypothesis, JointSearch
-from speechattn.decoding.rescoring import add_decoder
+from speechattn.decoding.rescoring import add_decoder, rescore
 from speechattn.deploy.packing import PackedLinear, pack
 from speechattn.deploy.quantisation import quantise
 from speechattn.importing.espnet import decoder_weights
@@ -359,10 +359,11 @@ def in_espnet(decoder: TransformerDecoder) -> nn.Module:
 def trained_rows(folder: Path, cuts: Path, crops: Path | None) -> list[dict]:
     """Best tokens of a trained model by both searches, CTC without a window in both."""
     transcriber = Transcriber.from_pretrained(folder)
-    model, options = transcriber.model, transcriber.decode_options
+    recogniser = transcriber.recogniser
+    model, options = recogniser.model, recogniser.search
     theirs = in_espnet(model.decoder)
     store = CropStore(crops) if crops is not None else None
-    batches = CutBatches(transcriber, read_cuts(cuts, model.modalities, store), store)
+    batches = CutBatches(recogniser, read_cuts(cuts, model.modalities, store), store)
     eos, same, better, total, worst = model.vocab_size - 1, 0, 0, 0, 0.0
     head = Ctc.__new__(Ctc)
     nn.Module.__init__(head)

@@ -46,12 +46,12 @@ def main() -> int:
         return 0
     torch.set_num_threads(1)
     how = TransducerBeamSearch(beam_size=options.beam)
-    transcriber = Transcriber.from_pretrained(options.model, how)
-    model = transcriber.model
+    transcriber = Transcriber.from_pretrained(options.model, search=how)
+    model = transcriber.recogniser.model
     if model.frame_reducer is None:
         parser.error(f"{options.model} has no frame_reducer")
     cuts = read_cuts(options.cuts, model.modalities, None)
-    batches = list(CutBatches(transcriber, cuts))
+    batches = list(CutBatches(transcriber.recogniser, cuts))
     heard = [model.outputs(b.audio, b.audio_lengths)[0] for b in batches]
     whole = [replace(e, frame_reducer=None) for e in heard]
     runs = {

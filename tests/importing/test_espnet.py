@@ -162,7 +162,7 @@ def test_search(tmp_path):
         ("ctc_weight: some", "ctc_weight"),
     ):
         decode.write_text(text)
-        with pytest.raises(ConfigError, match=rf"decode\.yaml: .*{reason}"):
+        with pytest.raises(ConfigError, match=rf"(?s)decode\.yaml: .*{reason}"):
             run(tmp_path, decode=decode)
     assert not (tmp_path / "model").exists()
     decode.write_text("lm_weight: 0.3\nnew: 1\n")
