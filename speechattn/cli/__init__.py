@@ -6,6 +6,7 @@ that help comes at once and `speechattn score` need not load torch.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -77,7 +78,14 @@ COMMANDS = {name: command for group in GROUPS.values() for name, command in grou
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(words: list[str]) -> int:
     level = logging.INFO
     if words[:1] == ["--verbose"]:
         level = logging.DEBUG

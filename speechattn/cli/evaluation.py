@@ -66,8 +66,8 @@ def delay(
 
 def fuse(
     systems: tuple[Path, ...], *, output: Path, unit: Unit = "word",
-    voting: Literal["frequency", "average", "maximum"] | None = None, alpha: float | None = None,
-    null_confidence: float | None = None, weights: tuple[float, ...] = (),
+    voting: Literal["frequency", "average", "maximum", "avgconf"] | None = None,
+    alpha: float | None = None, null_confidence: float | None = None, weights: tuple[float, ...] = (),
     dev: tuple[tuple[str, ...], ...] = (), tune_weights: bool = False,
     order_by_dev: bool = False, allow_missing: bool = False
 ) -> None:  # fmt: skip
@@ -77,7 +77,8 @@ def fuse(
         systems: decode folders, or tables of id TAB text; the first, best one wins ties.
         output: decode folder to make.
         unit: unit that is voted on.
-        voting: by votes, or by votes and average or highest confidence (default: best on --dev).
+        voting: by votes, with the average or highest confidence, or by confidence as NIST's
+            avgconf (default: best on --dev).
         alpha: share of the votes in the score, 0 to 1 (default: as --voting).
         null_confidence: confidence of saying nothing, 0 to 1 (default: as --voting).
         weights: weights of the systems, in order (default: equal).
@@ -87,15 +88,14 @@ def fuse(
         order_by_dev: order the systems by their errors on --dev.
         allow_missing: fuse ids that only some systems have.
     """
-    import yaml
+    from rich.console import Console
 
     from speechattn.evaluation.fusion.files import fuse
 
     given = {"voting": voting, "alpha": alpha, "null_confidence": null_confidence}
     chosen = {"dev": dev, "tune_weights": tune_weights, "order_by_dev": order_by_dev}
     options = {"unit": unit, "weights": weights or None, "allow_missing": allow_missing}
-    result = fuse(systems, output, **given, **chosen, **options)
-    print(yaml.safe_dump(result, sort_keys=False, allow_unicode=True), end="")
+    fuse(systems, output, **given, **chosen, **options, console=Console())
 
 
 def report(

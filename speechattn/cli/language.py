@@ -107,20 +107,14 @@ def graph(
 
 
 def draw(graph: Path, picture: Path, *, tokens: Path) -> None:
-    """Draw a decoding graph of a few words as SVG.
+    """Draw a decoding graph of a few words.
 
     Args:
         graph: folder that `speechattn graph` made.
-        picture: SVG file to write.
+        picture: file to write: .dot, or with Graphviz installed .svg, .pdf or .png.
         tokens: folder of the tokenizer.
     """
-    from speechattn.data.tokenizers.tokenizer import Tokenizer
-    from speechattn.decoding.fst.draw import graph_svg
-    from speechattn.decoding.fst.graph import Graph
+    from speechattn.decoding.fst.dot import draw_graph
 
-    if picture.suffix != ".svg":
-        raise ConfigError(f"{picture}: pictures are SVG: name it {picture.stem}.svg")
-    svg = graph_svg(Graph.load(graph), Tokenizer.load(tokens).tokens)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    picture.write_text(svg, encoding="utf-8")
+    draw_graph(graph, picture, tokens)
     logger.info("written to %s", picture)

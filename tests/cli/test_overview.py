@@ -68,6 +68,13 @@ def test_wrong_usage(arguments, message, capsys):
     assert message in err and not out
 
 
+def test_output_that_nobody_reads():
+    run = [sys.executable, "-u", "-m", "speechattn.cli"]
+    script = f"{' '.join(run)} --help | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() in ("0", "141") and not done.stderr
+
+
 def modules_after(arguments: list[str]) -> set[str]:
     script = (
         "import sys; from speechattn.cli import main\n"
