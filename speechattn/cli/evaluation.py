@@ -67,9 +67,9 @@ def delay(
 def fuse(
     systems: tuple[Path, ...], *, output: Path, unit: Unit = "word",
     voting: Literal["frequency", "average", "maximum", "avgconf"] | None = None,
-    alpha: float | None = None, null_confidence: float | None = None, weights: tuple[float, ...] = (),
-    dev: tuple[tuple[str, ...], ...] = (), tune_weights: bool = False,
-    order_by_dev: bool = False, allow_missing: bool = False
+    alpha: float | None = None, null_confidence: float | None = None,
+    weights: tuple[float, ...] = (), dev: tuple[tuple[str, ...], ...] = (),
+    tune_weights: bool = False, order_by_dev: bool = False, allow_missing: bool = False
 ) -> None:  # fmt: skip
     """Fuse the transcripts of several systems into one (ROVER).
 
