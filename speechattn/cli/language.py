@@ -98,7 +98,7 @@ def graph(
     elif sentences:
         words = Lexicon.spelled(most_frequent(sentences, max_words), tokenizer)
     else:
-        raise ConfigError("no words: give --lexicon, or --text to take them from")
+        raise ConfigError("which words? Give --lexicon, or --text to take them from")
     if arpa is None and sentences:
         output.mkdir(parents=True, exist_ok=True)
         arpa = output / "words.arpa"
