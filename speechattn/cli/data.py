@@ -211,10 +211,8 @@ def augment_sheet(
     from speechattn.data.augment.sheet import write_augment_sheet
     from speechattn.data.batches.datamodule import DataOptions
     from speechattn.data.crops.store import CropStore
-    from speechattn.training import set_noise
 
     sections = read_config(config, overrides)
-    set_noise(sections, None)  # crops show nothing of it
     options = build(DataOptions, sections.get("data") or {}, "data", allow)
     speeds = [t for t in options.audio_transforms or () if isinstance(t, SpeedPerturb)]
     transforms = [*speeds, *(options.video_transforms or ())]

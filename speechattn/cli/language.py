@@ -82,13 +82,13 @@ def graph(
     from speechattn.decoding.fst.build import build_graph
     from speechattn.decoding.fst.lexicon import Lexicon, most_frequent
     from speechattn.lm.texts import read_texts
-    from speechattn.lm.word_ngram import train_word_ngram, words_of
+    from speechattn.lm.word_ngram import split_words, train_word_ngram
 
     tokenizer = Tokenizer.load(tokens)
     sentences = [
         [tokenizer.tokens[unit] for unit in tokenizer.encode(line)]
         if units
-        else words_of(line, segmented)
+        else split_words(line, segmented)
         for line in read_texts(text)
     ]
     if units:

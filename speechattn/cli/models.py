@@ -98,7 +98,7 @@ def export(*, model: Path, output: Path, allow: Allow = ()) -> None:
         output: folder for the graphs.
         allow: plug-in package whose classes the model may name; may be repeated.
     """
-    from speechattn.deploy.exported import export_dir
+    from speechattn.deploy.export import export_dir
 
     for path in export_dir(model, output, allow):
         logger.info("written to %s", path)

@@ -41,16 +41,17 @@ def train(
         train_cuts: Lhotse cuts to train on.
         valid_cuts: Lhotse cuts that rank the epochs.
         crops: folder of mouth crops, for a model that reads lips.
-        noise: sound file that the configuration's AddNoise mixes in.
+        noise: data.noise, the sound file that AddNoise mixes in.
         init: model directory to start from; may be repeated: the first with a part gives it.
         renew_classifier: with --init, start with new CTC heads, decoder embedding and output
             rather than take them over for the tokens that both have.
         allow: plug-in package whose classes the configuration may name; may be repeated.
     """
-    from speechattn.training import set_noise, train
+    from speechattn.training import train
 
     config = experiment.read()
-    set_noise(config, noise)
+    if noise is not None:
+        config["data"] = {**(config.get("data") or {}), "noise": str(noise)}
     folders = (train_cuts, valid_cuts, experiment.tokens, experiment.exp)
     options = {"allow": allow, "init": init, "renew_classifier": renew_classifier}
     train(config, *folders, crops=crops, **options)
