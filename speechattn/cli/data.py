@@ -214,10 +214,10 @@ def roi(args: Namespace) -> None:
             args.output,
             options,
             args.workers,
-            detector,
-            args.faces,
-            args.num_shards,
-            args.shard,
+            detector=detector,
+            faces=args.faces,
+            num_shards=args.num_shards,
+            shard=args.shard,
         )
         print(needed or "nothing to do, or none of the first videos can be cropped")
         return
@@ -232,10 +232,10 @@ def roi(args: Namespace) -> None:
                 args.output,
                 options,
                 args.workers,
-                detector,
-                args.faces,
-                args.num_shards,
-                None if args.ray == "local" else args.ray,
+                detector=detector,
+                faces=args.faces,
+                num_shards=args.num_shards,
+                address=None if args.ray == "local" else args.ray,
             )
         logger.info("%d videos cropped, %d failed", merged.done, merged.failed)
         if merged.missing:
@@ -246,7 +246,7 @@ def roi(args: Namespace) -> None:
         args.output,
         options,
         args.workers,
-        detector,
+        detector=detector,
         faces=args.faces,
         num_shards=args.num_shards,
         shard=args.shard,

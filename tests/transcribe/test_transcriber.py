@@ -292,7 +292,7 @@ def compare(transcriber: Transcriber, corpus: Path, folder: Path, detector) -> N
     if "video" in modalities:
         items = [RoiItem(cut.id, cut.custom["video"]) for cut in cuts]
         options = transcriber.cropper.options
-        extract(items, folder / "crops", options, 0, detector, progress=False)
+        extract(items, folder / "crops", options, 0, detector=detector, progress=False)
         store = CropStore(folder / "crops")
     dataset = SpeechDataset(
         read_cuts(cuts_path, modalities, store),

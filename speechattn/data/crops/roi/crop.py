@@ -34,7 +34,7 @@ _TARGET = _anchors(MEAN_FACE)
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The rotation, uniform scale and shift that bring `source` nearest to `target`.
+    """Find the rotation and uniform scale that bring `source` nearest to `target`.
 
     Least squares in closed form over (N, 2) points; no reflection (Umeyama 1991 in two dimensions,
     where complex numbers make it one line).
@@ -53,7 +53,7 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def crop_transform(points: np.ndarray, size: int, mouth_width: float) -> np.ndarray:
-    """Where picture pixels go in the crop.
+    """Compute the affine transform from picture to crop.
 
     Args:
         points: (5, 2) landmarks.

@@ -48,7 +48,7 @@ class MtcnnDetector:
         self._onet = _Net(folder / "onet.onnx", ("dense_5", "dense_6", "softmax_2"))
 
     def detect(self, frame: np.ndarray) -> list[Face]:
-        """Every face in `frame`, uint8 RGB (H, W, 3); best first."""
+        """Find every face in `frame`, uint8 RGB (H, W, 3); best first."""
         boxes = self._propose(frame)
         if len(boxes):
             boxes = self._filter(frame, boxes)
@@ -134,8 +134,11 @@ class _Net:
         self._copies: dict[tuple[int, ...], cv2.dnn.Net] = {}
 
     def __call__(self, inputs: np.ndarray) -> list[np.ndarray]:
-        """Outputs, (N, ...) each, for float32 `inputs` (N, W, H, 3): these weights were trained on
-        transposed pictures."""
+        """Run float32 `inputs` (N, W, H, 3) through; these weights expect transposed pictures.
+
+        Returns:
+            The outputs, (N, ...) each.
+        """
         count = len(inputs)
         fill = -count % self._batch
         if fill:
@@ -164,7 +167,7 @@ def _normalise(picture: np.ndarray) -> np.ndarray:
 
 
 def _patches(frame: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
-    """Square boxes cut out, black outside the picture, as (N, size, size, 3), transposed."""
+    """Cut out square boxes as (N, size, size, 3), transposed; black outside the picture."""
     out = np.empty((len(boxes), size, size, 3), dtype=np.float32)
     height, width = frame.shape[:2]
     for i, (left, top, right, bottom) in enumerate(np.rint(boxes).astype(int)):
@@ -182,20 +185,20 @@ def _patches(frame: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
 
 
 def _shift(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Boxes (N, 4) with their corners moved by `shifts` (N, 4), in fractions of their sides."""
+    """Move the corners of boxes (N, 4) by `shifts` (N, 4), in fractions of their sides."""
     sides = boxes[:, 2:] - boxes[:, :2]
     return boxes + shifts * np.concatenate([sides, sides], axis=1)
 
 
 def _square(boxes: np.ndarray) -> np.ndarray:
-    """The squares around the same centres that have the longer sides."""
+    """Widen boxes to squares around the same centres."""
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True, initial=0) / 2
     return np.concatenate([centre - half, centre + half], axis=1)
 
 
 def _suppress(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
-    """Non-maximum suppression: indices of the boxes that stay, best first."""
+    """Return the indices of the boxes that survive non-maximum suppression, best first."""
     order = np.argsort(-scores, kind="stable")
     keep: list[int] = []
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from speechattn.data.crops.roi.options import RoiOptions
-from speechattn.data.crops.roi.pipeline import RoiSummary, extract
+from speechattn.data.crops.roi.pipeline import extract
 from speechattn.data.crops.roi.shards import MergeSummary, merge_shards
 from speechattn.data.crops.roi.workers import DetectorFactory, RoiItem
 from speechattn.errors import ConfigError
@@ -24,12 +24,13 @@ def extract_on_ray(
     folder: str | Path,
     options: RoiOptions | None = None,
     workers: int = 2,
+    *,
     detector: DetectorFactory | None = None,
     faces: Sequence[str | Path] = (),
     num_shards: int = 16,
     address: str | None = None,
 ) -> MergeSummary:
-    """Crops the mouths of many videos, each shard as one task of Ray, and merges the shards.
+    """Crop the mouths of many videos, each shard as one task of Ray, and merge the shards.
 
     Args:
         items: the videos; keys are unique.
@@ -61,9 +62,12 @@ def extract_on_ray(
     try:
         shared = ray.put(list(items))
         # Restarted if its machine is lost; an error of the stage itself would only come again.
-        task = ray.remote(num_cpus=max(workers, 1), max_retries=3)(_extract_shard)
-        arguments = (shared, folder, options, workers, detector, faces, num_shards)
-        waiting = {task.remote(*arguments, shard): shard for shard in range(num_shards)}
+        task = ray.remote(num_cpus=max(workers, 1), max_retries=3)(extract)
+        common = {"detector": detector, "faces": faces, "num_shards": num_shards, "progress": False}
+        waiting = {
+            task.remote(shared, folder, options, workers, **common, shard=shard): shard
+            for shard in range(num_shards)
+        }
         while waiting:
             ended, _ = ray.wait(list(waiting))
             summary = ray.get(ended[0])
@@ -80,16 +84,3 @@ def extract_on_ray(
         if begun_here:
             ray.shutdown()
     return merge_shards(items, folder)
-
-
-def _extract_shard(
-    items: Sequence[RoiItem],
-    folder: Path,
-    options: RoiOptions | None,
-    workers: int,
-    detector: DetectorFactory | None,
-    faces: Sequence[Path],
-    num_shards: int,
-    shard: int,
-) -> RoiSummary:
-    return extract(items, folder, options, workers, detector, False, faces, num_shards, shard)

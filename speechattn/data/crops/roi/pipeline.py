@@ -10,10 +10,9 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING
 
 from speechattn.data.crops.blobs import part_folders
 from speechattn.data.crops.roi.estimation import SAMPLE, Estimate, estimate_run, spread_first
@@ -32,13 +31,16 @@ from speechattn.data.crops.store import CROPS, CropStore, CropWriter
 from speechattn.errors import ConfigError, SpeechattnError
 from speechattn.files import write_text
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 _log = logging.getLogger(__name__)
 _TELL_EVERY = 300.0  # seconds; a log file shows no progress bar
 
 
 @dataclass(frozen=True)
 class RoiSummary:
-    """What a run did.
+    """Counts of a run.
 
     Attributes:
         done: clips cropped in this run.
@@ -60,15 +62,16 @@ def extract(
     folder: str | Path,
     options: RoiOptions | None = None,
     workers: int = 2,
+    *,
     detector: DetectorFactory | None = None,
     progress: bool = True,
     faces: Sequence[str | Path] = (),
     num_shards: int = 1,
     shard: int | None = None,
 ) -> RoiSummary:
-    """Crops the mouths of many videos into a crop store.
+    """Crop the mouths of many videos into a crop store.
 
-    Writes into `folder`: the store (see `data.store`), `roi.json` (the options), the faces that
+    Writes into `folder`: the store (see `crops.store`), `roi.json` (the options), the faces that
     were found (see `faces`), `failures.tsv` (key, path, reason; of this run), `notes.tsv` (clips
     that are cropped, but by a choice that a person should know) and `contact_sheet.png`. A video
     that cannot be used never stops the run, not even one that kills its worker. After the first
@@ -106,7 +109,7 @@ def extract(
     begun = told = time.monotonic()
     done = failed = frames = 0
     folder.mkdir(parents=True, exist_ok=True)
-    with CropWriter(folder) as writer, FaceWriter(folder) as kept:
+    with CropWriter(folder) as writer, FaceWriter(folder) as face_writer:
         _check_options(common, options)
         write_text(folder / OPTIONS, json.dumps(asdict(options), indent=1) + "\n")
         there = CropStore(common)
@@ -126,7 +129,7 @@ def extract(
             try:
                 for item, outcome in outcomes:
                     if outcome.faces is not None:
-                        kept.add(item.key, outcome.faces)
+                        face_writer.add(item.key, outcome.faces)
                     if outcome.crop is None:
                         failed += 1
                         failures.write(line(item.key, item.path, outcome.reason))
@@ -156,12 +159,13 @@ def estimate(
     folder: str | Path,
     options: RoiOptions | None = None,
     workers: int = 2,
+    *,
     detector: DetectorFactory | None = None,
     faces: Sequence[str | Path] = (),
     num_shards: int = 1,
     shard: int | None = None,
 ) -> Estimate | None:
-    """What `extract` with the same arguments would take; crops some clips and keeps nothing.
+    """Estimate what `extract` with the same arguments would take; keeps nothing.
 
     Without `shard` all is meant, however many shards do it: their time together is that of one
     machine with `num_shards` times the workers.
@@ -208,9 +212,8 @@ def _check_options(folder: Path, options: RoiOptions) -> None:
         file, index = one / OPTIONS, one / CROPS.index
         if not file.is_file() or not index.is_file() or not index.stat().st_size:
             continue
-        names = {field.name for field in fields(RoiOptions)}
-        before = {k: v for k, v in json.loads(file.read_text()).items() if k in names}
-        before["scales"] = tuple(before.get("scales", ()))
+        before = json.loads(file.read_text())
+        before["scales"] = tuple(before["scales"])
         old, new = _geometry(RoiOptions(**before)), _geometry(options)
         told = ", ".join(f"{k} was {old[k]}, is {v}" for k, v in new.items() if old[k] != v)
         if told:
@@ -218,13 +221,22 @@ def _check_options(folder: Path, options: RoiOptions) -> None:
 
 
 def _geometry(options: RoiOptions) -> dict[str, float]:
-    """What the stored crops depend on: which scales are taken of them is not among it."""
+    """Return what the stored crops depend on, in which the scales taken of them are not."""
     values = asdict(options)
     del values["scales"]
     return {**values, "size": options.side, "mouth_width": round(options.side_mouth_width, 9)}
 
 
-def _bar(show: bool) -> Progress:
+def _bar(show: bool) -> "Progress":
+    # Not at the top: recognition imports this package, and rich takes a tenth of a second.
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
