@@ -45,7 +45,7 @@ from speechattn.data.augment import (
 )
 from speechattn.data.batches.datamodule import DataOptions, SpeechData
 from speechattn.data.crops.store import CROPS, CropWriter
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 
 RATE, SIDE, CROP = 25, 96, 88
 WORKERS = 2

@@ -292,7 +292,7 @@ def tokens(args: Namespace) -> None:
     """speechattn tokens"""
     from lhotse import CutSet
 
-    from speechattn.data.tokenizers.tokenizer import build_tokenizer, read_token_list
+    from speechattn.data.tokenizers import build_tokenizer, read_token_list
     from speechattn.importing.tokens import make_tokenizer
 
     if (args.cuts is None) == (args.from_list is None):
@@ -310,7 +310,7 @@ def tokens(args: Namespace) -> None:
 
 def align(args: Namespace) -> None:
     """speechattn align"""
-    from speechattn.data.tokenizers.tokenizer import Tokenizer
+    from speechattn.data.tokenizers import Tokenizer
     from speechattn.training.aligner import align
 
     align(args.cuts[0], args.cuts[1:], Tokenizer.load(args.tokens), args.output)

@@ -203,7 +203,7 @@ def ngram(args: Namespace) -> None:
 
 def graph(args: Namespace) -> None:
     """speechattn graph"""
-    from speechattn.data.tokenizers.tokenizer import Tokenizer
+    from speechattn.data.tokenizers import Tokenizer
     from speechattn.decoding.fst.build import build_graph
     from speechattn.decoding.fst.lexicon import Lexicon, most_frequent
     from speechattn.lm.texts import read_texts
@@ -233,7 +233,7 @@ def graph(args: Namespace) -> None:
 
 def draw(args: Namespace) -> None:
     """speechattn draw"""
-    from speechattn.data.tokenizers.tokenizer import Tokenizer
+    from speechattn.data.tokenizers import Tokenizer
     from speechattn.decoding.fst.draw import graph_svg
     from speechattn.decoding.fst.graph import Graph
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import DecodeOptions
 from speechattn.deploy.export import ENCODER, OnnxModel, export_onnx
 from speechattn.deploy.packing import unpack

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from speechattn.config import build, read_yaml
-from speechattn.data.tokenizers.tokenizer import read_units, with_ends
+from speechattn.data.tokenizers import read_units, with_ends
 from speechattn.decoding import DecodeOptions
 from speechattn.errors import ConfigError
 from speechattn.frontends import EspnetLogMel

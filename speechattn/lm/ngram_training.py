@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError
 from speechattn.lm.ngram import NgramLm
 from speechattn.lm.perplexity import Perplexity, ngram_perplexity

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from speechattn import __version__
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 
 CONFIG, WEIGHTS, META = "config.yaml", "model.safetensors", "meta.json"
 

@@ -24,7 +24,7 @@ from speechattn.data.batches.batch import collate
 from speechattn.data.batches.dataset import SpeechDataset, read_cuts
 from speechattn.data.batches.sampler import PaddedFrameBatches
 from speechattn.data.batches.timed import word_alignment
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import token_times, word_times
 from speechattn.decoding.ctc import AlignmentError
 from speechattn.errors import ConfigError

@@ -27,7 +27,7 @@ from torch import Tensor
 from speechattn.config import build, check_sections, read_yaml
 from speechattn.data.batches.datamodule import DataOptions, SpeechData
 from speechattn.data.crops.roi import RoiOptions
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import DecodeOptions, check_options
 from speechattn.errors import ConfigError, SpeechattnError
 from speechattn.files import write_text

@@ -13,7 +13,7 @@ from rich.progress import track
 from speechattn.config import build
 from speechattn.data.batches.batch import Batch
 from speechattn.data.crops.roi import RoiOptions
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import DecodeOptions, decode
 from speechattn.errors import ConfigError
 from speechattn.model.directory import (

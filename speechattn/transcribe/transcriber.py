@@ -14,7 +14,7 @@ from speechattn.data.crops.ready import READY_CROP, fit, read_crop_array
 from speechattn.data.crops.roi import MouthCropper, RoiOptions
 from speechattn.data.media.container import iter_video, probe, read_audio
 from speechattn.data.media.sound import fit_audio
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import (
     DecodeOptions,
     Hypothesis,

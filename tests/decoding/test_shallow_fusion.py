@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speechattn import Transcriber
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import ContextGraph, DecodeOptions, decode
 from speechattn.decoding.shallow_fusion import ShallowFusion, read_fusion, read_hot_words

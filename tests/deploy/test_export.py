@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from speechattn import Transcriber
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import DecodeOptions, decode
 from speechattn.deploy.export import OnnxModel, export_onnx
 from speechattn.deploy.exported import export_dir, is_exported, load_exported

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from speechattn import SpeechModel
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.errors import ConfigError
 from speechattn.model.directory import (
     build_model,

@@ -6,7 +6,7 @@ import torch
 from kaldialign import edit_distance
 
 from speechattn.data.batches.datamodule import DataOptions, SpeechData
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding.ctc import ctc_greedy
 from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss

@@ -18,7 +18,7 @@ from speechattn.data.batches.joined import JoinedDataset
 from speechattn.data.batches.loader import EpochLoader, Readable, collate_read
 from speechattn.data.batches.sampler import PaddedFrameBatches
 from speechattn.data.crops.store import CropStore
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from speechattn.data.batches.batch import Item
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError
 from speechattn.units import SPACE_TOKEN, WORD_START, is_ideograph
 

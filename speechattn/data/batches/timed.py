@@ -6,7 +6,7 @@ import numpy as np
 from lhotse.cut import Cut
 
 from speechattn.data.batches.batch import Item
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.units import SPACE_TOKEN
 
 Word = tuple[str, float, float]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from speechattn.data.corpora.accounts import Failure
-from speechattn.data.tokenizers.tokenizer import read_token_list
+from speechattn.data.tokenizers.token_lists import read_token_list
 from speechattn.units import SPACE_TOKEN, UNK_MARK, UNK_TOKEN
 
 Share = Literal["train", "valid", "test"]

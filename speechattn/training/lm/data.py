@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from speechattn.data.batches.loader import EpochLoader
 from speechattn.data.batches.sampler import PaddedFrameBatches
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError
 from speechattn.lm.texts import TokenLines, collate_lines
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from speechattn.config import build, check_sections
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError
 from speechattn.files import write_text
 from speechattn.lm.directory import build_lm, load_lm, save_lm

@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding.alignment import TokenTime, word_times
 from speechattn.decoding.ctc import TokenSpan
 from speechattn.transcribe.streaming.search import Found

@@ -10,7 +10,7 @@ from speechattn.data.batches.datamodule import DataOptions, SpeechData
 from speechattn.data.batches.dataset import SpeechDataset, read_cuts
 from speechattn.data.batches.joined import JoinedDataset, join_groups, join_texts
 from speechattn.data.crops.store import CropStore
-from speechattn.data.tokenizers.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from speechattn.data.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
 from speechattn.errors import ConfigError
 
 AV = ("audio", "video")

@@ -11,7 +11,7 @@ from speechattn.data.batches.dataset import SpeechDataset
 from speechattn.data.batches.joined import JoinedDataset
 from speechattn.data.batches.timed import token_times, trim, word_alignment
 from speechattn.data.crops.store import CropStore
-from speechattn.data.tokenizers.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from speechattn.data.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
 
 
 def cut(text, *words, start=0.0):

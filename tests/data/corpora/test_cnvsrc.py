@@ -16,7 +16,7 @@ from speechattn.cli import main
 from speechattn.data.corpora import prepare_cnvsrc, read_summary
 from speechattn.data.corpora.cnvsrc_layout import clean_text
 from speechattn.data.corpora.cnvsrc_lists import Units, read_lists
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError, SpeechattnError
 from speechattn.units import UNK_MARK
 
