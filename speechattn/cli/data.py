@@ -269,7 +269,7 @@ def augment_sheet(args: Namespace) -> None:
     from speechattn.config import build
     from speechattn.data.augment import SpeedPerturb
     from speechattn.data.augment.sheet import write_augment_sheet
-    from speechattn.data.batches.datamodule import DataOptions
+    from speechattn.data.batches import DataOptions
     from speechattn.data.crops.store import CropStore
     from speechattn.training import set_noise
 
@@ -284,7 +284,7 @@ def augment_sheet(args: Namespace) -> None:
     clip = args.clip or next(iter(store), None)
     if clip is None or clip not in store:
         raise ConfigError(f"--clip: no crops of {clip!r} in {args.crops}")
-    write_augment_sheet(store.read(clip), transforms, args.output, args.draws, seed=args.seed)
+    write_augment_sheet(store.read(clip), transforms, args.output, draws=args.draws, seed=args.seed)
     logger.info("%s of %s", args.output, clip)
 
 

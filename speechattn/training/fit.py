@@ -25,7 +25,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from speechattn.config import build, check_sections, read_yaml
-from speechattn.data.batches.datamodule import DataOptions, SpeechData
+from speechattn.data.batches import DataOptions
+from speechattn.data.batches.datamodule import SpeechData
 from speechattn.data.crops.roi import RoiOptions
 from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import DecodeOptions, check_options
@@ -142,11 +143,11 @@ def train(
         train_cuts,
         valid_cuts,
         tokenizer,
-        model.modalities,
-        crops,
-        model.crop_size,
-        model.sample_rate,
-        options.seed,
+        modalities=model.modalities,
+        crops=crops,
+        crop_size=model.crop_size,
+        sample_rate=model.sample_rate,
+        seed=options.seed,
     )
     resume = last if last.exists() else None
     if resume:

@@ -10,6 +10,7 @@ import torch
 from speechattn.data.augment.base import ClipTransform, clip_generator
 from speechattn.data.augment.speed import SpeedPerturb, speed_video
 from speechattn.data.augment.video import RandomCrop
+from speechattn.files import replacing
 
 _LABEL = 150  # pixels left of each row
 
@@ -18,6 +19,7 @@ def write_augment_sheet(
     clip: np.ndarray,
     transforms: Sequence[ClipTransform],
     path: str | Path,
+    *,
     draws: int = 3,
     columns: int = 12,
     seed: int = 0,
@@ -56,11 +58,8 @@ def write_augment_sheet(
                 seen.add(changed.tobytes())
                 label = f"{len(changed)} frames, draw {draw}"
                 rows.append(_row(name, label, changed[::step][:longest], clip, longest))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial.png")
-    cv2.imwrite(str(partial), np.concatenate(rows))
-    partial.replace(path)
+    with replacing(path) as part:
+        cv2.imwrite(str(part), np.concatenate(rows))
 
 
 def _applied(transform: ClipTransform, clip: np.ndarray, generator: torch.Generator) -> np.ndarray:
@@ -72,7 +71,7 @@ def _applied(transform: ClipTransform, clip: np.ndarray, generator: torch.Genera
 
 
 def _row(name: str, note: str, pictures: np.ndarray, clip: np.ndarray, longest: int) -> np.ndarray:
-    """A label and pictures, each in the middle of a field of the clip's own size."""
+    """Draw a label and pictures, each in the middle of a field of the clip's own size."""
     height, width = clip.shape[1:]
     row = np.full((height + 2, _LABEL + longest * (width + 2)), 255, dtype=np.uint8)
     for i, line in enumerate((name, note)):

@@ -27,7 +27,7 @@ class AddNoise(ClipTransform):
         p: probability.
         babble: number of excerpts added up.
         part: only this stretch of the noise is used, from one share of its length to another, so
-            that training and testing can hear different parts.
+            that training and testing can take different parts.
         sample_rate: of the clips and of the noise read, Hz.
     """
 

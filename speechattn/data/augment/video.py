@@ -164,7 +164,7 @@ class ColorJitter(ClipTransform):
 def change_color(
     clip: Array, brightness: float = 1.0, contrast: float = 1.0, gamma: float = 1.0
 ) -> Array:
-    """See `ColorJitter`.
+    """Change brightness, contrast and gamma as `ColorJitter` does.
 
     Args:
         clip: uint8 (..., H, W).
@@ -266,7 +266,7 @@ class AdaptiveTimeMask(ClipTransform):
 
 
 def _mean_frame(clip: Array) -> Array:
-    """The mean over time, rounded where the clip holds integers."""
+    """Return the mean over time, rounded where the clip holds integers."""
     array = np.asarray(clip)
     if array.dtype == np.uint8:  # the sum is exact, and OpenCV's takes a third of numpy's time
         rows = np.ascontiguousarray(array).reshape(len(array), -1)
@@ -281,7 +281,7 @@ def _mean_frame(clip: Array) -> Array:
 
 
 def _mean_color(clip: Array) -> Array | int:
-    """The mean over time and the picture: of grey clips one number, of colours (3, 1, 1)."""
+    """Return the mean over time and the picture: one number of grey clips, (3, 1, 1) of colours."""
     array = np.asarray(clip)
     if array.ndim == 3:
         return round(cv2.mean(_planes(clip).reshape(-1, array.shape[-1]))[0])
@@ -290,7 +290,7 @@ def _mean_color(clip: Array) -> Array | int:
 
 
 def _planes(clip: Array) -> np.ndarray:
-    """The grey pictures, or those of single colours, of a clip: uint8 (n, H, W), contiguous."""
+    """Return the pictures of a clip, colours apart: uint8 (n, H, W), contiguous."""
     array = np.asarray(clip)
     if array.dtype != np.uint8:
         raise TypeError(f"crops are uint8, from the store to the batch, not {array.dtype}")
