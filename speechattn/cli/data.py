@@ -161,11 +161,11 @@ def prepare(args: Namespace) -> None:
             args.output,
             args.track,
             args.year,
-            args.open,
-            args.extra,
-            args.lists,
-            args.units,
-            args.workers,
+            open_track=args.open,
+            extra=args.extra,
+            lists=args.lists,
+            units=args.units,
+            workers=args.workers,
         )
     elif args.corpus == "grid":
         prepare_grid(
@@ -177,7 +177,7 @@ def prepare(args: Namespace) -> None:
             workers=args.workers,
         )
     else:
-        prepare_tsv(args.data_dir, args.output, args.table, args.language, args.workers)
+        prepare_tsv(args.data_dir, args.output, args.table, args.language, workers=args.workers)
 
 
 def roi(args: Namespace) -> None:

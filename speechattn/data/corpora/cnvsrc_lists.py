@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from speechattn.data.corpora.accounts import Failure
+from speechattn.data.corpora.report import Failure
 from speechattn.data.tokenizers.token_lists import read_token_list
 from speechattn.units import SPACE_TOKEN, UNK_MARK, UNK_TOKEN
 
@@ -101,7 +101,7 @@ def _read(path: Path, share: Share) -> Iterator[Row | Failure]:
 
 
 def without_suffix(name: str) -> str:
-    """`dev/video/80100246.mp4` to `dev/video/80100246`."""
+    """Strip the suffix: `dev/video/80100246.mp4` to `dev/video/80100246`."""
     return name.rpartition(".")[0] or name
 
 
@@ -123,7 +123,7 @@ class Units:
         ]
 
     def text(self, ids: Sequence[int]) -> str | None:
-        """The text that ids stand for, or None where one of them is no unit's.
+        """Convert ids to text; None where one of them is no unit's.
 
         An unknown character comes back as the tokenizer's UNK_MARK.
         """
@@ -133,7 +133,7 @@ class Units:
 
 
 def find_units(named: Path | None, folders: Sequence[Path]) -> Units | None:
-    """The units that were named, or those that lie where the baselines have them."""
+    """Read the units named, or those that lie where the baselines have them."""
     if named is not None:
         return Units(named)
     for folder in folders:

@@ -12,9 +12,8 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-
-from lhotse import MonoCut
 
 from speechattn.data.corpora.manifests import (
     SPLIT_NAME,
@@ -29,8 +28,6 @@ log = logging.getLogger(__name__)
 
 REQUIRED = ("file", "speaker", "split", "text")
 _KNOWN = {*REQUIRED, "id", "language", "landmarks"}
-_TAKEN = {"video", "video_fps", "video_frames", "has_audio", "type"}
-_TAKEN |= {*dir(MonoCut), *(field.name for field in fields(MonoCut))}
 
 
 def prepare_tsv(
@@ -38,10 +35,11 @@ def prepare_tsv(
     output_dir: str | Path,
     table: str = "manifest.tsv",
     language: str | None = None,
+    *,
     workers: int = 2,
     verify: bool = True,
 ) -> dict[str, Path]:
-    """Manifests of a folder with a table; see the module's docstring for the table.
+    """Prepare manifests of a folder with a table; see the module's docstring for the table.
 
     A row that cannot be used (wrong number of fields, an empty field, a missing file, an id that
     was there before, a file that does not decode) is left out and listed with its line number in
@@ -65,13 +63,13 @@ def prepare_tsv(
     path = Path(corpus_dir)
     path = path if path.is_file() else path / table
     utterances, failures = read_table(path, language)
-    return write_manifests(utterances, output_dir, failures, workers, verify)
+    return write_manifests(utterances, output_dir, failures, workers=workers, verify=verify)
 
 
 def read_table(
     path: str | Path, language: str | None = None
 ) -> tuple[list[Utterance], list[Failure]]:
-    """The rows of a table, checked as far as that goes without opening the media.
+    """Read the rows of a table, checked as far as that goes without opening the media.
 
     Args:
         path: the table.
@@ -127,7 +125,15 @@ def _header(path: Path, line: bytes) -> list[str]:
 
 
 def _is_free(name: str) -> bool:
-    return name.isidentifier() and name not in _TAKEN
+    return name.isidentifier() and name not in _taken_names()
+
+
+@cache
+def _taken_names() -> frozenset[str]:
+    from lhotse import MonoCut
+
+    ours = {"video", "video_fps", "video_frames", "has_audio", "type"}
+    return frozenset(ours.union(dir(MonoCut), (field.name for field in fields(MonoCut))))
 
 
 def _rows(lines: list[bytes], columns: list[str]) -> Iterator[_Row | Failure]:
