@@ -49,7 +49,7 @@ def join(data: Path, minutes: float, path: Path) -> list[int]:
     import numpy as np
     import soundfile
 
-    from speechattn.data.media.container import read_audio
+    from speechattn.data.media import read_audio
 
     said, numbers, read = 0, [], {}
     order = np.random.default_rng(1)

@@ -77,7 +77,7 @@ def add_training_commands(command) -> None:
     )
     sub.add_argument("--cuts", type=Path, help="choose the weights on these cuts instead")
     sub.add_argument("--crops", type=Path, help="folder of mouth crops")
-    sub.add_argument("--options", type=Path, help="YAML of decode options; else the first model's")
+    sub.add_argument("--search", help="class of the search, or a YAML file; else the first model's")
     add_noise(sub, "with --cuts: sound to mix in, for as many utterances again")
     add_allow(sub, "the models")
 
@@ -270,7 +270,7 @@ def combine(args: Namespace) -> None:
     """speechattn combine"""
     from speechattn.data.batches.dataset import read_cuts
     from speechattn.data.crops.store import CropStore
-    from speechattn.decoding import DecodeOptions
+    from speechattn.decoding.config import chosen_search
     from speechattn.model.ensemble import Ensemble
     from speechattn.transcribe.combine import choose_weights, read_models, save_ensemble
     from speechattn.transcribe.manifests import CutBatches
@@ -280,23 +280,24 @@ def combine(args: Namespace) -> None:
     if args.noise is not None and args.cuts is None:
         raise ConfigError("--noise is mixed into the utterances of --cuts: give these too")
     folders = named(args.model, "--model")
-    options = DecodeOptions.load(args.options) if args.options else None
-    transcriber = read_models(folders, options, args.allow)
+    search = args.search and chosen_search({}, search=args.search, allow=args.allow)
+    transcriber = read_models(folders, search or None, args.allow)
+    recogniser = transcriber.recogniser
     meta: dict[str, Any] = {}
     if args.cuts is not None:
         store = CropStore(args.crops) if args.crops is not None else None
-        cuts = read_cuts(args.cuts, transcriber.model.modalities, store)
-        conditions = {"clean": CutBatches(transcriber, cuts, store)}
+        cuts = read_cuts(args.cuts, recogniser.model.modalities, store)
+        conditions = {"clean": CutBatches(recogniser, cuts, store)}
         if args.noise is not None:
-            noisy = CutBatches(transcriber, cuts, store, read_noise(args))
+            noisy = CutBatches(recogniser, cuts, store, read_noise(args))
             conditions[f"at {args.snr:g} dB"] = noisy
-        _, meta["token_errors"] = choose_weights(transcriber, conditions)
+        _, meta["token_errors"] = choose_weights(recogniser, conditions)
     elif args.weight:
         try:
             weights = {k: float(v) for k, v in named(args.weight, "--weight").items()}
         except ValueError as error:
             raise ConfigError(f"--weight: {error}") from error
-        transcriber.model.weights = Ensemble(transcriber.model.models, weights).weights
+        recogniser.model.weights = Ensemble(recogniser.model.models, weights).weights
     save_ensemble(transcriber, folders, args.output, meta)
-    weights = (f"{name} {weight:.3g}" for name, weight in transcriber.model.weights.items())
+    weights = (f"{name} {weight:.3g}" for name, weight in recogniser.model.weights.items())
     logger.info("%s: weights %s", args.output, ", ".join(weights))

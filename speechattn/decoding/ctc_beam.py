@@ -36,6 +36,7 @@ EMPTY = 0, -1, BLANK
 def ctc_beam_search(
     log_probs: Tensor,
     lengths: Tensor,
+    *,
     beam_size: int = 10,
     nbest: int = 1,
     frame_units: int = 20,
@@ -85,7 +86,16 @@ def ctc_beam_search(
         )
     b, _, v = log_probs.shape
     device = log_probs.device
-    beam = PrefixBeam(b, v, device, beam_size, frame_units, blank_skip, length_bonus, scorers)
+    beam = PrefixBeam(
+        b,
+        v,
+        device,
+        beam_size=beam_size,
+        frame_units=frame_units,
+        blank_skip=blank_skip,
+        length_bonus=length_bonus,
+        scorers=scorers,
+    )
     units, chosen = beam.accept(log_probs, lengths)
     return _collect(units, chosen, beam, min(nbest, beam_size))
 
@@ -109,6 +119,7 @@ class PrefixBeam:
         batch: int,
         vocab_size: int,
         device: torch.device,
+        *,
         beam_size: int = 10,
         frame_units: int = 20,
         blank_skip: float = 1.0,

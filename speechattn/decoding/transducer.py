@@ -17,7 +17,6 @@ parent, also in the beam, that grows by its last token. So merging is finding pa
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,34 +25,10 @@ from speechattn.decoders.predictor import PredictorState
 from speechattn.decoders.transducer import Transducer
 from speechattn.decoding.ctc_beam import EMPTY, HASH_START, HASH_TIMES
 from speechattn.decoding.hypothesis import Hypothesis
-from speechattn.decoding.options import DecodeOptions
 from speechattn.decoding.prefix_scores import PrefixScores
 from speechattn.decoding.scorers import Scorer
 from speechattn.masks import padding_mask
-from speechattn.model.output import ModelOutput
 from speechattn.units import BLANK
-
-
-def transducer_search(
-    evidence: ModelOutput, options: DecodeOptions, scorers: Mapping[str, tuple[Scorer, float]]
-) -> list[list[Hypothesis]]:
-    """What the options' method finds in the frames that the model's reducer leaves."""
-    hidden, lengths, index = evidence.hidden, evidence.lengths, None
-    if evidence.frame_reducer is not None:
-        hidden, lengths, index = evidence.frame_reducer(hidden, lengths, evidence.log_probs)
-    head = evidence.transducer
-    if options.method == "transducer_greedy":
-        found = [[h] for h in transducer_greedy(head, hidden, lengths, options.frame_tokens)]
-    else:
-        found = transducer_beam(
-            head, hidden, lengths, options.beam_size, options.nbest, options.length_bonus, scorers
-        )
-    if index is None:
-        return found
-    return [
-        [replace(h, frames=[frames[t] for t in h.frames]) for h in hypotheses]
-        for hypotheses, frames in zip(found, index.tolist(), strict=True)
-    ]
 
 
 @torch.inference_mode()
@@ -107,6 +82,7 @@ def transducer_beam(
     head: Transducer,
     hidden: Tensor,
     lengths: Tensor,
+    *,
     beam_size: int = 4,
     nbest: int = 1,
     length_bonus: float = 0.0,

@@ -316,6 +316,8 @@ class OnnxDecoder(Decoder):
         folder: of the graphs.
     """
 
+    scores_sequences = False  # one token after another
+
     def __init__(self, source: Decoder, folder: Path):
         super().__init__()
         self.vocab_size, self.memory_size = source.vocab_size, source.memory_size
@@ -381,14 +383,14 @@ class OnnxModel(nn.Module):
         """None: a transducer is not exported."""
         return [None]
 
-    def evidence(
+    def outputs(
         self,
         audio: Tensor | None = None,
         audio_lengths: Tensor | None = None,
         video: Tensor | None = None,
         video_lengths: Tensor | None = None,
     ) -> list[ModelOutput]:
-        """As `SpeechModel.evidence`."""
+        """As `SpeechModel.outputs`."""
         given = {}
         if "audio" in self.modalities:
             given.update(audio=audio, audio_lengths=audio_lengths)

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from speechattn.data.tokenizers import Tokenizer
-from speechattn.decoding import DecodeOptions
 from speechattn.deploy.export import ENCODER, OnnxModel, export_onnx
 from speechattn.deploy.packing import unpack
 from speechattn.errors import ConfigError
@@ -118,28 +117,3 @@ def load_frontend(frontend: nn.Module, path: Path) -> None:
     except (SafetensorError, RuntimeError) as error:
         raise ConfigError(f"{path} does not fit its {CONFIG}: {error}") from error
     frontend.eval()
-
-
-def check_exported(
-    options: DecodeOptions, device: str | torch.device, quantise: str | None
-) -> None:
-    """Whether graphs can be run so: on a CPU, and their decoder takes one token after another.
-
-    Raises:
-        ConfigError: it names the option.
-    """
-    if torch.device(device).type != "cpu":
-        raise ConfigError(f"--device {device}: exported graphs run on the CPU")
-    if quantise is not None:
-        raise ConfigError(f"--quantize {quantise}: exported graphs stay in float32")
-    if options.method == "ctc_rescore":
-        raise ConfigError(
-            "decode option method: ctc_rescore needs a decoder that reads whole hypotheses, and "
-            "the exported one takes one token after another; use joint"
-        )
-    for option in ("reverse_weight", "internal_lm_weight"):
-        if getattr(options, option) > 0:
-            raise ConfigError(
-                f"decode option {option}: {getattr(options, option):g} needs what is not exported; "
-                "set it to 0, or decode with the model directory"
-            )

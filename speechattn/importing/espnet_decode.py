@@ -1,10 +1,10 @@
-"""ESPnet's decode YAML as our decode options."""
+"""ESPnet's decode YAML as options of `JointSearch`."""
 
 from pathlib import Path
 from typing import Any
 
 from speechattn.config import read_yaml
-from speechattn.decoding import DecodeOptions
+from speechattn.decoding import JointSearch
 from speechattn.errors import ConfigError
 from speechattn.importing.keys import IGNORED, Keys, fixed, passed, translate
 
@@ -25,14 +25,14 @@ DECODE: Keys = {
 
 
 def read_decode(path: Path) -> dict[str, Any]:
-    """Fields of `DecodeOptions`; what is missing is as in ESPnet's `asr_inference`."""
+    """Return options of `JointSearch`; what is missing is as in ESPnet's `asr_inference`."""
     problems: list[str] = []
     options = translate(read_yaml(path), DECODE, "", problems)
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise ConfigError(f"{path}: cannot be taken over:{lines}")
     try:
-        DecodeOptions(**options)  # used later; what is wrong in them is said now
+        JointSearch(**options)  # used later; what is wrong in them is said now
     except ConfigError as error:
         raise ConfigError(f"{path}: cannot be taken over: {error}") from error
     return options

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from speechattn.config import build, read_yaml
 from speechattn.data.tokenizers import read_units, with_ends
-from speechattn.decoding import DecodeOptions
+from speechattn.decoding import CtcGreedySearch, JointSearch
+from speechattn.decoding.config import search_section
 from speechattn.errors import ConfigError
 from speechattn.frontends import EspnetLogMel
 from speechattn.importing import auto_avsr, espnet_config, espnet_model
@@ -25,11 +26,11 @@ from speechattn.model.directory import build_model, save_model_dir
 Source = Literal["espnet", "auto_avsr", "cnvsrc2023", "cnvsrc2024"]
 
 # How each was tested by those who published it: their own search, with our names.
-_DECODE = {
-    "espnet": DecodeOptions(),
-    "auto_avsr": DecodeOptions(beam_size=40, ctc_weight=0.1),
-    "cnvsrc2023": DecodeOptions(beam_size=40, ctc_weight=0.5),
-    "cnvsrc2024": DecodeOptions(beam_size=40, ctc_weight=0.5),
+_SEARCHES = {
+    "espnet": JointSearch(),
+    "auto_avsr": JointSearch(beam_size=40, ctc_weight=0.1),
+    "cnvsrc2023": JointSearch(beam_size=40, ctc_weight=0.5),
+    "cnvsrc2024": JointSearch(beam_size=40, ctc_weight=0.5),
 }
 
 
@@ -76,14 +77,14 @@ def import_checkpoint(
         section, names, state, tokenizer = _auto_avsr(source, src, config, tokens, bpe_model)
     model = build_model(section, tokenizer.vocab_size)
     fit(model, state, names, src)
-    options = asdict(_DECODE[source])
-    if "decoder" not in section:
-        options["method"] = "ctc_greedy"
+    search = _SEARCHES[source]
     if decode is not None:
-        options |= read_decode(decode)
+        search = replace(search, **read_decode(decode))
+    if "decoder" not in section:
+        search = CtcGreedySearch()
     save_model_dir(
         dest,
-        {"model": section, "decode": options},
+        {"model": section, "search": search_section(search)},
         model.state_dict(),
         tokenizer,
         {"imported_from": source, "checkpoint": src.name},

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from speechattn.decoders import Decoder
 from speechattn.decoders.scoring import next_tokens, sequence_log_probs
-from speechattn.decoding import DecodeOptions, decode
+from speechattn.decoding import CtcBeamSearch, JointSearch, Search
 from speechattn.errors import ConfigError
 from speechattn.kernels.lattice.ctc import ctc
 from speechattn.model.output import ModelOutput
@@ -61,9 +61,10 @@ class MwerLoss(nn.Module):
         self.ctc_weight = ctc_weight
         self.with_truth = with_truth
         self.scale = scale
-        method = "ctc_beam" if ctc_weight == 1.0 else "joint"
-        self.options = DecodeOptions(
-            method=method, beam_size=nbest, nbest=nbest, ctc_weight=ctc_weight
+        self.list_search: Search = (
+            CtcBeamSearch(beam_size=nbest, nbest=nbest)
+            if ctc_weight == 1.0
+            else JointSearch(beam_size=nbest, nbest=nbest, ctc_weight=ctc_weight)
         )
 
     def forward(
@@ -114,8 +115,8 @@ class MwerLoss(nn.Module):
         if learning:
             decoder.eval()
         try:
-            evidence = ModelOutput(hidden.detach(), lengths, log_probs.detach(), decoder)
-            found = decode([evidence], self.options)
+            output = ModelOutput(hidden.detach(), lengths, log_probs.detach(), decoder)
+            found = self.list_search.search([output])
         finally:
             if learning:
                 decoder.train()

@@ -77,18 +77,18 @@ class Ensemble(nn.Module):
         """The transducer of each model."""
         return [head for model in self.models.values() for head in model.transducers]
 
-    def evidence(
+    def outputs(
         self,
         audio: Tensor | None = None,
         audio_lengths: Tensor | None = None,
         video: Tensor | None = None,
         video_lengths: Tensor | None = None,
     ) -> list[ModelOutput]:
-        """What each model makes of a batch; arguments as of `SpeechModel.encode`."""
+        """Return each model's output for a batch; arguments as of `SpeechModel.encode`."""
         return [
-            replace(e, weight=self.weights[name], name=name)
+            replace(output, weight=self.weights[name], name=name)
             for name, model in self.models.items()
-            for e in model.evidence(audio, audio_lengths, video, video_lengths)
+            for output in model.outputs(audio, audio_lengths, video, video_lengths)
         ]
 
     def num_parameters(self) -> int:

@@ -1,4 +1,4 @@
-"""What a model makes of a batch of utterances, as a search wants it."""
+"""ModelOutput: what a search reads of a model for a batch of utterances."""
 
 from dataclasses import dataclass, replace
 

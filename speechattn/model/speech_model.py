@@ -1,10 +1,9 @@
 """SpeechModel: streams of sound and lips, their fusion, a CTC head and a decoder."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
@@ -236,19 +235,19 @@ class SpeechModel(nn.Module):
         encoded = self.encode_streams(audio, audio_lengths, video, video_lengths)
         return encoded.hidden, encoded.lengths
 
-    def evidence(
+    def outputs(
         self,
         audio: Tensor | None = None,
         audio_lengths: Tensor | None = None,
         video: Tensor | None = None,
         video_lengths: Tensor | None = None,
     ) -> list[ModelOutput]:
-        """What a search needs of a batch; arguments as of `encode`."""
+        """Return what a search reads of a batch; arguments as of `encode`."""
         hidden, lengths = self.encode(audio, audio_lengths, video, video_lengths)
-        return [self.evidence_of(hidden, lengths, self.ctc_log_probs(hidden))]
+        return [self.output_of(hidden, lengths, self.ctc_log_probs(hidden))]
 
-    def evidence_of(self, hidden: Tensor, lengths: Tensor, log_probs: Tensor) -> ModelOutput:
-        """The evidence in hidden frames (B, T, D), with their CTC log probabilities (B, T, V)."""
+    def output_of(self, hidden: Tensor, lengths: Tensor, log_probs: Tensor) -> ModelOutput:
+        """Return what a search reads of hidden frames (B, T, D) and CTC scores (B, T, V)."""
         return ModelOutput(
             hidden,
             lengths,
@@ -276,16 +275,6 @@ class SpeechModel(nn.Module):
     def num_parameters(self) -> int:
         """How many numbers the model learns."""
         return sum(p.numel() for p in self.parameters())
-
-    @staticmethod
-    def from_pretrained(folder: str | Path, allow: Iterable[str] = ()) -> "SpeechModel":
-        """Read a model directory (see `speechattn.model.directory`) of one model."""
-        from speechattn.model.directory import load_model
-
-        model = load_model(folder, allow)
-        if not isinstance(model, SpeechModel):
-            raise ConfigError(f"{folder} is an ensemble of models: a Transcriber reads it")
-        return model
 
 
 def _log_probs(head: nn.Linear, hidden: Tensor) -> Tensor:

@@ -59,9 +59,9 @@ class Clip:
 
 
 def film_clip(
-    sentence: Sentence, style: Style, seed: int, speaker: int, index: int, fps: int = FPS
+    sentence: Sentence, style: Style, seed: int, speaker: int, *, index: int, fps: int = FPS
 ) -> Clip:
-    """Speak and films one sentence; `index` is its place among the speaker's sentences.
+    """Speak and film one sentence; `index` is its place among the speaker's sentences.
 
     The clip lasts a whole number of frames of 1 / `FPS`, also where it is filmed at other `fps`.
     """
@@ -80,7 +80,7 @@ def film_clip(
 
 
 def speaker_voice(style: Style, seed: int, speaker: int) -> Voice:
-    """The voice of a speaker; odd speakers are women."""
+    """Draw the voice of a speaker; odd speakers are women."""
     rng = np.random.default_rng([seed, speaker, 3])
     variants = _FEMALE if speaker % 2 else _MALE
     low, high = style.rate
@@ -95,7 +95,7 @@ def speaker_voice(style: Style, seed: int, speaker: int) -> Voice:
 
 @lru_cache(maxsize=4)
 def speaker_face(seed: int, speaker: int) -> Face:
-    """The face of a speaker; odd speakers are women."""
+    """Draw the face of a speaker; odd speakers are women."""
     rng = np.random.default_rng([seed, speaker, 4])
     first = int(np.random.default_rng([seed, 5]).integers(0, 60))
     return Face(random_look(rng, first + speaker, female=speaker % 2 == 1), rng)
@@ -120,6 +120,7 @@ def write_clip(
     frames: list[np.ndarray],
     samples: np.ndarray | None,
     rate: int,
+    *,
     fps: int = FPS,
     index_first: bool = False,
 ) -> None:
@@ -165,7 +166,7 @@ def write_clip(
 
 
 def resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    """(N,) float32 at `rate` Hz -> the same seconds at `SAMPLE_RATE`."""
+    """Resample (N,) float32 from `rate` Hz to `SAMPLE_RATE`."""
     length = round(len(samples) * SAMPLE_RATE / rate)
     out = np.concatenate([piece.to_ndarray()[0] for piece in _resampled(samples, rate, None)])
     return np.pad(out[:length], (0, max(0, length - len(out))))

@@ -49,14 +49,15 @@ def damaged_video(path: Path, kind: str, clip: Clip, bystander: list[np.ndarray]
     if kind == "no-picture":
         write_clip(path, [], speech.samples, speech.sample_rate)
     else:
-        write_clip(path, frames, None, speech.sample_rate, fps, kind == "truncated-late")
+        late = kind == "truncated-late"
+        write_clip(path, frames, None, speech.sample_rate, fps=fps, index_first=late)
     if kind.startswith("truncated"):
         data = path.read_bytes()
         path.write_bytes(data[: int(len(data) * _KEPT)])
 
 
 def _title_card(count: int, height: int, width: int) -> list[np.ndarray]:
-    """A chart whose bars grow, as between the pictures of a newsreader."""
+    """Draw a chart whose bars grow, as between the pictures of a newsreader."""
     frames = []
     for i in range(count):
         frame = np.full((height, width, 3), (118, 84, 46), np.uint8)

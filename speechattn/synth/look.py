@@ -1,4 +1,4 @@
-"""What a drawn speaker looks like, and how the camera sees the clip. All colours are BGR, 0-255."""
+"""The appearance of a drawn speaker. All colours are BGR, 0-255."""
 
 from dataclasses import dataclass
 

@@ -72,7 +72,7 @@ _CODE = "abcdefghijklmnopqrstuvwxyz"
 
 
 def make_mandarin(choice: tuple[int | None, ...]) -> Sentence:
-    """The sentence with the `choice[i]`-th word in slot i, None leaving the slot out."""
+    """Make the sentence with the `choice[i]`-th word in slot i, None leaving the slot out."""
     words, name = [], ""
     for (_, slot), c in zip(SLOTS, choice, strict=True):
         name += "-" if c is None else _CODE[c]
@@ -82,7 +82,7 @@ def make_mandarin(choice: tuple[int | None, ...]) -> Sentence:
 
 
 def count_mandarin() -> int:
-    """How many sentences there are."""
+    """Count the sentences of the grammar."""
     return int(np.prod([len(words) + optional for optional, words in SLOTS]))
 
 

@@ -59,7 +59,7 @@ class Sentence:
 
 
 def make_sentence(language: str, choice: Sequence[int]) -> Sentence:
-    """The sentence with the `choice[i]`-th word in slot i."""
+    """Make the sentence with the `choice[i]`-th word in slot i."""
     grammar = GRAMMARS[language]
     words = tuple(slot[c] for (slot, _), c in zip(grammar, choice, strict=True))
     name = "".join(code[c] for (_, code), c in zip(grammar, choice, strict=True))
@@ -89,7 +89,7 @@ def draw_sentences(language: str, count: int, rng: np.random.Generator) -> list[
 
 
 def deck(size: int, count: int, rng: np.random.Generator) -> list[int]:
-    """`count` cards of `size` kinds, shuffled, each kind as often as the others to within one."""
+    """Deal `count` shuffled cards of `size` kinds, each kind equally often to within one."""
     cards: list[int] = []
     while len(cards) < count:
         cards.extend(rng.permutation(size).tolist())

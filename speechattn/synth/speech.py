@@ -5,7 +5,7 @@ compiled or installed by root. eSpeak keeps its state in globals and its callbac
 use it from one thread of a process; several processes are fine.
 
 Source: https://github.com/espeak-ng/espeak-ng, `src/include/espeak-ng/speak_lib.h` (its constants
-and structures are copied here by hand).
+and structures are copied here by hand). eSpeak NG is licensed under the GPLv3.
 """
 
 import _ctypes
@@ -130,7 +130,7 @@ class Synthesiser:
             import espeakng_loader
         except ImportError as error:
             raise ConfigError(
-                "the synthetic corpus needs eSpeak NG: pip install espeakng-loader"
+                "the synthetic corpus needs eSpeak NG (GPLv3): pip install espeakng-loader"
             ) from error
         self._path = str(espeakng_loader.get_library_path())
         self._data = str(espeakng_loader.get_data_path()).encode()
@@ -159,7 +159,7 @@ class Synthesiser:
         total = len(samples) / rate
         phones = _phones(events, rate, total)
         starts = np.cumsum([0] + [len(s) + len(space) for s in spoken])[:-1] + 1  # from 1
-        return Speech(samples, rate, phones, _words(words, starts, events, phones, rate))
+        return Speech(samples, rate, phones, _words(words, starts, events, phones, rate=rate))
 
     def _start(self, voice: Voice) -> tuple[ctypes.CDLL, int]:
         if voice.language not in _LANGUAGES:
@@ -202,7 +202,7 @@ def _stop(library: ctypes.CDLL) -> None:
 
 
 def _run(library: ctypes.CDLL, text: str) -> tuple[np.ndarray, list[tuple[int, int, int, str]]]:
-    """Say `text`; returns (N,) float32 and the events (type, sample, text position, phone)."""
+    """Say `text`; return (N,) float32 and the events (type, sample, text position, phone)."""
     chunks: list[np.ndarray] = []
     events: list[tuple[int, int, int, str]] = []
 
@@ -232,7 +232,7 @@ def _run(library: ctypes.CDLL, text: str) -> tuple[np.ndarray, list[tuple[int, i
 
 
 def normalise_phone(symbol: str) -> str:
-    """Letters of the IPA without stress, length, tone, aspiration and the like: "ˈuː" is "u".
+    """Reduce a phone to IPA letters without stress, length, tone or aspiration: "ˈuː" is "u".
 
     eSpeak's Mandarin writes some letters in ASCII; they change the lips, so they are put right:
     "s." is "ʂ", "o-" is "ɤ", the buzzed vowels "i." and "i̪" are "ɨ", "ong" is "oŋ", and the "h" of
@@ -257,8 +257,8 @@ def _phones(events, rate: int, total: float) -> tuple[Phone, ...]:
     return tuple(phones)
 
 
-def _words(words, starts, events, phones, rate: int) -> tuple[Word, ...]:
-    """Word times: an eSpeak word (in Mandarin a character) begins a word of ours or goes on."""
+def _words(words, starts, events, phones, *, rate: int) -> tuple[Word, ...]:
+    """Time the words: an eSpeak word (in Mandarin a character) begins one of ours or goes on."""
     times: dict[int, float] = {}
     for kind, sample, position, _ in events:
         if kind == _EVENT_WORD:

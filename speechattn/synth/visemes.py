@@ -152,7 +152,7 @@ _warned: set[str] = set()
 
 
 def visemes_of(symbol: str) -> list[Viseme]:
-    """The poses that a phone goes through: one, or two or three of a diphthong; [REST] of a pause.
+    """List the poses of a phone: one, two or three of a diphthong, [REST] of a pause.
 
     A letter of the IPA that has no pose takes the neutral vowel's, and is logged once.
     """
@@ -177,7 +177,7 @@ def visemes_of(symbol: str) -> list[Viseme]:
 
 
 def mouth_track(phones: Sequence[Phone], times: np.ndarray, pause: float = 0.08) -> np.ndarray:
-    """The mouth at given times.
+    """Compute the mouth at given times.
 
     Args:
         phones: in order; before the first and after the last the mouth rests.

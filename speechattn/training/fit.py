@@ -29,7 +29,7 @@ from speechattn.data.batches import DataOptions
 from speechattn.data.batches.datamodule import SpeechData
 from speechattn.data.crops.roi import RoiOptions
 from speechattn.data.tokenizers import Tokenizer
-from speechattn.decoding import DecodeOptions, check_options
+from speechattn.decoding.config import search_of
 from speechattn.errors import ConfigError, SpeechattnError
 from speechattn.files import write_text
 from speechattn.losses import JointLoss
@@ -50,7 +50,7 @@ warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is
 warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
 warnings.filterwarnings("ignore", message=".*does not have many workers")
 
-SECTIONS = ("model", "loss", "data", "training", "decode", "roi", "long_form")
+SECTIONS = ("model", "loss", "data", "training", "search", "roi", "long_form")
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 LAST = "last.ckpt"
 CHECKPOINT = re.compile(r"epoch=(\d+)-error=([\d.]+)\.ckpt$")
@@ -89,7 +89,7 @@ def train(
 
     Args:
         config: sections `model`, `loss`, `data`, `training`, and what goes into the model
-            directory, `decode` and `roi`.
+            directory, `search` and `roi`.
         train_cuts: Lhotse cuts to learn from.
         valid_cuts: Lhotse cuts that rank the epochs.
         tokenizer_dir: the tokenizer's files.
@@ -114,7 +114,7 @@ def train(
     data_options: DataOptions = build(DataOptions, config.get("data") or {}, "data", allow)
     loss: JointLoss = build(JointLoss, config.get("loss") or {}, "loss", allow)
     # Used hours later; what is wrong in them is said now.
-    decode_options: DecodeOptions = build(DecodeOptions, config.get("decode") or {}, "decode")
+    search = search_of(config, allow)
     build(RoiOptions, config.get("roi") or {}, "roi")
     build(LongFormOptions, config.get("long_form") or {}, "long_form")
     folder = Path(exp) / "train"
@@ -124,7 +124,7 @@ def train(
     L.seed_everything(options.seed, workers=True, verbose=False)
     tokenizer = Tokenizer.load(tokenizer_dir)
     model = build_model(config.get("model"), tokenizer.vocab_size, allow)
-    check_options(model.decoders, decode_options, model.transducers)
+    search.check_model(model)
     task = SpeechTask(model, loss, options)
     logger.info("%s, %.2f M parameters", "+".join(model.modalities), model.num_parameters() / 1e6)
     check_resumed(folder, config)

@@ -4,7 +4,7 @@ import torch
 from kaldialign import edit_distance
 
 from speechattn.data.batches.batch import Batch
-from speechattn.decoding import DecodeOptions, Hypothesis, ctc_greedy, decode
+from speechattn.decoding import Hypothesis, TransducerGreedySearch, ctc_greedy
 from speechattn.losses import JointLoss
 from speechattn.losses.joint import LossParts
 from speechattn.model.speech_model import Encoded, SpeechModel
@@ -87,8 +87,8 @@ class SpeechTask(GlobalStep):
         log_probs = model.ctc_log_probs(hidden)
         if not self.loss.transducer_weight:
             return ctc_greedy(log_probs, lengths)
-        evidence = model.evidence_of(hidden, lengths, log_probs)
-        found = decode([evidence], DecodeOptions(method="transducer_greedy"))
+        output = model.output_of(hidden, lengths, log_probs)
+        found = TransducerGreedySearch().search([output])
         return [best for best, *_ in found]
 
     def on_validation_epoch_end(self) -> None:

@@ -59,7 +59,7 @@ class Transcript:
         confidence: mean of the tokens' confidences; 0 where there are none.
         duration: seconds of input.
         error: why there is no transcript, if there is none.
-        nbest: the readings found, best first; as many as the decode option `nbest` asks for.
+        nbest: the readings found, best first; as many as `search.nbest` asks for.
     """
 
     id: str
@@ -70,6 +70,13 @@ class Transcript:
     duration: float = 0.0
     error: str | None = None
     nbest: list[Alternative] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        found = f"error={self.error!r}" if self.error is not None else repr(self.text)
+        return (
+            f"Transcript({self.id!r}, {found}, {self.duration:.2f} s, "
+            f"confidence {self.confidence:.2f})"
+        )
 
 
 def format_transcripts(transcripts: Sequence[Transcript], kind: Format) -> str:

@@ -107,7 +107,7 @@ def test_lists_json_text_sound_and_video_agree(corpus):
             seconds += held_out[video.stem]["duration"]
     assert found == 16 and summary.clips == summary.written == 16 + len(DAMAGE)
     assert summary.seconds == pytest.approx(seconds)
-    assert not list(folder.rglob("*partial*"))
+    assert not list(folder.rglob(".part*"))
     assert json.loads((folder / "synthetic.json").read_text("utf-8"))["synthetic"] is True
 
 
@@ -168,7 +168,7 @@ def test_what_is_missing_is_made_again(corpus, tmp_path):
     shutil.copytree(folder, other)
     whole = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     victim = next((other / "cnvsrc-multi/eval/video").iterdir())
-    victim.rename(victim.with_name(f".{victim.name}.partial1"))  # as a killed run leaves it
+    victim.rename(victim.with_name(f".part1.{victim.name}"))  # as a killed run leaves it
     (other / "damaged.tsv").unlink()
     again = synth_cnvsrc(other, workers=1, **OPTIONS)
     assert again.written == 1 and again.seconds == summary.seconds

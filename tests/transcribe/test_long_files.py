@@ -100,7 +100,7 @@ def test_windows_of_sound_and_pictures(load, media, monkeypatch):
 def test_no_more_is_read_than_a_batch_needs(load, media, monkeypatch):
     """Memory: what is kept of the file does not grow with it."""
     from speechattn.data import streaming
-    from speechattn.data.media.streams import Rolling
+    from speechattn.data.media import Rolling
 
     monkeypatch.setattr(streaming, "_BLOCK", 4000)
     kept = []

@@ -18,7 +18,7 @@ from speechattn.data.batches.dataset import SpeechDataset, read_cuts
 from speechattn.data.corpora import prepare_tsv
 from speechattn.data.crops.roi import Face, MouthCropper, RoiItem, RoiOptions, extract
 from speechattn.data.crops.store import CropStore
-from speechattn.data.media.container import read_audio
+from speechattn.data.media import read_audio
 from speechattn.data.tokenizers import CharTokenizer
 from speechattn.decoding import DecodeOptions, Hypothesis
 from speechattn.deploy import packing

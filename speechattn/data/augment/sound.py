@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from speechattn.data.augment.base import Array, ClipTransform, integer, uniform
-from speechattn.data.media.container import read_audio
+from speechattn.data.media import read_audio
 
 
 class AddNoise(ClipTransform):

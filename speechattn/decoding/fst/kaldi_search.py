@@ -5,7 +5,7 @@ Legend: T frames, V units.
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,24 +14,8 @@ from speechattn.decoding.fst.graph import Graph
 from speechattn.decoding.fst.lattice import SILENCE, Lattice
 from speechattn.decoding.fst.openfst import compiled
 from speechattn.decoding.fst.path import LOST, NOTHING, Path
+from speechattn.decoding.fst.width import SearchWidth
 from speechattn.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class KaldiOptions:
-    """How wide the search is.
-
-    Attributes:
-        beam: partial paths that are this much worse than the best of their frame are dropped.
-        lattice_beam: paths that are this much worse than the best are no part of the lattice.
-        min_active: states that are kept in a frame whatever their scores.
-        max_active: states that are kept in a frame at most.
-    """
-
-    beam: float = 16.0
-    lattice_beam: float = 8.0
-    min_active: int = 20
-    max_active: int = 7000
 
 
 class KaldiSearch:
@@ -39,13 +23,13 @@ class KaldiSearch:
 
     Args:
         graph: what may be said.
-        options: how wide the search is.
+        width: how much the search keeps.
 
     Raises:
         ConfigError: kaldi-decoder is not installed.
     """
 
-    def __init__(self, graph: Graph, options: KaldiOptions | None = None):
+    def __init__(self, graph: Graph, width: SearchWidth | None = None):
         try:
             import kaldi_decoder
             import kaldifst
@@ -55,13 +39,13 @@ class KaldiSearch:
             ) from error
         self._kaldi = kaldi_decoder
         self.graph = graph
-        self.options = options or KaldiOptions()
+        self.width = width or SearchWidth()
         self._fst = kaldifst.StdConstFst(openfst(graph))
 
-    def with_options(self, options: KaldiOptions) -> "KaldiSearch":
-        """The same graph, searched otherwise."""
+    def with_width(self, width: SearchWidth) -> "KaldiSearch":
+        """Return a search of another width over the same graph."""
         other = copy(self)
-        other.options = options
+        other.width = width
         return other
 
     def search(self, scores: np.ndarray) -> Path:
@@ -71,9 +55,9 @@ class KaldiSearch:
         """
         if not len(scores):
             return NOTHING
-        o = self.options
+        width = self.width
         options = self._kaldi.FasterDecoderOptions(
-            beam=o.beam, max_active=o.max_active, min_active=o.min_active
+            beam=width.beam, max_active=width.max_active, min_active=width.least_active(20)
         )
         decoder = self._kaldi.FasterDecoder(self._fst, options)
         decoder.decode(self._kaldi.DecodableCtc(np.ascontiguousarray(scores, np.float32)))
@@ -95,10 +79,12 @@ class KaldiSearch:
             In which all paths of T frames end, where the graph lets none end; None where the beam
             lost them all.
         """
-        o = self.options
+        width = self.width
         decoder = self._kaldi.LatticeSimpleDecoder(
             self._fst,
-            self._kaldi.LatticeSimpleDecoderConfig(beam=o.beam, lattice_beam=o.lattice_beam),
+            self._kaldi.LatticeSimpleDecoderConfig(
+                beam=width.beam, lattice_beam=width.lattice_beam
+            ),
         )
         if not decoder.decode(self._kaldi.DecodableCtc(np.ascontiguousarray(scores, np.float32))):
             return None

@@ -12,18 +12,14 @@ can overtake the ended ones, which is exact.
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from speechattn.decoding.ctc import merge_blanks
 from speechattn.decoding.hypothesis import Hypothesis
-from speechattn.decoding.options import DecodeOptions
-from speechattn.decoding.scorers import CtcPrefixScorer, DecoderScorer, PartialScorer, Scorer
-from speechattn.model.output import ModelOutput
+from speechattn.decoding.scorers import PartialScorer, Scorer
 from speechattn.units import BLANK
 
 logger = logging.getLogger(__name__)
@@ -79,42 +75,18 @@ class Beam:
         ).best(self.score.size(1))
 
 
-def joint_search(
-    evidence: Sequence[ModelOutput],
-    options: DecodeOptions,
-    extra: Mapping[str, tuple[Scorer, float]] | None = None,
-) -> list[list[Hypothesis]]:
-    """Beam search over decoder and CTC prefix scores, of one model or weighted over several.
-
-    Args:
-        evidence: of one or more models of the same units, each length at least 1. Decoders are
-            not used where ctc_weight is 1.
-        options: of the search; `method` and `reverse_weight` are not looked at.
-        extra: further scorers of all tokens with their weights, by name.
-
-    Returns:
-        For each utterance up to `nbest` hypotheses, best first.
-    """
-    full: dict[str, tuple[Scorer, float]] = {}
-    partial: dict[str, tuple[PartialScorer, float]] = {}
-    for e in evidence:
-        if options.ctc_weight < 1:
-            scorer = DecoderScorer(e.decoder, e.hidden, e.lengths)
-            full[e.label("decoder")] = (scorer, e.weight * (1 - options.ctc_weight))
-        if options.ctc_weight > 0:
-            prefixes = CtcPrefixScorer(*merge_blanks(e.log_probs, e.lengths, options.blank_skip))
-            partial[e.label("ctc")] = (prefixes, e.weight * options.ctc_weight)
-    full |= extra or {}
-    lengths = torch.stack([e.lengths for e in evidence]).amax(0)
-    return beam_search(full, partial, lengths, evidence[0].log_probs.size(-1), options)
-
-
 def beam_search(
     full: dict[str, tuple[Scorer, float]],
     partial: dict[str, tuple[PartialScorer, float]],
+    *,
     lengths: Tensor,
     vocab_size: int,
-    options: DecodeOptions,
+    beam_size: int = 10,
+    nbest: int = 1,
+    length_bonus: float = 0.0,
+    min_length_ratio: float = 0.0,
+    max_length_ratio: float = 0.0,
+    pre_beam_ratio: float = 1.5,
 ) -> list[list[Hypothesis]]:
     """Beam search over a weighted sum of scorers and the length bonus.
 
@@ -124,36 +96,48 @@ def beam_search(
         partial: scorers of candidates, likewise. With `full` empty all tokens are candidates.
         lengths: (B,) int64, frames, from which the limits of length follow.
         vocab_size: V; 0 is blank, V - 1 is <sos/eos>.
-        options: beam, limits of length, bonus; `method` and `ctc_weight` are not looked at.
+        beam_size: K, and the other options as of `JointSearch`.
+        nbest: hypotheses returned for an utterance.
+        length_bonus: added for each token, <eos> included.
+        min_length_ratio: of tokens to frames.
+        max_length_ratio: of tokens to frames; 0 for as many tokens as frames.
+        pre_beam_ratio: `full` scorers choose int(this * beam_size) candidates for `partial` ones.
 
     Returns:
         For each utterance at least one and up to `nbest` hypotheses, best first.
     """
-    search = _Search(full, partial, vocab_size, options)
-    results = search.run(lengths)
+    search = _Search(
+        full,
+        partial,
+        vocab_size=vocab_size,
+        beam_size=beam_size,
+        nbest=nbest,
+        length_bonus=length_bonus,
+        pre_beam_ratio=pre_beam_ratio,
+    )
+    least, most = length_limits(lengths, min_length_ratio, max_length_ratio)
+    results = search.run(least, most)
     failed = [b for b, hypotheses in enumerate(results) if not hypotheses]
-    if failed and options.min_length_ratio > 0:
+    if failed and min_length_ratio > 0:
         logger.warning(
             "no hypothesis of utterances %s reached min_length_ratio %g within beam %d; "
             "searched again without it",
             failed,
-            options.min_length_ratio,
-            options.beam_size,
+            min_length_ratio,
+            beam_size,
         )
-        again = beam_search(
-            full, partial, lengths, vocab_size, replace(options, min_length_ratio=0.0)
-        )
+        again = search.run(torch.zeros_like(least), most)
         for b in failed:
             results[b] = again[b]
     return results
 
 
-def length_limits(lengths: Tensor, options: DecodeOptions) -> tuple[Tensor, Tensor]:
-    """The least and the largest number of tokens of each utterance, (B,) int64 each."""
+def length_limits(lengths: Tensor, min_ratio: float, max_ratio: float) -> tuple[Tensor, Tensor]:
+    """Return the least and the largest number of tokens of each utterance, (B,) int64 each."""
     most = lengths
-    if options.max_length_ratio > 0:
-        most = (lengths.double() * options.max_length_ratio).long().clamp(min=1)
-    least = (lengths.double() * options.min_length_ratio).long()
+    if max_ratio > 0:
+        most = (lengths.double() * max_ratio).long().clamp(min=1)
+    least = (lengths.double() * min_ratio).long()
     return torch.minimum(least, most), most
 
 
@@ -167,33 +151,43 @@ def most_gain(scorer: Scorer | PartialScorer, weight: float) -> float:
 class _Search:
     """One search: scorers and options that every step needs."""
 
-    def __init__(self, full: dict, partial: dict, vocab_size: int, options: DecodeOptions):
+    def __init__(
+        self,
+        full: dict,
+        partial: dict,
+        *,
+        vocab_size: int,
+        beam_size: int,
+        nbest: int,
+        length_bonus: float,
+        pre_beam_ratio: float,
+    ):
         self.full = [scorer for scorer, _ in full.values()]
         self.full_weights = [weight for _, weight in full.values()]
         self.partial = [scorer for scorer, _ in partial.values()]
         self.names = [*full, *partial, "length"]
         weights = [*self.full_weights, *(weight for _, weight in partial.values())]
-        self.weights = torch.tensor([*weights, options.length_bonus], dtype=torch.float64)
-        self.gain = max(0.0, options.length_bonus) + sum(
+        self.weights = torch.tensor([*weights, length_bonus], dtype=torch.float64)
+        self.gain = max(0.0, length_bonus) + sum(
             most_gain(scorer, weight) for scorer, weight in [*full.values(), *partial.values()]
         )
         self.vocab_size = vocab_size
         self.eos = vocab_size - 1
-        self.options = options
+        self.beam_size = beam_size
+        self.nbest = nbest
         # Tokens that may stand in a text: all but blank and <sos/eos>.
-        pre_beam = int(options.pre_beam_ratio * options.beam_size)
+        pre_beam = int(pre_beam_ratio * beam_size)
         self.pre_beam = vocab_size - 2
         if self.full and self.partial:
             self.pre_beam = min(pre_beam, vocab_size - 2)
 
-    def run(self, lengths: Tensor) -> list[list[Hypothesis]]:
-        """Search until every utterance is done."""
-        b, device = len(lengths), lengths.device
+    def run(self, least: Tensor, most: Tensor) -> list[list[Hypothesis]]:
+        """Search until every utterance has between `least` and `most` tokens, (B,) each."""
+        b, device = len(most), most.device
         self.weights = self.weights.to(device)
-        least, most = length_limits(lengths, self.options)  # (B,)
         rows = torch.arange(b, device=device)  # which utterance each row of the batch is
         beam = Beam.of(b, 1, len(self.names), 0.0, device)
-        ended = Beam.of(b, self.options.nbest, len(self.names), -math.inf, device)
+        ended = Beam.of(b, self.nbest, len(self.names), -math.inf, device)
         recent = torch.full((b, END_STEPS), -math.inf, dtype=torch.float64, device=device)
         token = torch.full((b,), self.eos, device=device)  # <sos>
         full_states = [scorer.start() for scorer in self.full]
@@ -274,7 +268,7 @@ class _Search:
         total[..., -1].masked_fill_(short[:, None], -math.inf)
         twice = candidates[:, :-1].view(b, h, -1) == self.eos
         total[..., :-1].masked_fill_(full[:, None, None] | twice, -math.inf)
-        score, at = total.flatten(1).topk(min(self.options.beam_size, h * s), dim=1)  # (B, K)
+        score, at = total.flatten(1).topk(min(self.beam_size, h * s), dim=1)  # (B, K)
         flat = at + torch.arange(b, device=at.device)[:, None] * (h * s)
         origin = flat // s  # (B, K)
         tokens = torch.cat(
