@@ -185,9 +185,10 @@ def _plan(clips: int, speakers: int, seed: int, damaged: bool) -> list[_Item]:
         *_single_places(single, speakers),
         *_multi_places(multi, speakers + 1),
     ]
-    items = []
-    for index, (place, sentence) in enumerate(zip(places, sentences, strict=False)):
-        items.append(_Item(*place[:5], index, place[5], sentence))
+    items = [
+        _Item(*place[:5], index, place[5], sentence)
+        for index, (place, sentence) in enumerate(zip(places, sentences, strict=False))
+    ]
     people = _people(speakers)
     for number, (kind, sentence) in enumerate(zip(kinds, sentences[clips:], strict=True)):
         dataset, which = _DAMAGED_IN[kind]
@@ -308,12 +309,8 @@ def _write_lists(folder: Path, items: list[_Item]) -> float:
             row = f"{item.dataset},{item.video},{count},{ids}\n"
             lists.setdefault((item.dataset, item.share), []).append(row)
         if item.dataset != "cncvs":
-            info = {
-                "text": item.text,
-                "speaker": item.who,
-                "frames": count,
-                "duration": count / FPS,
-            }
+            info = {"text": item.text, "speaker": item.who, "frames": count}
+            info["duration"] = count / FPS
             if item.dataset == "cnvsrc-multi":
                 info["type"] = "vlog" if item.who.startswith("v") else "record"
             infos.setdefault((item.dataset, item.part), {})[item.name] = info

@@ -134,13 +134,8 @@ def _claim(folder: Path, language: str, speakers: int, utterances: int, *, seed:
         "seed": seed,
         "voices": [asdict(speaker_voice(style, seed, s)) for s in range(speakers)],
     }
-    readme = _README.format(
-        language={"en": "English", "cmn": "Mandarin"}[language],
-        speakers=speakers,
-        utterances=utterances,
-        seed=seed,
-    )
-    claim(folder, facts, readme)
+    said = {**facts, "language": {"en": "English", "cmn": "Mandarin"}[language]}
+    claim(folder, facts, _README.format(**said))
 
 
 _README = """# SYNTHETIC talking-face corpus

@@ -59,12 +59,7 @@ def claim(folder: Path, facts: dict[str, Any], readme: str) -> None:
 
 
 def run_jobs(
-    write: Callable[[Job], None],
-    jobs: Sequence[Job],
-    total: int,
-    *,
-    workers: int,
-    progress: bool,
+    write: Callable[[Job], None], jobs: Sequence[Job], total: int, *, workers: int, progress: bool
 ) -> None:
     """Call `write` for every job.
 

@@ -6,7 +6,7 @@ character a word (`pbaf9n`). Mandarin has as many choices in an order that Manda
 verb, place, number, colour, noun, as in "马上 拿走 左边 三个 红色 苹果".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,13 +77,22 @@ def draw_sentences(language: str, count: int, rng: np.random.Generator) -> list[
     sizes = [len(slot) for slot, _ in GRAMMARS[language]]
     if not 1 <= count <= np.prod(sizes) // 2:
         raise ConfigError(f"utterances: {count} is not between 1 and {np.prod(sizes) // 2}")
+    return draw_different(count, sizes, lambda choice: make_sentence(language, choice), rng)
+
+
+def draw_different(
+    count: int,
+    sizes: Sequence[int],
+    make: Callable[[tuple[int, ...]], Sentence],
+    rng: np.random.Generator,
+) -> list[Sentence]:
+    """Draw different sentences; the choices of a slot, below its size, come up equally often."""
     drawn: dict[str, Sentence] = {}
     while len(drawn) < count:
         # A shuffled deck for every slot, dealt side by side; doubles are dealt again.
         missing = count - len(drawn)
-        decks = [deck(size, missing, rng) for size in sizes]
-        for choice in zip(*decks, strict=True):
-            sentence = make_sentence(language, choice)
+        for choice in zip(*[deck(size, missing, rng) for size in sizes], strict=True):
+            sentence = make(choice)
             drawn.setdefault(sentence.name, sentence)
     return list(drawn.values())
 

@@ -50,18 +50,10 @@ class _Event(ctypes.Structure):
 _Callback = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
 )
-
-
 _SYNTH_ARGUMENTS = [  # text, size, position, its unit, end position, flags, identifier, user data
-    ctypes.c_char_p,
-    ctypes.c_size_t,
-    ctypes.c_uint,
-    ctypes.c_int,
-    ctypes.c_uint,
-    ctypes.c_uint,
-    ctypes.c_void_p,
-    ctypes.c_void_p,
-]
+    ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int,
+    ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -136,11 +136,7 @@ class ColorJitter(ClipTransform):
     """
 
     def __init__(
-        self,
-        brightness: float = 0.2,
-        contrast: float = 0.2,
-        gamma: float = 0.2,
-        p: float = 1.0,
+        self, brightness: float = 0.2, contrast: float = 0.2, gamma: float = 0.2, p: float = 1.0
     ):
         if not (0.0 <= brightness <= 1.0 and 0.0 <= contrast <= 1.0 and gamma >= 0.0):
             raise ValueError(
@@ -197,11 +193,7 @@ class Cutout(ClipTransform):
     """
 
     def __init__(
-        self,
-        size: int = 32,
-        count: int = 1,
-        fill: Literal["mean", "zero"] = "mean",
-        p: float = 0.5,
+        self, size: int = 32, count: int = 1, fill: Literal["mean", "zero"] = "mean", p: float = 0.5
     ):
         if size < 1 or count < 0:
             raise ValueError(f"size {size} must be 1 or more, count {count} 0 or more")

@@ -19,7 +19,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -70,22 +70,19 @@ class CutTable(Sequence["Cut"]):
             raise ConfigError(f"{path}: no such manifest")
         table = self.path.with_name(f".{self.path.name}.table")
         stamp = _stamp(self.path)
-        header = _read_header(table)
-        if header is None or header["stamp"] != stamp:
+        columns = _read_table(table, stamp)
+        if columns is None:
             try:
-                header = _write_table(self.path, table, stamp)
+                _write_table(self.path, table, stamp)
             except OSError as error:
                 # A corpus that only others may write to: made for this process alone.
                 logger.warning("%s: cannot be written (%s); made at every start", table, error)
                 self._folder = tempfile.TemporaryDirectory(prefix="speechattn-")
                 table = Path(self._folder.name) / table.name
-                header = _write_table(self.path, table, stamp)
-        with open(table, "rb") as file:
-            columns = {
-                name: _read_column(file, header, name, kind) for name, kind in _COLUMNS.items()
-            }
-            self._ids = _read_column(file, header, "ids", np.uint8).tobytes()
-        self._lines = table if header["copied"] else self.path
+                _write_table(self.path, table, stamp)
+            columns = _read_table(table, stamp)
+        self._ids = columns["ids"].tobytes()
+        self._lines = self.path if _is_plain(self.path) else table
         self._starts, self._sizes = columns["starts"], columns["sizes"]
         self._id_ends = columns["id_ends"]
         self._durations, self._has_audio = columns["durations"], columns["has_audio"]
@@ -163,31 +160,24 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read_header(table: Path) -> dict[str, Any] | None:
-    """Read the end of a table, which says where its columns are; None if it cannot be used."""
+def _read_table(table: Path, stamp: list[int]) -> dict[str, np.ndarray] | None:
+    """Read the columns of a table; None if there is none, or of another state of the manifest."""
     try:
         with open(table, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - len(_MAGIC) - 8))
-            length = int.from_bytes(file.read(8), "little")
-            if file.read() != _MAGIC or length > size:
+            file.seek(-len(_MAGIC) - 8, os.SEEK_END)
+            start = int.from_bytes(file.read(8), "little")
+            if file.read() != _MAGIC:
                 return None
-            file.seek(size - len(_MAGIC) - 8 - length)
-            return json.loads(file.read(length))
-    except (OSError, ValueError):
+            file.seek(start)
+            columns = {name: np.load(file) for name in ("stamp", "ids", *_COLUMNS)}
+    except (OSError, ValueError, EOFError):
         return None
+    return columns if columns["stamp"].tolist() == stamp else None
 
 
-def _read_column(file: BinaryIO, header: dict[str, Any], name: str, kind: type) -> np.ndarray:
-    start, count = header["columns"][name]
-    file.seek(start)
-    return np.fromfile(file, kind, count)
-
-
-def _write_table(path: Path, table: Path, stamp: list[int]) -> dict[str, Any]:
+def _write_table(path: Path, table: Path, stamp: list[int]) -> None:
     """Read a manifest once from front to back; `table` is there when it is complete."""
     logger.info("%s: looking through the manifest, once", path)
-    copied = path.suffix != ".jsonl"
     # Arrays: lists of half a million numbers would take more than all that is kept.
     values = {name: array(np.dtype(kind).char) for name, kind in _COLUMNS.items()}
     ids, position = bytearray(), 0
@@ -197,7 +187,7 @@ def _write_table(path: Path, table: Path, stamp: list[int]) -> dict[str, Any]:
             start, position = position, position + len(line)
             if not line.strip():
                 continue
-            if copied:
+            if not _is_plain(path):
                 start = out.tell()
                 out.write(line)
             try:
@@ -210,19 +200,20 @@ def _write_table(path: Path, table: Path, stamp: list[int]) -> dict[str, Any]:
             row = (start, len(line), duration, sound, id_hash(name), len(ids))
             for column, value in zip(values.values(), row, strict=True):
                 column.append(value)
-        header = {"stamp": stamp, "copied": copied, "columns": {}}
-        for column, content in [*values.items(), ("ids", ids)]:
-            header["columns"][column] = (out.tell(), len(content))
-            out.write(memoryview(content).cast("B"))
-        end_of_file = json.dumps(header).encode()
-        out.write(end_of_file + len(end_of_file).to_bytes(8, "little") + _MAGIC)
-    return header
+        end = out.tell()
+        for column in (stamp, np.frombuffer(ids, np.uint8), *values.values()):
+            np.save(out, column)
+        out.write(end.to_bytes(8, "little") + _MAGIC)
+
+
+def _is_plain(path: Path) -> bool:
+    return path.suffix == ".jsonl"
 
 
 def _lines(path: Path) -> Iterator[bytes]:
     """Yield the cuts of a manifest as lines of JSON."""
     opened: Callable[..., Any] | None = None
-    if path.suffix == ".jsonl":
+    if _is_plain(path):
         opened = open
     elif path.name.endswith(".jsonl.gz"):
         opened = gzip.open

@@ -107,11 +107,7 @@ class JoinedDataset(Dataset):
     def epoch(self, epoch: int) -> None:
         self.dataset.epoch = epoch
         self._order, self._bounds = join_groups(
-            self.dataset.durations,
-            self.seconds,
-            self.chance,
-            seed=self.dataset.seed,
-            epoch=epoch,
+            self.dataset.durations, self.seconds, self.chance, seed=self.dataset.seed, epoch=epoch
         )
 
     @property

@@ -162,30 +162,24 @@ def _find_folders(root: Path, track: Track) -> dict[str, Path]:
     there = sorted(path for path in root.iterdir() if path.is_dir())
     folders: dict[str, Path] = {}
     for path in there:
-        plain = re.sub(r"[-_ ]", "", path.name).lower()
-        for name, names in FOLDERS.items():
-            if plain in names:
-                if name in folders:
-                    raise ConfigError(f"{path}: is the same dataset as {folders[name]}")
-                folders[name] = path
+        if (name := _dataset_of(path)) and folders.setdefault(name, path) is not path:
+            raise ConfigError(f"{path}: is the same dataset as {folders[name]}")
     if track not in folders:
         names = ", ".join(path.name for path in there) or "nothing"
         raise ConfigError(f"corpus_dir: no cnvsrc-{track} in {root}; there is: {names}")
     return folders
 
 
+def _dataset_of(folder: Path) -> str | None:
+    plain = re.sub(r"[-_ ]", "", folder.name).lower()
+    return next((name for name, names in FOLDERS.items() if plain in names), None)
+
+
 def _find_lists(folder: Path, lists_dir: Path) -> tuple[Lists, list[Failure]]:
     """Read the lists in the folder of that name, or of one that means the same dataset."""
-    names = [folder.name]
-    plain = re.sub(r"[-_ ]", "", folder.name).lower()
-    for aliases in FOLDERS.values():
-        if plain in aliases:
-            names += [
-                path.name
-                for path in sorted(lists_dir.iterdir())
-                if re.sub(r"[-_ ]", "", path.name).lower() in aliases
-            ]
-    for name in names:
+    dataset = _dataset_of(folder)
+    others = [path.name for path in sorted(lists_dir.iterdir()) if _dataset_of(path) == dataset]
+    for name in [folder.name, *others]:
         lists, failures = read_lists(lists_dir / name)
         if lists.shares:
             return lists, failures

@@ -37,12 +37,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from speechattn.data.corpora.media import MediaFacts, is_current, read_media
-from speechattn.data.corpora.report import (
-    Failure,
-    read_summary,
-    write_failures,
-    write_summary,
-)
+from speechattn.data.corpora.report import Failure, read_summary, write_failures, write_summary
 from speechattn.errors import SpeechattnError
 from speechattn.files import replacing
 

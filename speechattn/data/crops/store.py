@@ -97,16 +97,7 @@ def _decode(block: bytes, height: int, width: int) -> np.ndarray:
 
 
 class CropStore(BlobStore):
-    """Reads crops. Cheap to open, picklable, and safe in forked DataLoader workers.
-
-    The index is read when the store is opened; clips added later are seen by opening it again.
-
-    Args:
-        folder: of a store that `CropWriter` made, or whose parts the jobs of a cluster made.
-
-    Raises:
-        SpeechattnError: there is no store in `folder`.
-    """
+    """Reads the crops in a folder; see `BlobStore`."""
 
     def __init__(self, folder: str | Path):
         super().__init__(folder, CROPS)
@@ -154,17 +145,7 @@ class CropStore(BlobStore):
 
 
 class CropWriter(BlobWriter):
-    """Adds crops to a store, new or begun; one writer at a time.
-
-    What an interrupted writer left half-written is cut off. Use it as a context manager, or call
-    `close`.
-
-    Args:
-        folder: made if missing.
-
-    Raises:
-        SpeechattnError: another process is writing to the store.
-    """
+    """Adds crops to the store in a folder; see `BlobWriter`."""
 
     def __init__(self, folder: str | Path):
         super().__init__(folder, CROPS)

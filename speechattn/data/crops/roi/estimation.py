@@ -52,11 +52,7 @@ def spread_first(items: Sequence[_Item], count: int = SAMPLE) -> list[_Item]:
 
 
 def estimate_run(
-    items: Sequence[RoiItem],
-    outcomes: Sequence[Outcome],
-    fps: float,
-    workers: int,
-    folder: Path,
+    items: Sequence[RoiItem], outcomes: Sequence[Outcome], fps: float, workers: int, folder: Path
 ) -> Estimate | None:
     """Estimate the run over `items` from the outcomes of some; None if none of these had a crop.
 

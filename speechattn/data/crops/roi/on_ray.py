@@ -33,12 +33,8 @@ def extract_on_ray(
     """Crop the mouths of many videos, each shard as one task of Ray, and merge the shards.
 
     Args:
-        items: the videos; keys are unique.
-        folder: of the store, on a file system that all machines share.
-        options: see `RoiOptions`.
+        items, folder, options, detector, faces: see `extract`.
         workers: processes, and so CPUs, of each task.
-        detector: see `extract`.
-        faces: see `extract`.
         num_shards: tasks; several times as many as run at once, so that they end together.
         address: of the cluster ('auto' for the one that this machine is part of); None starts Ray
             on this machine alone.
@@ -71,15 +67,8 @@ def extract_on_ray(
         while waiting:
             ended, _ = ray.wait(list(waiting))
             summary = ray.get(ended[0])
-            _log.info(
-                "shard %d of %d: %d cropped, %d were there, %d failed; %d shards to go",
-                waiting.pop(ended[0]),
-                num_shards,
-                summary.done,
-                summary.skipped,
-                summary.failed,
-                len(waiting),
-            )
+            shard = waiting.pop(ended[0])
+            _log.info("shard %d of %d: %s; %d to go", shard, num_shards, summary, len(waiting))
     finally:
         if begun_here:
             ray.shutdown()

@@ -228,20 +228,10 @@ def _geometry(options: RoiOptions) -> dict[str, float]:
 
 
 def _bar(show: bool) -> "Progress":
-    # Not at the top: recognition imports this package, and rich takes a tenth of a second.
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress  # a tenth of a second, which recognition does without
 
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-        TimeRemainingColumn(),
-        disable=not show,
+    columns = progress.BarColumn(), progress.MofNCompleteColumn()
+    failed = progress.TextColumn("{task.fields[failed]} failed")
+    return progress.Progress(
+        "{task.description}", *columns, failed, progress.TimeRemainingColumn(), disable=not show
     )

@@ -80,10 +80,7 @@ class Outcome:
 
 
 def crop_all(
-    tasks: Iterable[Task],
-    options: RoiOptions,
-    detector: DetectorFactory | None,
-    workers: int,
+    tasks: Iterable[Task], options: RoiOptions, detector: DetectorFactory | None, workers: int
 ) -> Generator[tuple[RoiItem, Outcome], None, None]:
     """Yield outcomes as they come, in no certain order; a video that kills its worker has one too.
 
