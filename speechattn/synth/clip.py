@@ -24,38 +24,26 @@ _JAW = PARAMETERS.index("jaw")
 
 @dataclass(frozen=True)
 class Style:
-    """How the speakers of a corpus speak and are filmed.
+    """How the speakers of a corpus speak and are filmed."""
 
-    Args:
-        language: 'cmn' (Mandarin) or 'en' (English).
-        rate: slowest and fastest speaker, words a minute as eSpeak counts them.
-        silence: shortest and longest silence at each end of a clip, seconds.
-        effort: least and most that the lips move in a clip, as a factor; low ones mumble.
-        window: left, top, width, height of the part of the frame that is filmed, pixels.
-    """
-
-    language: str
-    rate: tuple[int, int]
+    language: str  # 'cmn' (Mandarin) or 'en' (English)
+    rate: tuple[int, int]  # slowest and fastest speaker, words a minute as eSpeak counts them
+    # shortest and longest silence at each end of a clip, seconds
     silence: tuple[float, float] = (0.25, 0.5)
+    # least and most that the lips move in a clip, as a factor; low ones mumble
     effort: tuple[float, float] = (0.93, 1.07)
+    # left, top, width, height of the part of the frame that is filmed, pixels
     window: tuple[int, int, int, int] = WHOLE_FRAME
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip before it is encoded.
+    """A clip before it is encoded."""
 
-    Args:
-        speech: times are those of the clip, the silence at its start included.
-        track: (T, P) mouth parameters.
-        landmarks: (T, 5, 2) float32 pixels.
-        frames: T of (H, W, 3) uint8 BGR.
-    """
-
-    speech: Speech
-    track: np.ndarray
-    landmarks: np.ndarray
-    frames: list[np.ndarray]
+    speech: Speech  # times are those of the clip, the silence at its start included
+    track: np.ndarray  # (T, P) mouth parameters
+    landmarks: np.ndarray  # (T, 5, 2) float32 pixels
+    frames: list[np.ndarray]  # T of (H, W, 3) uint8 BGR
 
 
 def film_clip(

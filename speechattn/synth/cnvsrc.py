@@ -122,29 +122,17 @@ def synth_cnvsrc(
 
 @dataclass(frozen=True)
 class _Item:
-    """A clip of the plan.
+    """A clip of the plan."""
 
-    Args:
-        dataset: folder below the corpus.
-        part: "news/n001", "dev", "eval"...: folder below the dataset that has video/ and audio/.
-        name: of the files, without suffix.
-        who: name of the speaker.
-        speaker: number of the speaker, for voice and face.
-        index: place among all clips; with `speaker` it seeds the clip.
-        share: the list it is in: train, valid, test; "" for the evaluation sets.
-        sentence: what is said.
-        kind: of damage, "" for none.
-    """
-
-    dataset: str
-    part: str
-    name: str
-    who: str
-    speaker: int
-    index: int
-    share: str
-    sentence: Sentence
-    kind: str = ""
+    dataset: str  # folder below the corpus
+    part: str  # "news/n001", "dev", "eval"...: folder below the dataset that has video/ and audio/.
+    name: str  # of the files, without suffix
+    who: str  # name of the speaker
+    speaker: int  # number of the speaker, for voice and face
+    index: int  # place among all clips; with `speaker` it seeds the clip
+    share: str  # the list it is in: train, valid, test; "" for the evaluation sets
+    sentence: Sentence  # what is said
+    kind: str = ""  # of damage, "" for none
 
     @property
     def text(self) -> str:

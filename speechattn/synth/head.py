@@ -28,17 +28,11 @@ _OUTLINE = np.array(  # height, half the width of the skull there
 
 @dataclass(frozen=True)
 class Head:
-    """A head at rest with its mouth left out.
+    """A head at rest with its mouth left out."""
 
-    Args:
-        layer: (H, W, 4) uint8, BGR times alpha, and alpha.
-        eyes: (BLINKS, h, w, 3) uint8, the region `EYES` from open to shut.
-        light: (H, W) float32, brightness of the skin, 1 on average.
-    """
-
-    layer: np.ndarray
-    eyes: np.ndarray
-    light: np.ndarray
+    layer: np.ndarray  # (H, W, 4) uint8, BGR times alpha, and alpha
+    eyes: np.ndarray  # (BLINKS, h, w, 3) uint8, the region `EYES` from open to shut
+    light: np.ndarray  # (H, W) float32, brightness of the skin, 1 on average
 
 
 def build_head(look: Look, rng: np.random.Generator) -> Head:

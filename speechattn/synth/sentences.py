@@ -45,17 +45,11 @@ _SPOKEN = {"en": {"a": "[[eI]]"}, "cmn": {}}  # else eSpeak reads the article
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence.
+    """A sentence."""
 
-    Args:
-        name: one character a word; the file's name.
-        words: what the transcript says.
-        spoken: what the synthesiser is given for each word.
-    """
-
-    name: str
-    words: tuple[str, ...]
-    spoken: tuple[str, ...]
+    name: str  # one character a word; the file's name
+    words: tuple[str, ...]  # what the transcript says
+    spoken: tuple[str, ...]  # what the synthesiser is given for each word
 
 
 def make_sentence(language: str, choice: Sequence[int]) -> Sentence:

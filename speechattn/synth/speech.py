@@ -58,21 +58,13 @@ _SYNTH_ARGUMENTS = [  # text, size, position, its unit, end position, flags, ide
 
 @dataclass(frozen=True)
 class Voice:
-    """A speaker's voice.
+    """A speaker's voice."""
 
-    Args:
-        language: 'en' (British) or 'cmn' (Mandarin).
-        variant: an eSpeak voice variant such as 'm3' or 'f2'.
-        pitch: base pitch, 0 to 100, 50 being the variant's own.
-        pitch_range: liveliness of the pitch, 0 to 100.
-        rate: speed in words a minute, 80 to 450.
-    """
-
-    language: str = "en"
-    variant: str = "m3"
-    pitch: int = 50
-    pitch_range: int = 50
-    rate: int = 160
+    language: str = "en"  # 'en' (British) or 'cmn' (Mandarin)
+    variant: str = "m3"  # an eSpeak voice variant such as 'm3' or 'f2'
+    pitch: int = 50  # base pitch, 0 to 100, 50 being the variant's own
+    pitch_range: int = 50  # liveliness of the pitch, 0 to 100
+    rate: int = 160  # speed in words a minute, 80 to 450
 
 
 @dataclass(frozen=True)
@@ -95,19 +87,12 @@ class Word:
 
 @dataclass(frozen=True)
 class Speech:
-    """Synthesised speech.
+    """Synthesised speech."""
 
-    Args:
-        samples: (N,) float32 in [-1, 1].
-        sample_rate: Hz (22050 for eSpeak).
-        phones: contiguous, in order, inside the audio.
-        words: one for each word asked for, in order.
-    """
-
-    samples: np.ndarray
-    sample_rate: int
-    phones: tuple[Phone, ...]
-    words: tuple[Word, ...]
+    samples: np.ndarray  # (N,) float32 in [-1, 1]
+    sample_rate: int  # Hz (22050 for eSpeak)
+    phones: tuple[Phone, ...]  # contiguous, in order, inside the audio
+    words: tuple[Word, ...]  # one for each word asked for, in order
 
 
 class Synthesiser:

@@ -36,27 +36,16 @@ _SPEAKERS = ("speaker", "speaker_id", "spk", "spk_id", "spkid")
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One video of a dataset, before it was opened.
+    """One video of a dataset, before it was opened."""
 
-    Attributes:
-        path: the file.
-        relative: its path below the dataset's folder.
-        stem: its name without suffix.
-        folder: name of the folder that `video` is in; the speaker, in CN-CVS.
-        sound: its sound in a file of its own.
-        text: transcript as it stands there, None without any.
-        speaker: as the JSON file has it.
-        remarks: faults that do not keep it from being used.
-    """
-
-    path: Path
-    relative: str
-    stem: str
-    folder: str
-    sound: Path | None
-    text: str | None
-    speaker: str | None
-    remarks: tuple[str, ...]
+    path: Path  # the file
+    relative: str  # its path below the dataset's folder
+    stem: str  # its name without suffix
+    folder: str  # name of the folder that `video` is in; the speaker, in CN-CVS
+    sound: Path | None  # its sound in a file of its own
+    text: str | None  # transcript as it stands there, None without any
+    speaker: str | None  # as the JSON file has it
+    remarks: tuple[str, ...]  # faults that do not keep it from being used
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,34 +32,21 @@ UNIT_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a list.
+    """One line of a list."""
 
-    Attributes:
-        path: of the video below the dataset's folder.
-        share: the list that it is in.
-        ids: token ids of the text.
-        file: the list.
-        line: number of the line in it.
-    """
-
-    path: str
-    share: Share
-    ids: tuple[int, ...]
-    file: str
-    line: int
+    path: str  # of the video below the dataset's folder
+    share: Share  # the list that it is in
+    ids: tuple[int, ...]  # token ids of the text
+    file: str  # the list
+    line: int  # number of the line in it
 
 
 @dataclass(frozen=True)
 class Lists:
-    """The lists of one dataset.
+    """The lists of one dataset."""
 
-    Attributes:
-        rows: path of the video, without suffix, to its row.
-        shares: which lists there are; none: nothing is known of any clip.
-    """
-
-    rows: dict[str, Row]
-    shares: frozenset[str]
+    rows: dict[str, Row]  # path of the video, without suffix, to its row
+    shares: frozenset[str]  # which lists there are; none: nothing is known of any clip
 
 
 def read_lists(folder: Path) -> tuple[Lists, list[Failure]]:

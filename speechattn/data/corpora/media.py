@@ -25,35 +25,21 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class MediaFacts:
-    """Length, rates and sound of a file.
+    """Length, rates and sound of a file."""
 
-    Attributes:
-        path: the file.
-        size: of the file in bytes; with `mtime_ns` it tells when the file changed.
-        mtime_ns: time of the last change, nanoseconds.
-        audio: file with the sound, one channel: `path` itself or a FLAC made from it.
-        sample_rate: of `audio`, Hz.
-        num_samples: of `audio`.
-        has_audio: False where `audio` is made-up silence.
-        video_fps: average rate that the file states, None without video.
-        video_frames: number of frames that the file states, None without video.
-        sound: file that the sound was looked for in, where the corpus keeps it beside the video.
-        sound_mtime_ns: time of its last change, nanoseconds.
-        remark: why that file was not used; "" if it was.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-    audio: str
-    sample_rate: int
-    num_samples: int
-    has_audio: bool
-    video_fps: float | None
-    video_frames: int | None
+    path: str  # the file
+    size: int  # of the file in bytes; with `mtime_ns` it tells when the file changed
+    mtime_ns: int  # time of the last change, nanoseconds
+    audio: str  # file with the sound, one channel: `path` itself or a FLAC made from it
+    sample_rate: int  # of `audio`, Hz
+    num_samples: int  # of `audio`
+    has_audio: bool  # False where `audio` is made-up silence
+    video_fps: float | None  # average rate that the file states, None without video
+    video_frames: int | None  # number of frames that the file states, None without video
+    # file that the sound was looked for in, where the corpus keeps it beside the video
     sound: str | None = None
-    sound_mtime_ns: int | None = None
-    remark: str = ""
+    sound_mtime_ns: int | None = None  # time of its last change, nanoseconds
+    remark: str = ""  # why that file was not used; "" if it was
 
 
 def is_current(facts: MediaFacts | None, path: Path, sound: Path | None = None) -> bool:

@@ -14,19 +14,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A file or line of a corpus that was left out, or kept in spite of a fault.
+    """A file or line of a corpus that was left out, or kept in spite of a fault."""
 
-    Attributes:
-        file: as the corpus names it.
-        line: number of the line, where it is one of a table.
-        reason: of what is wrong.
-        kept: it was not left out.
-    """
-
-    file: str
-    line: int | None
-    reason: str
-    kept: bool = False
+    file: str  # as the corpus names it
+    line: int | None  # number of the line, where it is one of a table
+    reason: str  # of what is wrong
+    kept: bool = False  # it was not left out
 
 
 def write_failures(failures: Sequence[Failure], path: Path) -> None:

@@ -18,19 +18,12 @@ _LINES = 200  # of the index that are read at a time
 
 @dataclass(frozen=True)
 class Layout:
-    """The names of a kind of store on disk, and the numbers it keeps of each entry.
+    """The names of a kind of store on disk, and the numbers it keeps of each entry."""
 
-    Attributes:
-        index: name of the index file.
-        data: first part of the names of the data files.
-        numbers: names of the numbers kept of every entry.
-        title: what such a store is called in errors.
-    """
-
-    index: str
-    data: str
-    numbers: tuple[str, ...]
-    title: str
+    index: str  # name of the index file
+    data: str  # first part of the names of the data files
+    numbers: tuple[str, ...]  # names of the numbers kept of every entry
+    title: str  # what such a store is called in errors
 
     def file(self, number: int) -> str:
         """Return the name of a data file."""

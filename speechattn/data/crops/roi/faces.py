@@ -26,21 +26,13 @@ Detections = Sequence[Sequence[Face]]  # the faces of each picture searched, in 
 
 @dataclass(frozen=True)
 class CachedFaces:
-    """The faces of one video, as they are stored.
+    """The faces of one video, as they are stored."""
 
-    Attributes:
-        pictures: how many were searched; 0 if there was no face in any.
-        size: bytes of the video file.
-        modified: when it was last changed, whole seconds.
-        detector: see `detector_number`.
-        data: the faces; without any, why there are none.
-    """
-
-    pictures: int
-    size: int
-    modified: int
-    detector: int
-    data: bytes
+    pictures: int  # how many were searched; 0 if there was no face in any
+    size: int  # bytes of the video file
+    modified: int  # when it was last changed, whole seconds
+    detector: int  # see `detector_number`
+    data: bytes  # the faces; without any, why there are none
 
 
 def detector_number(detector: str, options: RoiOptions) -> int:

@@ -64,19 +64,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one video.
+    """The result of one video."""
 
-    Attributes:
-        crop: its crops, or None.
-        reason: why there are none.
-        faces: the detections, of this run or an earlier one.
-        seconds: time that it took.
-    """
-
-    crop: EncodedCrop | None = None
-    reason: str = ""
-    faces: CachedFaces | None = None
-    seconds: float = 0.0
+    crop: EncodedCrop | None = None  # its crops, or None
+    reason: str = ""  # why there are none
+    faces: CachedFaces | None = None  # the detections, of this run or an earlier one
+    seconds: float = 0.0  # time that it took
 
 
 def crop_all(
