@@ -76,9 +76,8 @@ _GLIDE_W = Viseme(
 )
 
 
-def _vowel(
-    jaw: float, opening: float, width: float, rounding: float, teeth: float, tongue: float
-) -> Viseme:
+def _vowel(jaw: float, opening: float, width: float, rounding: float, *rest: float) -> Viseme:
+    teeth, tongue = rest
     pose = Pose(jaw, opening, width, rounding, teeth=teeth, tongue=tongue)
     return Viseme(pose, lips=0.9, shape=0.5 + 1.1 * rounding + 0.4 * max(width, 0.0))
 

@@ -38,7 +38,7 @@ def write_augment_sheet(
     """
     step = max(1, len(clip) // columns)
     longest = columns + 2  # for what is slower
-    rows = [_row("as stored", f"{len(clip)} frames", clip[::step][:longest], clip, longest)]
+    rows = [_row("as stored", f"{len(clip)} frames", clip[::step][:longest], clip, longest=longest)]
 
     def together(x: np.ndarray, generator: torch.Generator) -> np.ndarray:
         for transform in transforms:
@@ -57,7 +57,7 @@ def write_augment_sheet(
             if changed.tobytes() not in seen:
                 seen.add(changed.tobytes())
                 label = f"{len(changed)} frames, draw {draw}"
-                rows.append(_row(name, label, changed[::step][:longest], clip, longest))
+                rows.append(_row(name, label, changed[::step][:longest], clip, longest=longest))
     with replacing(path) as part:
         cv2.imwrite(str(part), np.concatenate(rows))
 
@@ -70,7 +70,9 @@ def _applied(transform: ClipTransform, clip: np.ndarray, generator: torch.Genera
     return transform(clip, generator)
 
 
-def _row(name: str, note: str, pictures: np.ndarray, clip: np.ndarray, longest: int) -> np.ndarray:
+def _row(
+    name: str, note: str, pictures: np.ndarray, clip: np.ndarray, *, longest: int
+) -> np.ndarray:
     """Draw a label and pictures, each in the middle of a field of the clip's own size."""
     height, width = clip.shape[1:]
     row = np.full((height + 2, _LABEL + longest * (width + 2)), 255, dtype=np.uint8)

@@ -36,6 +36,7 @@ class AddNoise(ClipTransform):
         noise: str | Path | Sequence[str] | Sequence[Path] | np.ndarray | Tensor,
         snr_db: tuple[float, float] = (-5.0, 20.0),
         p: float = 0.5,
+        *,
         babble: int = 1,
         part: tuple[float, float] = (0.0, 1.0),
         sample_rate: int = 16000,
@@ -45,11 +46,8 @@ class AddNoise(ClipTransform):
         if snr_db[0] > snr_db[1] or babble < 1:
             raise ValueError(f"snr_db {snr_db} must rise, babble {babble} be 1 or more")
         self.noise = [noise] if isinstance(noise, str | Path) else noise
-        self.snr_db = snr_db
-        self.p = p
-        self.babble = babble
-        self.part = part
-        self.sample_rate = sample_rate
+        self.snr_db, self.p, self.babble = snr_db, p, babble
+        self.part, self.sample_rate = part, sample_rate
 
     def __call__(self, clip: Array, generator: torch.Generator) -> Array:
         if uniform(generator) >= self.p:

@@ -83,8 +83,7 @@ class RandomRotation(ClipTransform):
     """
 
     def __init__(self, degrees: float = 10.0, p: float = 1.0):
-        self.degrees = degrees
-        self.p = p
+        self.degrees, self.p = degrees, p
 
     def __call__(self, clip: Array, generator: torch.Generator) -> Array:
         if uniform(generator) >= self.p:
@@ -143,10 +142,7 @@ class ColorJitter(ClipTransform):
                 f"brightness {brightness} and contrast {contrast} must be in 0..1, gamma {gamma} "
                 "at least 0"
             )
-        self.brightness = brightness
-        self.contrast = contrast
-        self.gamma = gamma
-        self.p = p
+        self.brightness, self.contrast, self.gamma, self.p = brightness, contrast, gamma, p
 
     def __call__(self, clip: Array, generator: torch.Generator) -> Array:
         if uniform(generator) >= self.p:
@@ -197,10 +193,7 @@ class Cutout(ClipTransform):
     ):
         if size < 1 or count < 0:
             raise ValueError(f"size {size} must be 1 or more, count {count} 0 or more")
-        self.size = size
-        self.count = count
-        self.fill = fill
-        self.p = p
+        self.size, self.count, self.fill, self.p = size, count, fill, p
 
     def __call__(self, clip: Array, generator: torch.Generator) -> Array:
         if self.count == 0 or uniform(generator) >= self.p:
@@ -237,10 +230,8 @@ class AdaptiveTimeMask(ClipTransform):
         rate: float = 25.0,
         fill: Literal["mean", "zero"] = "mean",
     ):
-        self.max_seconds = max_seconds
-        self.masks_per_second = masks_per_second
-        self.rate = rate
-        self.fill = fill
+        self.max_seconds, self.masks_per_second = max_seconds, masks_per_second
+        self.rate, self.fill = rate, fill
 
     def __call__(self, clip: Array, generator: torch.Generator) -> Array:
         frames = len(clip)

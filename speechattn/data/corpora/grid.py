@@ -164,14 +164,10 @@ def _find_clips(corpus_dir: Path) -> dict[str, list[Path]]:
     for folder in sorted(corpus_dir.iterdir(), key=_natural):
         if not folder.is_dir() or folder.name in _NO_SPEAKERS or folder.name.startswith("."):
             continue
-        files = [
-            file
-            for file in folder.rglob("*")
-            # macOS archives carry a `._name.mpg` beside each file.
-            if file.suffix.lower() in VIDEO_SUFFIXES and not file.name.startswith(".")
-        ]
-        if files:
-            clips[folder.name] = sorted(files)
+        # macOS archives carry a `._name.mpg` beside each file.
+        files = (file for file in folder.rglob("[!.]*") if file.suffix.lower() in VIDEO_SUFFIXES)
+        if files := sorted(files):
+            clips[folder.name] = files
     if not clips:
         raise ConfigError(
             f"corpus_dir: {corpus_dir} is not a GRID folder: neither manifest.tsv nor videos as "
@@ -275,11 +271,8 @@ def _speaker_splits(
         raise ConfigError(f"dev_speakers, test_speakers: {', '.join(both)} is in both")
     splits = dict.fromkeys(test, "test") | dict.fromkeys(dev, "dev")
     rest = [name for name in speakers if name not in splits]
-    shares = (
-        1 - (0 if dev else fractions[1]) - (0 if test else fractions[2]),
-        0 if dev else fractions[1],
-        0 if test else fractions[2],
-    )
+    dev_share, test_share = 0 if dev else fractions[1], 0 if test else fractions[2]
+    shares = (1 - dev_share - test_share, dev_share, test_share)
     needed = sum(share > 0 for share in shares)
     if len(rest) < needed:
         raise ConfigError(
@@ -288,12 +281,8 @@ def _speaker_splits(
         )
     if needed == 1:
         return splits | dict.fromkeys(rest, "train")
-    return splits | _two_or_three(rest, shares, seed)
-
-
-def _two_or_three(rest: list[str], shares: tuple[float, float, float], seed: int) -> dict[str, str]:
     assigned = _shares([(name, name) for name in rest], shares, seed)
     wanted = {n for n, share in zip(("train", "dev", "test"), shares, strict=True) if share > 0}
     if set(assigned.values()) != wanted:  # two speakers for two splits
         assigned = dict(zip(rest, sorted(wanted, reverse=True), strict=True))
-    return assigned
+    return splits | assigned

@@ -167,6 +167,7 @@ class BlobWriter:
         key: str,
         blocks: Sequence[bytes],
         numbers: Mapping[str, float],
+        *,
         note: str = "",
         replace: bool = False,
     ) -> None:

@@ -168,4 +168,4 @@ class CropWriter(BlobWriter):
         """Store a clip that `encode` packed."""
         numbers = {name: getattr(crop.info, name) for name in CROPS.numbers}
         numbers["detected"] = round(numbers["detected"], 4)
-        self.add_blocks(key, crop.blocks, numbers, crop.info.note)
+        self.add_blocks(key, crop.blocks, numbers, note=crop.info.note)

@@ -128,7 +128,7 @@ def test_replaced_entries(tmp_path):
     for _ in range(2):
         with BlobWriter(tmp_path / part_name(0, 1), LAYOUT) as writer:
             add(writer, 3, replace=True)
-            writer.add_blocks("k5", [b"old"], {"weight": 0, "age": 0}, "old", replace=True)
+            writer.add_blocks("k5", [b"old"], {"weight": 0, "age": 0}, note="old", replace=True)
             add(writer, 5, replace=True)
     check(BlobStore(tmp_path, LAYOUT), [3, 5])
     merge_parts(tmp_path, LAYOUT)

@@ -190,12 +190,7 @@ class MouthCropper:
 
 
 class _Replay:
-    """Faces found before, in place of a detector.
-
-    Args:
-        detections: the faces in every picture searched.
-        every: frames from one of these to the next.
-    """
+    """Faces found before, in every so many-th picture, in place of a detector."""
 
     def __init__(self, detections: Detections, every: int):
         self.detections, self._every = detections, every
@@ -206,12 +201,7 @@ class _Replay:
 
 
 class _Locator:
-    """Searches the whole picture now and then, and follows the faces between.
-
-    Args:
-        detector: the detector, which may or may not be able to follow.
-        options: for `search_every`.
-    """
+    """Searches the whole picture every `search_every` frames, and follows the faces between."""
 
     def __init__(self, detector: FaceDetector, options: RoiOptions):
         self._detector = detector

@@ -52,16 +52,11 @@ def spread_first(items: Sequence[_Item], count: int = SAMPLE) -> list[_Item]:
 
 
 def estimate_run(
-    items: Sequence[RoiItem], outcomes: Sequence[Outcome], fps: float, workers: int, folder: Path
+    items: Sequence[RoiItem], outcomes: Sequence[Outcome], fps: float, *, workers: int, folder: Path
 ) -> Estimate | None:
     """Estimate the run over `items` from the outcomes of some; None if none of these had a crop.
 
-    Args:
-        items: the videos of the run.
-        outcomes: of some of them; failures count with the time they took.
-        fps: frames per second of the crops.
-        workers: processes that made them, at the same time.
-        folder: where the crops go, or will.
+    Failures count with the time they took; the crops go, or will, to `folder`.
     """
     packed = [(o.crop, o.faces) for o in outcomes if o.crop is not None]
     frames = sum(crop.info.frames for crop, _ in packed)

@@ -97,11 +97,7 @@ class FaceCache:
 
 
 class FaceWriter(BlobWriter):
-    """Keeps faces beside the crops; a context manager.
-
-    Args:
-        folder: of the crop store.
-    """
+    """Keeps faces beside the crops, in the folder of the store; a context manager."""
 
     def __init__(self, folder: str | Path):
         super().__init__(folder, FACES)

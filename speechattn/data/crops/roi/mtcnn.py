@@ -38,10 +38,8 @@ class MtcnnDetector:
         thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7),
         scale_factor: float = 0.709,
     ):
-        self.min_face = min_face
-        self.min_pixels = min_pixels
-        self.thresholds = thresholds
-        self.scale_factor = scale_factor
+        self.min_face, self.min_pixels = min_face, min_pixels
+        self.thresholds, self.scale_factor = thresholds, scale_factor
         folder = _weights_folder()
         self._pnet = _Net(folder / "pnet.onnx", ("conv2d_4", "softmax"))
         self._rnet = _Net(folder / "rnet.onnx", ("dense_2", "softmax_1"), batch=8)

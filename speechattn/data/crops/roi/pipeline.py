@@ -145,7 +145,11 @@ def extract(
                     if done + failed <= SAMPLE < len(todo):
                         measured.append(outcome)
                         if len(measured) == SAMPLE:
-                            _announce(estimate_run(todo, measured, options.fps, workers, folder))
+                            _announce(
+                                estimate_run(
+                                    todo, measured, options.fps, workers=workers, folder=folder
+                                )
+                            )
             finally:
                 writer.close()
                 finish(items, folder)
@@ -185,7 +189,8 @@ def estimate(
     cache = FaceCache([folder, *faces])
     tasks = (Task(item, cache.get(item.key)) for item in spread_first(items)[:SAMPLE])
     measured = [outcome for _, outcome in crop_all(tasks, options, detector, workers)]
-    return estimate_run(items, measured, options.fps, max(workers, 1) * num_shards, folder)
+    workers = max(workers, 1) * num_shards
+    return estimate_run(items, measured, options.fps, workers=workers, folder=folder)
 
 
 def _check_keys(items: Sequence[RoiItem]) -> None:

@@ -13,7 +13,7 @@ _LABEL = 150  # pixels left of each row
 
 
 def write_contact_sheet(
-    store: CropStore, keys: Sequence[str], path: str | Path, clips: int = 24, columns: int = 10
+    store: CropStore, keys: Sequence[str], path: str | Path, *, clips: int = 24, columns: int = 10
 ) -> None:
     """Write a picture with a row of crops for each of some clips.
 

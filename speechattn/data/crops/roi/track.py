@@ -16,11 +16,7 @@ from speechattn.data.crops.roi.options import RoiOptions
 
 
 class RecentFrames:
-    """The last pictures of the video, by frame number.
-
-    Args:
-        length: how many are kept.
-    """
+    """The last `length` pictures of the video, by frame number."""
 
     def __init__(self, length: int):
         self._pictures: deque[np.ndarray] = deque(maxlen=length)

@@ -104,12 +104,7 @@ def crop_all(
 
 
 class _Worker:
-    """Crops one video after the other.
-
-    Args:
-        options: see `RoiOptions`.
-        detector: see `crop_all`.
-    """
+    """Crops one video after the other."""
 
     def __init__(self, options: RoiOptions, detector: DetectorFactory | None):
         make = detector or MtcnnDetector
