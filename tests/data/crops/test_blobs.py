@@ -20,7 +20,7 @@ def content(i: int) -> list[bytes]:
 
 def add(writer: BlobWriter, i: int, **more) -> None:
     writer.add_blocks(
-        f"k{i}", content(i), {"weight": i / 8, "age": 2**40 + i}, f"n{i}" * (i % 2), **more
+        f"k{i}", content(i), {"weight": i / 8, "age": 2**40 + i}, note=f"n{i}" * (i % 2), **more
     )
 
 

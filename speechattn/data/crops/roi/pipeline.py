@@ -145,11 +145,8 @@ def extract(
                     if done + failed <= SAMPLE < len(todo):
                         measured.append(outcome)
                         if len(measured) == SAMPLE:
-                            _announce(
-                                estimate_run(
-                                    todo, measured, options.fps, workers=workers, folder=folder
-                                )
-                            )
+                            place = {"workers": workers, "folder": folder}
+                            _announce(estimate_run(todo, measured, options.fps, **place))
             finally:
                 writer.close()
                 finish(items, folder)

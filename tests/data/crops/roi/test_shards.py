@@ -216,15 +216,15 @@ def test_estimate_by_hand(tmp_path):
     crop = encode(noise, 25)
     outcomes = [Outcome(crop, seconds=1.0)] * 3 + [Outcome(reason="bad", seconds=0.5)]
     items = [RoiItem(str(i), "", seconds=2.0) for i in range(1000)]
-    found = estimate_run(items, outcomes, 25, 4, tmp_path / "not" / "there")
+    found = estimate_run(items, outcomes, 25, workers=4, folder=tmp_path / "not" / "there")
     # 3.5 s for three of four clips; 1000 clips, 4 workers.
     assert found.seconds == pytest.approx(3.5 / 4 * 1000 / 4)
     assert found.disk == pytest.approx(0.75 * 1000 * sum(map(len, crop.blocks)))
     assert found.video_seconds == 2000 and found.measured == 4 and found.free > 0
-    unknown = estimate_run([RoiItem("a", "")] * 1000, outcomes, 25, 4, tmp_path)
+    unknown = estimate_run([RoiItem("a", "")] * 1000, outcomes, 25, workers=4, folder=tmp_path)
     assert unknown.seconds == pytest.approx(found.seconds) and unknown.disk == found.disk
     assert "1000 videos, 33 min of video: about 4 min with 4 workers" in str(found)
-    assert estimate_run(items, outcomes[3:], 25, 4, tmp_path) is None
+    assert estimate_run(items, outcomes[3:], 25, workers=4, folder=tmp_path) is None
 
 
 def test_a_dry_run_keeps_nothing(corpus, tmp_path):
