@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from speechattn.frontends import ResNet3D
 from speechattn.frontends.inference import FUSED, FoldedConv, optimise
+from speechattn.model import load_model
 
 FRAMES, SIDE = 250, 88
 SEED = 1
@@ -200,21 +201,24 @@ def training_row(frames: int, rounds: int) -> dict:
 
 def text_rows(options: argparse.Namespace) -> list[dict]:
     """The share of clips whose text the cheaper arithmetic leaves alone."""
-    from speechattn.decoding import DecodeOptions
-    from speechattn.model.speech_model import SpeechModel
+    from speechattn.decoding.config import chosen_search
     from speechattn.transcribe.manifests import decode_cuts
     from speechattn.transcribe.transcriber import Transcriber
 
-    decoding = DecodeOptions.load(options.options) if options.options else None
+    search = chosen_search({}, search=str(options.options)) if options.options else None
     texts = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("as trained", "fp32", "mixed", "bf16"):
             precision = "fp32" if name == "as trained" else name
-            transcriber = Transcriber.from_pretrained(options.model, decoding, precision=precision)
+            transcriber = Transcriber.from_pretrained(
+                options.model, search=search, precision=precision
+            )
             if name == "as trained":
-                transcriber.model = SpeechModel.from_pretrained(options.model)
+                transcriber.recogniser.model = load_model(options.model)
             output = Path(folder) / name.replace(" ", "_")
-            path = decode_cuts(transcriber, options.cuts, output, options.crops, details=0)
+            path = decode_cuts(
+                transcriber.recogniser, options.cuts, output, crops=options.crops, details=0
+            )
             lines = path.read_text(encoding="utf-8").splitlines()
             texts[name] = dict(line.partition("\t")[::2] for line in lines)
     rows = []
@@ -240,7 +244,9 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=model, help="a trained model that sees")
     parser.add_argument("--cuts", type=Path, default=cuts, help="its test set")
     parser.add_argument("--crops", type=Path, default=crops, help="the test set's mouth crops")
-    parser.add_argument("--options", type=Path, help="decode options, the model's own by default")
+    parser.add_argument(
+        "--options", type=Path, help="YAML with a section `search`; the model's own by default"
+    )
     options = parser.parse_args()
     if options.model is not None and options.cuts is None:
         parser.error("--model needs --cuts")

@@ -7,7 +7,7 @@ import torch
 
 from speechattn.config import build, read_yaml
 from speechattn.data.batches import DataOptions
-from speechattn.decoding import DecodeOptions
+from speechattn.decoding.config import search_of
 from speechattn.losses import JointLoss
 from speechattn.model.directory import build_model
 from speechattn.training.options import TrainingOptions
@@ -51,10 +51,10 @@ def test_size(name):
 @pytest.mark.parametrize("name", FILES)
 def test_other_sections(name):
     config = read_yaml(CONF / name)
-    assert set(config) <= {"model", "loss", "data", "training", "decode", "roi"}
+    assert set(config) <= {"model", "loss", "data", "training", "search", "roi"}
     build(JointLoss, config["loss"], "loss")
     build(TrainingOptions, config["training"], "training")
-    build(DecodeOptions, config["decode"], "decode")
+    search_of(config)
     data = config["data"]
     for transform in data.get("audio_transforms", ()):
         if transform["class_path"].endswith("AddNoise"):  # the command line names its sound
@@ -75,7 +75,7 @@ def test_npu_aslp_years_are_one_step_apart():
         "model.decoder.class_path",
         "model.decoder.init_args.reverse_blocks",
         "loss.reverse_weight",
-        "decode.reverse_weight",
+        "search.init_args.reverse_weight",
     }
 
 

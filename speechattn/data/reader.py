@@ -279,7 +279,9 @@ def as_crops(part: np.ndarray, options: RoiOptions, name: str) -> np.ndarray:
     """
     frames = part[None] if part.ndim == 2 else part
     if frames.ndim != 3 or frames.shape[1] != frames.shape[2]:
-        raise MediaError(name, f"mouth crops are uint8 (n, H, H) or (H, H), grey, not {part.shape}")
+        raise MediaError(
+            name, f"mouth crops are square and grey, (n, H, H) or (H, H), not {part.shape}"
+        )
     return fit_crops(frames, options, name) if len(frames) else frames
 
 

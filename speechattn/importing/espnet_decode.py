@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from speechattn.config import read_yaml
-from speechattn.decoding import JointSearch
+from speechattn.decoding.config import build_search
 from speechattn.errors import ConfigError
 from speechattn.importing.keys import IGNORED, Keys, fixed, passed, translate
 
@@ -32,7 +32,7 @@ def read_decode(path: Path) -> dict[str, Any]:
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise ConfigError(f"{path}: cannot be taken over:{lines}")
     try:
-        JointSearch(**options)  # used later; what is wrong in them is said now
+        build_search({"class_path": "JointSearch", "init_args": options})  # used later; what is wrong in them is said now
     except ConfigError as error:
         raise ConfigError(f"{path}: cannot be taken over: {error}") from error
     return options

@@ -233,7 +233,7 @@ def write_details(folder: Path, recogniser: Recogniser, batch: Batch, i: int, te
         "reference": batch.texts[i],
     }
     # The decoder of exported graphs tells no attention weights.
-    if hasattr(shown.decoder, "cross_attention"):
+    if shown.decoder is not None and getattr(shown.decoder, "scores_sequences", True):
         inputs = torch.tensor([[tokenizer.sos_eos_id, *tokens]], device=recogniser.device)
         count = torch.tensor([inputs.shape[1]], device=recogniser.device)
         attention = shown.decoder.cross_attention(inputs, count, shown.hidden, shown.lengths)

@@ -8,7 +8,7 @@ from torch import nn
 
 from speechattn import Transcriber
 from speechattn.data.tokenizers import Tokenizer
-from speechattn.decoding import DecodeOptions, decode
+from speechattn.decoding import CtcGreedySearch, CtcRescoringSearch, JointSearch
 from speechattn.deploy.export import OnnxModel, export_onnx
 from speechattn.deploy.exported import export_dir, is_exported, load_exported
 from speechattn.errors import ConfigError
@@ -42,7 +42,10 @@ def exported(tiny_model_dir, other_dir, tmp_path_factory):
 def other_dir(tiny_model, tiny_model_dir, tmp_path_factory):
     """The directory of a model with an E-Branchformer and a decoder of both directions."""
     folder, other = tmp_path_factory.mktemp("other") / "model", tiny_model_dir("audio")
-    config = {"model": tiny_model("audio", "e_branchformer"), "decode": {"max_length_ratio": 0.5}}
+    config = {
+        "model": tiny_model("audio", "e_branchformer"),
+        "search": {"class_path": "JointSearch", "init_args": {"max_length_ratio": 0.5}},
+    }
     config["model"]["decoder"]["class_path"] = "speechattn.decoders.BidirectionalDecoder"
     config["model"]["decoder"]["init_args"]["reverse_blocks"] = 1
     tokenizer = Tokenizer.load(other)
@@ -72,20 +75,20 @@ def test_graphs_equal_modules(exported, name):
     model, _, graphs, _ = exported(name)
     for batch in (1, 4):
         given = inputs(batch)
-        expected, found = model.evidence(**given), graphs.evidence(**given)
+        expected, found = model.outputs(**given), graphs.outputs(**given)
         for e, f in zip(expected, found, strict=True):
             assert torch.equal(f.lengths, e.lengths)
             assert (f.name, f.weight) == (e.name, e.weight)
             torch.testing.assert_close(f.hidden, e.hidden, rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(f.log_probs, e.log_probs, rtol=1e-3, atol=1e-3)
         for options in (
-            DecodeOptions(method="ctc_greedy"),
-            DecodeOptions(beam_size=5, nbest=3, max_length_ratio=0.8),
-            DecodeOptions(method="attention", beam_size=1, max_length_ratio=0.8),
+            CtcGreedySearch(),
+            JointSearch(beam_size=5, nbest=3, max_length_ratio=0.8),
+            JointSearch(ctc_weight=0.0, beam_size=1, max_length_ratio=0.8),
         ):
-            if options.method == "ctc_greedy" and len(expected) > 1:
+            if options == CtcGreedySearch() and len(expected) > 1:
                 continue
-            for a, b in zip(decode(expected, options), decode(found, options), strict=True):
+            for a, b in zip(options.search(expected), options.search(found), strict=True):
                 assert [h.tokens for h in a] == [h.tokens for h in b]
                 assert [h.score for h in a] == pytest.approx([h.score for h in b], abs=1e-2)
 
@@ -95,15 +98,15 @@ def test_a_transcriber_of_an_exported_folder(exported, tiny_corpus, tmp_path, na
     _, folder, _, output = exported(name)
     assert is_exported(output) and not is_exported(folder)
     expected, found = (Transcriber.from_pretrained(path) for path in (folder, output))
-    assert found.decode_options == expected.decode_options
-    crops = tiny_corpus.folder / "crops" if "video" in found.model.modalities else None
+    assert found.recogniser.search == expected.recogniser.search
+    crops = tiny_corpus.folder / "crops" if "video" in found.recogniser.model.modalities else None
     cuts = tiny_corpus.folder / "cuts_dev.jsonl.gz"
     texts = [
-        decode_cuts(one, cuts, tmp_path / str(i), crops, details=1).read_text()
+        decode_cuts(one.recogniser, cuts, tmp_path / str(i), crops=crops, details=1).read_text()
         for i, one in enumerate((expected, found))
     ]
     assert texts[0] == texts[1]
-    assert min(found.times.seconds[part] for part in ("encoder", "search")) > 0
+    assert min(found.recogniser.times.seconds[part] for part in ("encoder", "search")) > 0
     if name == "audio":
         files = sorted(tiny_corpus.folder.glob("s*.flac"))[:3]
         spoken = [t.text for t in expected.transcribe(files)]
@@ -116,10 +119,10 @@ def test_how_graphs_cannot_be_run(exported):
     _, _, _, output = exported("audio")
     for given, message in (
         ({"device": "cuda"}, "run on the CPU"),
-        ({"quantise": "int8"}, "stay in float32"),
-        ({"decode_options": DecodeOptions(method="ctc_rescore")}, "ctc_rescore"),
-        ({"decode_options": DecodeOptions(reverse_weight=0.3)}, "reverse_weight"),
-        ({"decode_options": DecodeOptions(internal_lm_weight=0.3)}, "internal_lm_weight"),
+        ({"quantize": "int8"}, "stay in float32"),
+        ({"search": CtcRescoringSearch()}, "scores whole hypotheses"),
+        ({"search": JointSearch(reverse_weight=0.3)}, "reverse_weight"),
+        ({"search": JointSearch(internal_lm_weight=0.3)}, "internal_lm_weight"),
     ):
         with pytest.raises(ConfigError, match=message):
             Transcriber.from_pretrained(output, **given)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from speechattn.decoders import TransformerDecoder
-from speechattn.decoding import DecodeOptions, joint_search
+from speechattn.decoding import JointSearch
 from speechattn.deploy.packing import PACKS, PackedLinear, pack, unpack
 from speechattn.encoders import ConformerEncoder, EBranchformerEncoder
 from speechattn.model.output import ModelOutput
@@ -59,12 +59,9 @@ def test_a_search():
     log_probs = (3 * torch.randn(2, 20, 120)).log_softmax(-1)
     packed = pack(copy.deepcopy(decoder))
     assert any(isinstance(m, PackedLinear) for m in packed.modules())
-    options = DecodeOptions(beam_size=5, nbest=3)
+    options = JointSearch(beam_size=5, nbest=3)
     for a, b in zip(
-        *(
-            joint_search([ModelOutput(hidden, lengths, log_probs, d)], options)
-            for d in (decoder, packed)
-        ),
+        *(options.search([ModelOutput(hidden, lengths, log_probs, d)]) for d in (decoder, packed)),
         strict=True,
     ):
         assert [h.tokens for h in a] == [h.tokens for h in b]

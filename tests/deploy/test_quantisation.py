@@ -11,7 +11,7 @@ from torch import nn
 
 from speechattn import Transcriber
 from speechattn.decoders import TransformerDecoder
-from speechattn.decoding import DecodeOptions, decode
+from speechattn.decoding import JointSearch
 from speechattn.deploy.packing import PackedLinear, pack
 from speechattn.deploy.quantisation import Bf16Linear, Int8Linear, quantise
 from speechattn.encoders import ConformerEncoder
@@ -134,14 +134,14 @@ def parts():
 @torch.inference_mode()
 def test_a_search_with_cheap_layers(parts, scheme, kind):
     encoder, decoder, x, lengths = parts
-    options = DecodeOptions(beam_size=4, max_length_ratio=0.3)
+    options = JointSearch(beam_size=4, max_length_ratio=0.3)
     torch.manual_seed(1)
     log_probs = (3 * torch.randn(3, 40, 30)).log_softmax(-1)
 
     def search(encoder, decoder, rows):
         hidden, out = encoder(x[rows, : lengths[rows].max()], lengths[rows])
         e = ModelOutput(hidden, out, log_probs[rows, : out.max()], decoder)
-        return decode([e], options)
+        return options.search([e])
 
     every = torch.arange(3)
     expected = search(encoder, decoder, every)
@@ -203,13 +203,13 @@ def test_whole_models(tiny_model_dir, name):
         "video": torch.randint(0, 256, (3, 25, 1, 16, 16)),
         "video_lengths": torch.tensor([25, 15, 20]),
     }
-    transcriber = Transcriber.from_pretrained(tiny_model_dir(name))
-    expected = transcriber.model.evidence(**given)
-    found = quantise(transcriber.model, "int8", smallest=0).evidence(**given)
+    recogniser = Transcriber.from_pretrained(tiny_model_dir(name)).recogniser
+    expected = recogniser.model.outputs(**given)
+    found = quantise(recogniser.model, "int8", smallest=0).outputs(**given)
     for e, f in zip(expected, found, strict=True):
         # The labels' probabilities, which no layer is meant to be far from.
         assert 0 < float((e.log_probs.exp() - f.log_probs.exp()).abs().max()) < 0.05
-    assert decode(found, transcriber.decode_options)
+    assert recogniser.search.search(found)
 
 
 def test_what_cannot_be_quantised():

@@ -6,7 +6,7 @@ import yaml
 from torch.testing import assert_close
 
 from speechattn.data.tokenizers import CharTokenizer
-from speechattn.decoding.shallow_fusion import read_fusion
+from speechattn.decoding.fusion import read_fusion
 from speechattn.errors import ConfigError
 from speechattn.importing import import_checkpoint
 from speechattn.lm.directory import load_lm

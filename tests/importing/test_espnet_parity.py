@@ -15,7 +15,7 @@ from speechattn.importing import import_checkpoint
 from speechattn.importing.espnet import take
 from speechattn.importing.espnet_model import weight_names
 from speechattn.losses import JointLoss
-from speechattn.model.speech_model import SpeechModel
+from speechattn.model import load_model
 from speechattn.transcribe.transcriber import Transcriber
 
 _INSTALL = "needs ESPnet: pip install --no-deps --ignore-requires-python espnet==202611 typeguard"
@@ -178,7 +178,7 @@ def pair(request, tmp_path):
     (exp / "config.yaml").write_text(yaml.safe_dump(config))
     torch.save(theirs.state_dict(), exp / "valid.acc.ave.pth")
     folder = import_checkpoint("espnet", exp, tmp_path / "model")
-    return theirs, SpeechModel.from_pretrained(folder), folder
+    return theirs, load_model(folder), folder
 
 
 def encode(theirs, x):

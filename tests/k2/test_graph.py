@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from speechattn.decoding.fst.k2_search import lattice_of
-from speechattn.decoding.fst.kaldi_search import KaldiOptions, KaldiSearch
+from speechattn.decoding.fst.kaldi_search import KaldiSearch
 from speechattn.decoding.fst.lattice import Lattice, best, expanded, total
 from speechattn.decoding.fst.openfst import grammar_fst
 from speechattn.decoding.fst.path import Path as Way
+from speechattn.decoding.fst.width import SearchWidth
 from speechattn.k2.intersection import Columns
 from tests.k2.ctc_cases import case as ctc_case
 from tests.k2.graph_cases import CASES, Case, case
@@ -25,7 +26,7 @@ from tests.losses.test_delay_penalised_ctc import native
 PYTHON = os.environ.get("K2_PYTHON")
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-3
-WIDE = KaldiOptions(1e4, 1e4, 20, 10000000)
+WIDE = SearchWidth(1e4, 1e4, 10000000, 20)
 
 
 def write(c: Case, folder: Path) -> None:

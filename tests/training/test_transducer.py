@@ -8,7 +8,8 @@ import torch
 from speechattn.config import build, override, read_yaml
 from speechattn.data.batches.batch import Item, collate
 from speechattn.decoders import StatelessPredictor, Transducer
-from speechattn.decoding import DecodeOptions, check_options, decode, hypothesis_times
+from speechattn.decoding import TransducerBeamSearch, TransducerGreedySearch, hypothesis_times
+from speechattn.decoding.config import search_of
 from speechattn.encoders import Encoder, EncoderOutput, FrameReducer
 from speechattn.frontends import LogMelFbank
 from speechattn.losses import (
@@ -102,12 +103,12 @@ def test_learns_by_heart(name):
     )
     model.eval()
     with torch.no_grad():
-        evidence = model.evidence(batch.audio, batch.audio_lengths)
+        evidence = model.outputs(batch.audio, batch.audio_lengths)
         encoded = model.encode_streams(batch.audio, batch.audio_lengths)
         assert [h.tokens for h in task.greedy(encoded)] == TEXTS
         valid = loss(model, batch)
-    for method in ("transducer_greedy", "transducer_beam"):
-        found = [best for best, *_ in decode(evidence, DecodeOptions(method=method))]
+    for search in (TransducerGreedySearch(), TransducerBeamSearch()):
+        found = [best for best, *_ in search.search(evidence)]
         assert [h.tokens for h in found] == TEXTS
         for row, h in enumerate(found):
             assert len(hypothesis_times(evidence, row, h)) == len(h.tokens)
@@ -135,9 +136,7 @@ def test_the_recipe(reduces):
     model, loss = build_model(config["model"], 150), build(JointLoss, config["loss"], "loss")
     build(TrainingOptions, config["training"], "training")
     loss.check(model)
-    check_options(
-        model.decoders, build(DecodeOptions, config["decode"], "decode"), model.transducers
-    )
+    search_of(config).check_model(model)
     assert (model.frame_reducer is not None) == reduces
     assert 0.6e6 < model.num_parameters() < 1e6
     assert not leaves_out(model, loss)

@@ -12,11 +12,11 @@ from speechattn.decoding.fusion import Fusion
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.rescoring import add_decoder, rescore
 from speechattn.decoding.search.base import FusedSearch, Search, SearchedModel
-from speechattn.decoding.search.joint import check_bidirectional
+from speechattn.decoding.search.joint import check_bidirectional, check_whole_hypotheses
 from speechattn.decoding.streaming.base import StreamLimits, StreamSearch
 from speechattn.decoding.streaming.beam import PrefixBeamStream
 from speechattn.decoding.streaming.greedy import GreedyStream
-from speechattn.errors import ConfigError, require
+from speechattn.errors import require
 from speechattn.model.output import ModelOutput
 
 
@@ -146,11 +146,6 @@ def check_rescoring(model: SearchedModel, reverse_weight: float) -> None:
     Raises:
         ConfigError: one cannot.
     """
-    for decoder in model.decoders:
-        if not getattr(decoder, "scores_sequences", True):
-            raise ConfigError(
-                "search: rescoring needs a decoder that scores whole hypotheses, and an exported "
-                "one takes one token after another; use JointSearch"
-            )
+    check_whole_hypotheses(model, "search: rescoring")
     if reverse_weight > 0:
         check_bidirectional(model, reverse_weight)

@@ -83,6 +83,8 @@ class JointSearch(FusedSearch):
                     )
         if self.reverse_weight > 0:
             check_bidirectional(model, self.reverse_weight)
+        if self.internal_lm_weight > 0:
+            check_whole_hypotheses(model, "search.internal_lm_weight")
 
     def scorers(
         self, outputs: Sequence[ModelOutput], fusion: Fusion
@@ -143,3 +145,16 @@ def check_bidirectional(model: SearchedModel, reverse_weight: float) -> None:
                 f"this model has a {type(decoder).__name__}; set it to 0, or train a "
                 "BidirectionalDecoder"
             )
+
+
+def check_whole_hypotheses(model: SearchedModel, what: str) -> None:
+    """Check that all decoders take more than one token after another, as exported ones do not.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    if not all(getattr(decoder, "scores_sequences", True) for decoder in model.decoders):
+        raise ConfigError(
+            f"{what} needs a decoder that scores whole hypotheses, and an exported one takes one "
+            "token after another; leave it out, or decode with the model directory"
+        )

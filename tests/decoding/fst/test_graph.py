@@ -10,8 +10,9 @@ import pytest
 from speechattn.data.tokenizers import CharTokenizer
 from speechattn.decoding.fst.build import build_graph
 from speechattn.decoding.fst.graph import Graph
-from speechattn.decoding.fst.kaldi_search import KaldiOptions, KaldiSearch, openfst
+from speechattn.decoding.fst.kaldi_search import KaldiSearch, openfst
 from speechattn.decoding.fst.lexicon import Lexicon
+from speechattn.decoding.fst.width import SearchWidth
 from speechattn.errors import ConfigError
 
 LN10 = math.log(10)
@@ -149,7 +150,7 @@ def test_spaces_stand_between_words_and_not_beside_ideographs(tmp_path, topology
         """What is found in frames of which each is sure of a unit of a text."""
         scores = np.full((len(text), tokenizer.vocab_size), -9.0, dtype=np.float32)
         scores[range(len(text)), tokenizer.encode(text)] = -0.01
-        found = KaldiSearch(graph, KaldiOptions(beam=100.0)).search(scores)
+        found = KaldiSearch(graph, SearchWidth(beam=100.0)).search(scores)
         return tokenizer.decode(graph.units(found.events))
 
     for text in ("听歌曲听", "听a歌曲", "a ab a", "ab听", "歌曲a ab听"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechattn.decoding.fst.kaldi_search import KaldiOptions, KaldiSearch
+from speechattn.decoding.fst.kaldi_search import KaldiSearch
 from speechattn.decoding.fst.lattice import (
     Lattice,
     best,
@@ -18,6 +18,7 @@ from speechattn.decoding.fst.lattice import (
     total,
 )
 from speechattn.decoding.fst.nbest import nbest
+from speechattn.decoding.fst.width import SearchWidth
 from speechattn.decoding.fst.word_lm import WordLm
 from speechattn.lm.ngram import NgramLm
 
@@ -152,7 +153,7 @@ def test_an_event_is_counted_near_itself_only():
 def test_a_larger_model(graph, arpa, draw, tokenizer):
     """Each path gets the model's probability of its words, by the n-gram model's own rows."""
     pytest.importorskip("kaldi_decoder")
-    wide = KaldiSearch(graph, KaldiOptions(1000.0, 1000.0, 20, 100000))
+    wide = KaldiSearch(graph, SearchWidth(1000.0, 1000.0, 100000, 20))
     scores = draw(np.random.default_rng(4), 4, tokenizer.vocab_size)
     lattice = wide.lattice(scores)
     lm = WordLm(arpa, graph.words)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from speechattn.cli import main
 from speechattn.config import build, read_yaml
 from speechattn.data.tokenizers import CharTokenizer
-from speechattn.decoding.shallow_fusion import read_fusion
+from speechattn.decoding.fusion import read_fusion
 from speechattn.errors import ConfigError
 from speechattn.lm.directory import build_lm, load_lm, save_lm
 from speechattn.lm.perplexity import lm_perplexity

@@ -8,8 +8,8 @@ import torch
 from speechattn import Transcriber
 from speechattn.data.tokenizers import CharTokenizer
 from speechattn.decoders import TransformerDecoder
-from speechattn.decoding import ContextGraph, DecodeOptions, decode
-from speechattn.decoding.shallow_fusion import ShallowFusion, read_fusion, read_hot_words
+from speechattn.decoding import ContextGraph, CtcBeamSearch, CtcGreedySearch, JointSearch
+from speechattn.decoding.fusion import Fusion, read_fusion, read_hot_words
 from speechattn.errors import ConfigError
 from speechattn.lm.transformer import TransformerLm
 from speechattn.model.output import ModelOutput
@@ -58,18 +58,23 @@ def hot_words(tmp_path):
     return tmp_path / "words.txt"
 
 
-@pytest.mark.parametrize("method", ["joint", "attention", "ctc_beam"])
+SEARCHES = {
+    "joint": JointSearch(min_length_ratio=0.3),
+    "attention": JointSearch(min_length_ratio=0.3, ctc_weight=0.0),
+    "ctc_beam": CtcBeamSearch(frame_units=0),
+}
+
+
+@pytest.mark.parametrize("method", SEARCHES)
 def test_scores_of_all_parts_reach_the_hypothesis(method, ngram, hot_words):
     torch.manual_seed(0)
     lm = TransformerLm(V, 16, 2, 32, 1).eval()
-    files = read_fusion(TOKENIZER, ngram, hot_words)
-    fusion = ShallowFusion(lm, files.ngram, files.hot_words)
+    files = read_fusion(TOKENIZER, ngram=ngram, hot_words=hot_words)
+    fusion = Fusion(lm, files.ngram, files.hot_words)
     weights = {"lm_weight": 0.3, "ngram_weight": 0.5, "hot_words_weight": 0.7}
-    options = DecodeOptions(
-        method=method, beam_size=20, nbest=3, min_length_ratio=0.3, frame_units=0
-    )
-    plain = decode(evidence(), options)
-    found = decode(evidence(), replace(options, **weights), fusion)
+    options = replace(SEARCHES[method], beam_size=20, nbest=3)
+    plain = options.search(evidence())
+    found = replace(options, **weights).search(evidence(), fusion)
     assert found[1][0].tokens == []  # nothing was heard
     assert [h[0].tokens for h in found] != [h[0].tokens for h in plain]
     ctc = 0.3 if method == "joint" else 1.0
@@ -92,8 +97,8 @@ def test_scores_of_all_parts_reach_the_hypothesis(method, ngram, hot_words):
 
 def test_an_internal_language_model_is_taken_away():
     (e,) = evidence()
-    options = DecodeOptions(beam_size=5, internal_lm_weight=0.4)
-    best = decode([e], options)[0][0]
+    options = JointSearch(beam_size=5, internal_lm_weight=0.4)
+    best = options.search([e])[0][0]
     inputs = torch.tensor([[V - 1, *best.tokens]])
     after = torch.tensor([*best.tokens, V - 1])
     silent = torch.zeros(1, 3, D), torch.tensor([3])
@@ -106,25 +111,24 @@ def test_an_internal_language_model_is_taken_away():
 
 def test_what_does_not_go_together_is_refused(ngram):
     graph = ContextGraph.build([[2, 3]], V + 1)
-    for fusion, options, message in (
-        (ShallowFusion(), {"ngram_weight": 0.1}, "ngram_weight: 0.1 needs an n-gram model"),
-        (ShallowFusion(), {"lm_weight": 0.1}, "lm_weight: 0.1 needs a Transformer"),
+    for fusion, search, message in (
+        (Fusion(), JointSearch(ngram_weight=0.1), "ngram_weight: 0.1 needs an n-gram model"),
+        (Fusion(), JointSearch(lm_weight=0.1), "lm_weight: 0.1 needs a Transformer"),
         (
-            read_fusion(TOKENIZER, ngram),
-            {},
-            "would change nothing: decode option ngram_weight is 0",
+            read_fusion(TOKENIZER, ngram=ngram),
+            JointSearch(),
+            "would change nothing: search.ngram_weight is 0",
         ),
         (
-            read_fusion(TOKENIZER, ngram),
-            {"method": "ctc_greedy", "ngram_weight": 1.0},
-            "would change nothing.*ctc_greedy",
+            read_fusion(TOKENIZER, ngram=ngram),
+            CtcGreedySearch(),
+            "would change nothing.*CtcGreedySearch",
         ),
-        (ShallowFusion(hot_words=graph), {"hot_words_weight": 1.0}, "cannot go with it"),
-        (ShallowFusion(), {"method": "ctc_beam", "internal_lm_weight": 0.1}, "internal_lm_weight"),
-        (ShallowFusion(), {"ctc_weight": 1.0, "internal_lm_weight": 0.1}, "leaves out"),
+        (Fusion(hot_words=graph), JointSearch(hot_words_weight=1.0), "units and the model"),
+        (Fusion(), JointSearch(ctc_weight=1.0, internal_lm_weight=0.1), "leaves out"),
     ):
         with pytest.raises(ConfigError, match=message):
-            decode(evidence(), DecodeOptions(**options), fusion)
+            search.search(evidence(), fusion)
 
 
 def test_files_of_hot_words(tmp_path):
@@ -146,7 +150,9 @@ def test_hot_words_change_a_transcript(tiny_model_dir, tiny_corpus, tmp_path):
     wave = next(tiny_corpus.folder.glob("*.flac"))
     (tmp_path / "words.txt").write_text("cab\t50\n")
     folder = tiny_model_dir("audio")
-    options = DecodeOptions(beam_size=20, hot_words_weight=1.0, max_length_ratio=0.5)
-    transcriber = Transcriber.from_pretrained(folder, options, hot_words=tmp_path / "words.txt")
+    options = JointSearch(beam_size=20, hot_words_weight=1.0, max_length_ratio=0.5)
+    transcriber = Transcriber.from_pretrained(
+        folder, search=options, hot_words=tmp_path / "words.txt"
+    )
     assert "cab" in transcriber.transcribe(wave).text
     assert "cab" not in Transcriber.from_pretrained(folder).transcribe(wave).text

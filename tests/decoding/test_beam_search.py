@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import ctc_loss
 
 from speechattn.decoders import TransformerDecoder
-from speechattn.decoding import DecodeOptions, joint
-from speechattn.decoding.joint import joint_search, length_limits
+from speechattn.decoding import JointSearch
+from speechattn.decoding.beam_search import _Search, length_limits
 from speechattn.model.output import ModelOutput
 
 V, D = 5, 8
@@ -34,7 +34,7 @@ class Pieces:
         evidence = ModelOutput(
             self.hidden[rows, :t], lengths, self.log_probs[rows, :t], self.decoder
         )
-        return joint_search([evidence], DecodeOptions(**options))
+        return JointSearch(**options).search([evidence])
 
     @torch.no_grad()
     def score(self, row: int, tokens: tuple[int, ...]) -> tuple[float, float]:
@@ -95,7 +95,7 @@ def test_limits_of_length_and_the_best_within_them():
     pieces = Pieces(3)
     options = dict(beam_size=200, nbest=2, min_length_ratio=0.67, max_length_ratio=0.75)
     results = pieces.search(**options)
-    least, most = length_limits(LENGTHS, DecodeOptions(**options))
+    least, most = length_limits(LENGTHS, options["min_length_ratio"], options["max_length_ratio"])
     assert (least.tolist(), most.tolist()) == ([2, 2, 0], [3, 2, 1])
     for row in range(3):
         wanted = pieces.enumerate(row, int(least[row]), int(most[row]), 0.3, 0.0)
@@ -129,7 +129,7 @@ def test_ending_early_changes_nothing(options, monkeypatch):
     def never(self, beam, ended, recent, remaining):
         return beam.score.amax(1) == -torch.inf
 
-    monkeypatch.setattr(joint._Search, "_done", never)
+    monkeypatch.setattr(_Search, "_done", never)
     for seed in range(4):
         everything = Pieces(seed, lengths, v=12).search(beam_size=4, **options)
         for one, other in zip(found[seed], everything, strict=True):
@@ -177,9 +177,9 @@ def test_two_models_are_searched_as_one(weight):
         ModelOutput(p.hidden, p.lengths, p.log_probs, p.decoder, weight=share, name=name)
         for p, share, name in ((one, 0.4, "a"), (other, 0.6, "b"))
     ]
-    options = DecodeOptions(beam_size=800, ctc_weight=weight, nbest=2, pre_beam_ratio=1.0)
+    options = JointSearch(beam_size=800, ctc_weight=weight, nbest=2, pre_beam_ratio=1.0)
     with torch.no_grad():
-        results = joint_search(evidence, options)
+        results = options.search(evidence)
     for row, t in enumerate((4, 4, 2)):
         scores = [
             {tuple(tokens): score for score, tokens, *_ in pieces.enumerate(row, 0, t, weight, 0.0)}
