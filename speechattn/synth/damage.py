@@ -29,11 +29,8 @@ _KEPT = 0.75  # of a truncated file; its first picture alone can be half of it
 def damaged_video(path: Path, kind: str, clip: Clip, bystander: list[np.ndarray]) -> None:
     """Write the video of a clip that is damaged in the way of `kind`; at "missing" none.
 
-    Args:
-        path: the file.
-        kind: a key of `DAMAGE`; what is not about the video leaves it whole.
-        clip: filmed at 30 frames a second for "frame-rate".
-        bystander: frames of another speaker, at least as many, used for "two-faces".
+    A kind of `DAMAGE` that is not about the video leaves it whole. The clip is filmed at 30 frames
+    a second for "frame-rate"; `bystander`, frames of another speaker, is for "two-faces".
     """
     frames, speech = clip.frames, clip.speech
     if kind == "missing":

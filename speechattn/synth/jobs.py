@@ -61,14 +61,9 @@ def claim(folder: Path, facts: dict[str, Any], readme: str) -> None:
 def run_jobs(
     write: Callable[[Job], None], jobs: Sequence[Job], total: int, *, workers: int, progress: bool
 ) -> None:
-    """Call `write` for every job.
+    """Call `write`, a module's function, for every job that is missing of `total`.
 
-    Args:
-        write: a module's function; the jobs are pickled to the processes.
-        jobs: what is still missing.
-        total: with what is there already, for the progress bar.
-        workers: processes; 0 or 1 stays in this one.
-        progress: show the bar.
+    Jobs are pickled to the worker processes; 0 or 1 stays in this one.
     """
     with Progress(disable=not progress) as bar:
         task = bar.add_task("synthetic corpus", total=total, completed=total - len(jobs))

@@ -27,18 +27,10 @@ def lip_gap(pose: Pose) -> float:
 def draw_mouth(
     patch: np.ndarray, x: np.ndarray, y: np.ndarray, pose: Pose, *, look: Look, light: np.ndarray
 ) -> np.ndarray:
-    """Draw over skin.
+    """Draw over a patch of skin, (h, w, 3) uint8 BGR.
 
-    Args:
-        patch: (h, w, 3) uint8 skin around the mouth, BGR.
-        x: (1, w) float32 face pixels from the middle of the mouth.
-        y: (h, 1) float32 the same downwards.
-        pose: the mouth's shape.
-        look: the speaker.
-        light: (h, w, 1) float32, brightness of the skin there, 1 on average.
-
-    Returns:
-        (h, w, 3) uint8.
+    `x` (1, w) and `y` (h, 1) are float32 face pixels from the middle of the mouth, rightwards and
+    downwards; `light` (h, w, 1) float32 is the brightness of the skin, 1 on average.
     """
     lips = _lips(x, pose, look)
     half, gap, t = lips.half, lips.gap, lips.t

@@ -101,11 +101,7 @@ def split_evenly(spans: list[tuple[int, int]], count: int) -> list[tuple[int, in
     """Split batches until `count` processes can share them: all wait for one that has none.
 
     Those of the last step are divided, so that nothing is read twice; only what is too little to
-    be divided is repeated.
-
-    Args:
-        spans: first item of each batch, and the one after its last.
-        count: processes.
+    be divided is repeated. A span is the first item of a batch, and the one after its last.
     """
     spans = list(spans)
     while rest := len(spans) % count:

@@ -34,11 +34,7 @@ def token_times(
 ) -> np.ndarray | None:
     """Compute the times of the tokens of cuts that follow each other.
 
-    Args:
-        cuts: the utterances.
-        seconds: how long each is.
-        tokens: U ids, of all of them.
-        tokenizer: made the tokens.
+    `seconds` is the length of each cut, `tokens` the U ids of all.
 
     Returns:
         (U, 2) seconds in which each token was said, that of its word; None where a cut has no
@@ -79,15 +75,8 @@ def trim(
 ) -> None:
     """Cut an utterance to what is between two moments, and its text to the words said there.
 
-    A word belongs where its middle is. Without times, or without a word between, all stays.
-
-    Args:
-        item: changed in place.
-        start: seconds.
-        stop: seconds.
-        tokenizer: made its tokens.
-        sample_rate: of its sound, Hz.
-        fps: of its crops; both moments then are at the start of a picture.
+    The item is changed in place. A word belongs where its middle is. Without times, or without a
+    word between, all stays. With `fps`, of its crops, both moments are at the start of a picture.
     """
     if item.times is None:
         return

@@ -109,13 +109,7 @@ def read_dataset(
 ) -> tuple[list[Clip], list[Failure]]:
     """Read all clips of a dataset's folder, in the order of their paths.
 
-    Args:
-        root: the folder.
-        journal: of the text files.
-        skip: names of folders in it that are left out.
-
-    Returns:
-        The clips, and files that lack a video or cannot be read.
+    Folders named in `skip` are left out. Files that lack a video or cannot be read are failures.
     """
     failures: list[Failure] = []
     infos = _read_infos(root, skip, failures)

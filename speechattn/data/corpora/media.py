@@ -60,14 +60,10 @@ def read_media(
 ) -> MediaFacts | str:
     """Read the facts of one file, or return the reason why it cannot be used.
 
-    Only what is wrong with the file is a reason; failing to write (a full disk) is raised.
-
-    Args:
-        path: audio or video file.
-        flac: where its sound goes, unless it lies in an audio file of one channel.
-        verify: decode such an audio file to the end.
-        sound: file with the sound of the video `path`. Where it cannot be used, the video's own
-            sound or silence takes its place, and `remark` tells why.
+    Only what is wrong with the file is a reason; failing to write (a full disk) is raised. Sound
+    goes to `flac`, unless it lies in an audio file of one channel, which `verify` decodes to the
+    end. Where `sound`, a file beside the video, cannot be used, the video's own sound or silence
+    takes its place, and `remark` tells why.
     """
     fps = frames = audio = None
     remark = ""

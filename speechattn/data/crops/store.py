@@ -60,14 +60,7 @@ class EncodedCrop:
 
 
 def encode(frames: np.ndarray, fps: float, detected: float = 1.0, note: str = "") -> EncodedCrop:
-    """Pack a clip.
-
-    Args:
-        frames: uint8 (T, H, W), T at least 1.
-        fps: frames per second.
-        detected: see `CropInfo`.
-        note: see `CropInfo`.
-    """
+    """Pack a clip of uint8 (T, H, W), T at least 1; see `CropInfo` for the rest."""
     if frames.dtype != np.uint8 or frames.ndim != 3 or 0 in frames.shape:
         raise ValueError(f"crops must be uint8 (T, H, W), not {frames.dtype} {frames.shape}")
     blocks = []
@@ -153,14 +146,8 @@ class CropWriter(BlobWriter):
     def add(self, key: str, frames: np.ndarray, fps: float, detected: float = 1.0) -> None:
         """Store the crops of a clip.
 
-        Args:
-            key: new in this store.
-            frames: uint8 (T, H, W).
-            fps: frames per second.
-            detected: see `CropInfo`.
-
         Raises:
-            ValueError: the key is there already, or `frames` is not as said.
+            ValueError: the key is there already, or `frames` is not uint8 (T, H, W).
         """
         self.add_encoded(key, encode(frames, fps, detected))
 

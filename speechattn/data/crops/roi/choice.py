@@ -14,12 +14,7 @@ def choose(tracks: Sequence[Track], tie: float) -> tuple[Track, str]:
     box; of those nearly as large too the one whose mouth moves most, since two people side by side
     take turns at most and a portrait on the wall does not move at all.
 
-    Args:
-        tracks: all faces of a video, at least one.
-        tie: see `RoiOptions`.
-
-    Returns:
-        The track, and a note for a person; empty where one face was seen longest.
+    The note is empty where one face was seen longest. `tie` is that of `RoiOptions`.
     """
     longest = max(track.seen for track in tracks)
     rivals = [track for track in tracks if track.seen >= tie * longest]

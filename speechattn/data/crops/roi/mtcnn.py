@@ -120,11 +120,7 @@ class _Net:
     otherwise than ONNX says: landmarks come out 3 pixels off (onnxruntime and the classic engine
     agree to all digits). The classic engine in turn faults in memory when the number of inputs
     changes from call to call, so every network is only ever given one shape: a copy for each.
-
-    Args:
-        path: ONNX file.
-        outputs: names of the outputs wanted.
-        batch: inputs are handed over so many at a time, the last ones filled up.
+    Inputs are handed over `batch` at a time, the last ones filled up.
     """
 
     def __init__(self, path: Path, outputs: tuple[str, ...], batch: int = 1):

@@ -15,15 +15,7 @@ _LABEL = 150  # pixels left of each row
 def write_contact_sheet(
     store: CropStore, keys: Sequence[str], path: str | Path, *, clips: int = 24, columns: int = 10
 ) -> None:
-    """Write a picture with a row of crops for each of some clips.
-
-    Args:
-        store: where the crops are.
-        keys: clips to choose from; `clips` of them, evenly spaced, are shown.
-        path: PNG file to write.
-        clips: most rows.
-        columns: crops in a row, evenly spaced over the clip.
-    """
+    """Write a PNG picture with a row of crops for each of some clips, both evenly spaced."""
     chosen = [keys[i] for i in _spread(len(keys), clips)]
     rows = []
     for key in chosen:

@@ -39,12 +39,7 @@ class RecentFrames:
 class Track:
     """One face from where it is first seen to where it is lost.
 
-    Args:
-        face: as first seen.
-        index: frame in which it was.
-        recent: pictures; the crops begin with the oldest.
-        options: see `RoiOptions`.
-        spill: takes the crops once there are many.
+    It was first seen in frame `index`; the crops begin with the oldest of the recent pictures.
     """
 
     def __init__(

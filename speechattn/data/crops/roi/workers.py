@@ -77,11 +77,7 @@ def crop_all(
 ) -> Generator[tuple[RoiItem, Outcome], None, None]:
     """Yield outcomes as they come, in no certain order; a video that kills its worker has one too.
 
-    Args:
-        tasks: the videos.
-        options: see `RoiOptions`.
-        detector: makes a face detector, called in each worker; None for MTCNN.
-        workers: processes; 0 for this one.
+    `detector` is called in each worker, None for MTCNN; without `workers` this process works.
     """
     tasks = iter(tasks)
     if workers <= 0:
