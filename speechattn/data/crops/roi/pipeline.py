@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechattn.data.crops.blobs import part_folders
+from speechattn.data.crops.blobs import part_folders, part_name
 from speechattn.data.crops.roi.estimation import SAMPLE, Estimate, estimate_run, spread_first
 from speechattn.data.crops.roi.faces import FaceCache, FaceWriter
 from speechattn.data.crops.roi.options import RoiOptions
@@ -23,7 +23,6 @@ from speechattn.data.crops.roi.shards import (
     OPTIONS,
     finish,
     line,
-    shard_folder,
     shard_items,
 )
 from speechattn.data.crops.roi.workers import DetectorFactory, Outcome, RoiItem, Task, crop_all
@@ -105,7 +104,7 @@ def extract(
     _check_keys(items)
     if shard is not None:
         items = shard_items(items, num_shards, shard)
-        folder = shard_folder(common, num_shards, shard)
+        folder = common / part_name(shard, num_shards)
     begun = told = time.monotonic()
     done = failed = frames = 0
     folder.mkdir(parents=True, exist_ok=True)

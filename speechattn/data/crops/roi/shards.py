@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechattn.data.crops.blobs import merge_parts, part_folders, part_name
+from speechattn.data.crops.blobs import merge_parts, part_folders
 from speechattn.data.crops.roi.faces import FACES
 from speechattn.data.crops.roi.sheet import write_contact_sheet
 from speechattn.data.crops.roi.workers import RoiItem
@@ -52,11 +52,6 @@ def shard_items(items: Sequence[RoiItem], num_shards: int, shard: int) -> list[R
     if not 0 <= shard < num_shards:
         raise ValueError(f"shard {shard} of {num_shards}: shards are 0 to {num_shards - 1}")
     return [item for item in items if shard_of(item.key, num_shards) == shard]
-
-
-def shard_folder(folder: str | Path, num_shards: int, shard: int) -> Path:
-    """Return the folder that one job writes to."""
-    return Path(folder) / part_name(shard, num_shards)
 
 
 def merge_shards(items: Sequence[RoiItem], folder: str | Path) -> MergeSummary:
