@@ -18,13 +18,7 @@ from speechattn.data.crops.blobs import part_folders, part_name
 from speechattn.data.crops.roi.estimation import SAMPLE, Estimate, estimate_run, spread_first
 from speechattn.data.crops.roi.faces import FaceCache, FaceWriter
 from speechattn.data.crops.roi.options import RoiOptions
-from speechattn.data.crops.roi.shards import (
-    FAILURES,
-    OPTIONS,
-    finish,
-    line,
-    shard_items,
-)
+from speechattn.data.crops.roi.shards import FAILURES, OPTIONS, finish, line, shard_items
 from speechattn.data.crops.roi.workers import DetectorFactory, Outcome, RoiItem, Task, crop_all
 from speechattn.data.crops.store import CROPS, CropStore, CropWriter
 from speechattn.errors import ConfigError, SpeechattnError

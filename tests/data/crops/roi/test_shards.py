@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import speechattn
+from speechattn.data.crops.blobs import part_name
 from speechattn.data.crops.roi import RoiItem, RoiOptions, estimate, extract, merge_shards
 from speechattn.data.crops.roi.estimation import SAMPLE, estimate_run, spread_first
-from speechattn.data.crops.roi.shards import shard_folder, shard_items, shard_of
+from speechattn.data.crops.roi.shards import shard_items, shard_of
 from speechattn.data.crops.roi.workers import Outcome
 from speechattn.data.crops.store import CropStore, encode
 from speechattn.errors import ConfigError, SpeechattnError
@@ -164,7 +165,7 @@ def test_killed_at_any_moment_it_goes_on(corpus, tmp_path, workers, shard, kills
     command = [str(part) for part in (sys.executable, *arguments, workers, shard)]
     index = folder / "index.jsonl"
     if shard != "all":
-        index = shard_folder(folder, 2, int(shard)) / "index.jsonl"
+        index = folder / part_name(int(shard), 2) / "index.jsonl"
     chance = random.Random(workers)
     killed, counts = 0, [0]
     code = None
