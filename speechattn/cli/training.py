@@ -148,9 +148,9 @@ def add_lm_commands(command) -> None:
     sub.add_argument("--topology", choices=("standard", "modified"), default="standard")
     sub.add_argument("--output", type=Path, required=True, help="folder of the graph")
 
-    sub = command("draw", draw, "draw a decoding graph of a few words as SVG")
+    sub = command("draw", draw, "draw a decoding graph of a few words")
     sub.add_argument("graph", type=Path, help="folder that `speechattn graph` has made")
-    sub.add_argument("picture", type=Path, help="FILE.svg to write")
+    sub.add_argument("picture", type=Path, help="FILE.dot to write, or FILE.svg with Graphviz")
     sub.add_argument("--tokens", type=Path, required=True, help="folder of the tokenizer")
 
 
@@ -233,15 +233,9 @@ def graph(args: Namespace) -> None:
 
 def draw(args: Namespace) -> None:
     """speechattn draw"""
-    from speechattn.data.tokenizers import Tokenizer
-    from speechattn.decoding.fst.draw import graph_svg
-    from speechattn.decoding.fst.graph import Graph
+    from speechattn.decoding.fst.dot import draw_graph
 
-    if args.picture.suffix != ".svg":
-        raise ConfigError(f"{args.picture}: pictures are SVG: name it {args.picture.stem}.svg")
-    svg = graph_svg(Graph.load(args.graph), Tokenizer.load(args.tokens).tokens)
-    args.picture.parent.mkdir(parents=True, exist_ok=True)
-    args.picture.write_text(svg, encoding="utf-8")
+    draw_graph(args.graph, args.picture, args.tokens)
     logger.info("written to %s", args.picture)
 
 

@@ -32,7 +32,8 @@ def read_decode(path: Path) -> dict[str, Any]:
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise ConfigError(f"{path}: cannot be taken over:{lines}")
     try:
-        build_search({"class_path": "JointSearch", "init_args": options})  # used later; what is wrong in them is said now
+        # Used later; what is wrong in them is said now.
+        build_search({"class_path": "JointSearch", "init_args": options})
     except ConfigError as error:
         raise ConfigError(f"{path}: cannot be taken over: {error}") from error
     return options
