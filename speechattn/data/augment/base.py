@@ -30,11 +30,11 @@ def uniforms(hashes: np.ndarray, *keys: int | str) -> np.ndarray:
     would take a minute. The mixing is that of SplitMix64 (Steele et al., OOPSLA 2014).
 
     Args:
-        hashes: (N,) uint64, well mixed, such as `cut_table.id_hash`.
+        hashes: (M,) uint64, well mixed, such as `cut_table.id_hash`.
         keys: e.g. (seed, epoch).
 
     Returns:
-        (N,) float64 in [0, 1).
+        (M,) float64 in [0, 1).
     """
     x = hashes ^ np.uint64(_number(keys))
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -28,7 +28,7 @@ class SpeedPerturb(ClipTransform):
         self.factors = tuple(factors)
 
     def draws(self, hashes: np.ndarray, *keys: int | str) -> np.ndarray:
-        """Draw a factor for each clip, (N,) float64; see `uniforms`."""
+        """Draw a factor for each clip, (M,) float64; see `uniforms`."""
         chosen = uniforms(hashes, *keys) * len(self.factors)
         return np.array(self.factors)[chosen.astype(np.int64)]
 

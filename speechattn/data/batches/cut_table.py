@@ -114,17 +114,17 @@ class CutTable(Sequence["Cut"]):
 
     @property
     def durations(self) -> np.ndarray:
-        """Return (N,) seconds."""
+        """Return (M,) seconds."""
         return self._durations[self._rows]
 
     @property
     def has_audio(self) -> np.ndarray:
-        """Return (N,) bool: `has_audio` of each cut."""
+        """Return (M,) bool: `has_audio` of each cut."""
         return self._has_audio[self._rows].astype(bool)
 
     @property
     def hashes(self) -> np.ndarray:
-        """Return (N,) uint64: `id_hash` of each cut."""
+        """Return (M,) uint64: `id_hash` of each cut."""
         return self._hashes[self._rows]
 
     def ids(self) -> Iterator[str]:

@@ -85,14 +85,14 @@ class SpeechDataset(Dataset):
 
     @property
     def durations(self) -> np.ndarray:
-        """Return (N,) seconds of each utterance."""
+        """Return (M,) seconds of each utterance."""
         if isinstance(self.cuts, CutTable):
             return self.cuts.durations
         return np.array([cut.duration for cut in self.cuts])
 
     @property
     def speeds(self) -> np.ndarray:
-        """Return (N,) how many times as fast each utterance is in this epoch."""
+        """Return (M,) how many times as fast each utterance is in this epoch."""
         if not any(isinstance(t, SpeedPerturb) for t in self._transforms):
             return np.ones(len(self))
         if isinstance(self.cuts, CutTable):
@@ -141,7 +141,7 @@ class SpeechDataset(Dataset):
         return [*self.audio_transforms, *self.video_transforms]
 
     def _speeds(self, hashes: np.ndarray) -> np.ndarray:
-        """Return (N,) the speed of all transforms together, for utterances of these hashes."""
+        """Return (M,) the speed of all transforms together, for utterances of these hashes."""
         return math.prod(
             t.draws(hashes, self.seed, self.epoch, place)
             for place, t in enumerate(self._transforms)

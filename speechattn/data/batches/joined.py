@@ -31,15 +31,15 @@ def join_groups(
     longest there may be.
 
     Args:
-        durations: (N,) seconds of each utterance.
+        durations: (M,) seconds of each utterance.
         seconds: that joined recordings have at most; longer utterances stay single.
         chance: that a recording may have more than one utterance, 0..1.
         seed: of the draws.
         epoch: from 0.
 
     Returns:
-        (N,) the utterances in order, and (R + 1,) where in it each of the R recordings starts,
-        with N at the end.
+        (M,) the utterances in order, and (R + 1,) where in it each of the R recordings starts,
+        with M at the end.
     """
     count = len(durations)
     rng = np.random.default_rng((seed, epoch, _KEY))
@@ -79,7 +79,7 @@ class JoinedDataset(Dataset):
     its utterances). Set `epoch` before the length and the items are asked for.
 
     Args:
-        dataset: has `durations` (N,) in seconds, `epoch`, `seed` and `join(indices, ends)`, an
+        dataset: has `durations` (M,) in seconds, `epoch`, `seed` and `join(indices, ends)`, an
             item of several of its utterances (see `SpeechDataset`).
         seconds: see `join_groups`.
         chance: see `join_groups`.

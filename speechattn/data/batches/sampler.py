@@ -65,7 +65,7 @@ class PaddedFrameBatches(Sampler[list[int]]):
         return [order[start:end].tolist() for start, end in spans[self.rank :: self.world_size]]
 
     def _plan(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return items in order (N,), and where in it each batch starts, with N at the end.
+        """Return items in order (M,), and where in it each batch starts, with M at the end.
 
         Kept for the epoch: a trainer asks for the length many times.
         """

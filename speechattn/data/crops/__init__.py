@@ -1,7 +1,4 @@
-"""Mouth crops: cut out of videos (`roi`), stored, read.
-
-Legend: T frames, H and W height and width in pixels; points are (x, y) in pixels.
-"""
+"""Mouth crops: cut out of videos (`roi`), stored, read."""
 
 from speechattn.data.crops.store import CropInfo, CropStore, CropWriter
 

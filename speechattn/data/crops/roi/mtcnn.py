@@ -128,10 +128,10 @@ class _Net:
         self._copies: dict[tuple[int, ...], cv2.dnn.Net] = {}
 
     def __call__(self, inputs: np.ndarray) -> list[np.ndarray]:
-        """Run float32 `inputs` (N, W, H, 3) through; these weights expect transposed pictures.
+        """Run float32 `inputs` (F, W, H, 3) through; these weights expect transposed pictures.
 
         Returns:
-            The outputs, (N, ...) each.
+            The outputs, (F, ...) each.
         """
         count = len(inputs)
         fill = -count % self._batch
@@ -161,7 +161,7 @@ def _normalise(picture: np.ndarray) -> np.ndarray:
 
 
 def _patches(frame: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
-    """Cut out square boxes as (N, size, size, 3), transposed; black outside the picture."""
+    """Cut out square boxes as (F, size, size, 3), transposed; black outside the picture."""
     out = np.empty((len(boxes), size, size, 3), dtype=np.float32)
     height, width = frame.shape[:2]
     for i, (left, top, right, bottom) in enumerate(np.rint(boxes).astype(int)):
@@ -179,7 +179,7 @@ def _patches(frame: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
 
 
 def _shift(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Move the corners of boxes (N, 4) by `shifts` (N, 4), in fractions of their sides."""
+    """Move the corners of boxes (F, 4) by `shifts` (F, 4), in fractions of their sides."""
     sides = boxes[:, 2:] - boxes[:, :2]
     return boxes + shifts * np.concatenate([sides, sides], axis=1)
 
