@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from speechattn.errors import ConfigError
-from speechattn.lm.ngram import BackoffArcs
+from speechattn.lm.backoff import BackoffArcs
 from speechattn.units import UNK
 
 

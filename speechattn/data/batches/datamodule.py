@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning as L
 from torch.utils.data import DataLoader
 
-from speechattn.data.augment import CenterCrop, ClipTransform, RandomCrop
+from speechattn.data.augment import AddNoise, CenterCrop, ClipTransform, RandomCrop
 from speechattn.data.batches.dataset import SpeechDataset, open_cuts
 from speechattn.data.batches.joined import JoinedDataset
 from speechattn.data.batches.loader import EpochLoader, TolerantDataset, collate_readable
@@ -25,6 +25,16 @@ def _with_size(transform: ClipTransform, crop_size: int) -> ClipTransform:
     if isinstance(transform, RandomCrop) and transform.size is None:
         return RandomCrop(crop_size)
     return transform
+
+
+def with_noise(transforms: Sequence[ClipTransform], noise: str | None) -> list[ClipTransform]:
+    """Give `noise` to every AddNoise without a file; without one drop these."""
+    incomplete = [t for t in transforms if isinstance(t, AddNoise) and t.noise is None]
+    if incomplete and noise is None:
+        logger.warning("data.noise names no file: training without added noise")
+    if noise is None:
+        return [t for t in transforms if t not in incomplete]
+    return [t.mixing(noise) if t in incomplete else t for t in transforms]
 
 
 class SpeechData(L.LightningDataModule):
@@ -77,7 +87,7 @@ class SpeechData(L.LightningDataModule):
         self.train = SpeechDataset(
             short,
             *common,
-            audio_transforms=options.audio_transforms or (),
+            audio_transforms=with_noise(options.audio_transforms or (), options.noise),
             video_transforms=[_with_size(t, crop_size) for t in video],
             sample_rate=sample_rate,
             seed=seed,

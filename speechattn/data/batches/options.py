@@ -25,6 +25,8 @@ class DataOptions:
         num_workers: loading processes.
         audio_transforms: applied to the sound of training utterances, in order; SpeedPerturb
             changes the lips alike.
+        noise: file that every AddNoise without a file of its own mixes in; without one these are
+            dropped, with a warning.
         video_transforms: applied to their crops, in order; they must leave squares of the model's
             size, as crops without a size of their own do.
     """
@@ -39,4 +41,5 @@ class DataOptions:
     scale: int | None = None
     num_workers: int = 1
     audio_transforms: list[ClipTransform] | None = None
+    noise: str | None = None
     video_transforms: list[ClipTransform] | None = None
