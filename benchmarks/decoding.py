@@ -83,7 +83,9 @@ class Models:
 
     def __init__(self):
         torch.manual_seed(0)
-        plain = TransformerDecoder(VOCAB, WIDTH, WIDTH, HEADS, UNITS, BLOCKS).eval()
+        plain = TransformerDecoder(
+            VOCAB, WIDTH, WIDTH, HEADS, linear_units=UNITS, num_blocks=BLOCKS
+        ).eval()
         self.ctc = Ctc().eval()
         self.espnet = espnet()
         self.theirs = None
@@ -268,7 +270,9 @@ def rescore_rows(rounds: int) -> list[dict]:
     another, the encoder's output repeated for each hypothesis, scores added token by token.
     """
     torch.manual_seed(1)
-    decoder = pack(BidirectionalDecoder(VOCAB, 256, 256, 4, 1024, 3, 3))
+    decoder = pack(
+        BidirectionalDecoder(VOCAB, 256, 256, 4, linear_units=1024, num_blocks=3, reverse_blocks=3)
+    )
     frames, items, beam, u = 100, 16, 10, 12
     lengths = torch.linspace(frames, frames / 2, items).long()
     hidden = torch.randn(items, frames, 256)
