@@ -265,7 +265,7 @@ class _Gathered(torch.autograd.Function):
             found = torch.autograd.grad(y, copies, grad.index_select(0, tile.rows))
             dq.index_copy_(0, tile.rows, found[0])
             for total, part in zip((dk, dv), found[1:], strict=True):
-                total.index_add_(0, tile.source, part.to(dtype).view(-1, *total.shape[1:]))
+                total.index_add_(0, tile.source, part.to(dtype).reshape(-1, *total.shape[1:]))
         return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 

@@ -64,6 +64,25 @@ def test_gradients_equal_the_definition(causal, monkeypatch):
         torch.testing.assert_close(one, other)
 
 
+def test_gradients_with_dropout():
+    """Of the weights that dropout left, which a difference quotient finds as well."""
+    q, k, v = (x.requires_grad_() for x in inputs(kv_heads=2))
+
+    def loss(value: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        y = block_sparse_attention(
+            q, k, value, LENGTHS, random_layout(True), BLOCK, causal=False, dropout=0.5
+        )
+        return y.square().sum()
+
+    found = torch.autograd.grad(loss(v), (q, k, v))
+    assert all(x.isfinite().all() for x in found)
+    step = torch.zeros_like(v)
+    step[0, 3, 1, 2] = 1e-6
+    slope = (loss(v + step) - loss(v - step)) / 2e-6
+    torch.testing.assert_close(found[2][0, 3, 1, 2], slope, atol=1e-5, rtol=1e-5)
+
+
 def test_what_stands_in_the_padding_changes_nothing():
     q, k, v = inputs()
     y = block_sparse_attention(q, k, v, LENGTHS, random_layout(False), BLOCK)
