@@ -29,8 +29,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from speechattn.attention import RelativeSelfAttention, relative_positions
 from speechattn.deploy import packing
-from speechattn.kernels.attention.linear_attention import linear_attention
-from speechattn.kernels.attention.local_attention import local_attention
+from speechattn.kernels.attention.linear import linear_attention
+from speechattn.kernels.attention.local import local_attention
 from speechattn.kernels.attention.window import Window
 
 THREADS = 2

@@ -10,7 +10,7 @@ from speechattn.attention.local import check_heads
 from speechattn.attention.rotary import rotate
 from speechattn.dropout import Dropout
 from speechattn.kernels.attention.block_layouts import near_blocks, shards
-from speechattn.kernels.attention.block_sparse_attention import block_sparse_attention
+from speechattn.kernels.attention.block_sparse import block_sparse_attention
 from speechattn.masks import Chunks
 
 

@@ -17,7 +17,7 @@ from speechattn.attention.local import check_heads
 from speechattn.attention.rotary import rotate
 from speechattn.dropout import Dropout
 from speechattn.kernels.attention.far_groups import Far, look_far
-from speechattn.kernels.attention.local_attention import attention_and_totals
+from speechattn.kernels.attention.local import attention_and_totals
 from speechattn.kernels.attention.local_blocks import lowest
 from speechattn.kernels.attention.time_blocks import wide
 from speechattn.kernels.attention.window import Window

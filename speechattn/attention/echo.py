@@ -14,7 +14,7 @@ from speechattn.attention.local import check_heads
 from speechattn.attention.rotary import rotate
 from speechattn.dropout import Dropout
 from speechattn.kernels.attention.exact import attention
-from speechattn.kernels.attention.local_attention import local_attention
+from speechattn.kernels.attention.local import local_attention
 from speechattn.kernels.attention.window import Window
 from speechattn.masks import Chunks
 

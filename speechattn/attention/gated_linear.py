@@ -11,11 +11,11 @@ from torch.nn import functional
 from speechattn.attention.base import SelfAttention
 from speechattn.attention.lightning import LinearState
 from speechattn.dropout import Dropout
-from speechattn.kernels.attention.gated_linear_attention import (
+from speechattn.kernels.attention.gated_linear import (
     gated_linear_attention,
     gated_linear_attention_step,
 )
-from speechattn.kernels.attention.linear_attention import linear_attention_state
+from speechattn.kernels.attention.linear import linear_attention_state
 from speechattn.masks import Chunks
 
 

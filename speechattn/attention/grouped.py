@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from speechattn.attention.positions import relative_positions
 from speechattn.attention.relative import RelativeSelfAttention
-from speechattn.kernels.attention.relative_attention import relative_attention
+from speechattn.kernels.attention.relative import relative_attention
 from speechattn.masks import without_padding
 
 

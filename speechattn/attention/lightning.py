@@ -11,7 +11,7 @@ from torch.nn import functional
 from speechattn.attention.base import SelfAttention
 from speechattn.attention.softmax import alibi_slopes
 from speechattn.dropout import Dropout
-from speechattn.kernels.attention.linear_attention import (
+from speechattn.kernels.attention.linear import (
     linear_attention,
     linear_attention_state,
     linear_attention_step,

@@ -10,7 +10,7 @@ from speechattn.attention.base import SelfAttention
 from speechattn.attention.cache import AttentionCache
 from speechattn.attention.rotary import rotate
 from speechattn.dropout import Dropout
-from speechattn.kernels.attention.local_attention import local_attention
+from speechattn.kernels.attention.local import local_attention
 from speechattn.kernels.attention.window import Window
 from speechattn.masks import Chunks
 

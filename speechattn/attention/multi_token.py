@@ -12,7 +12,7 @@ from speechattn.attention.base import SelfAttention
 from speechattn.attention.cache import AttentionCache
 from speechattn.attention.rotary import rotate
 from speechattn.dropout import Dropout
-from speechattn.kernels.attention.multi_token_attention import multi_token_attention
+from speechattn.kernels.attention.multi_token import multi_token_attention
 from speechattn.masks import Chunks
 
 

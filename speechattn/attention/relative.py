@@ -14,7 +14,7 @@ from speechattn.attention.cache import AttentionCache
 from speechattn.attention.distances import KeptDistances
 from speechattn.attention.positions import relative_positions
 from speechattn.dropout import Dropout
-from speechattn.kernels.attention.relative_attention import (
+from speechattn.kernels.attention.relative import (
     relative_attention,
     relative_attention_step,
 )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from speechattn.attention.positions import relative_positions
 from speechattn.attention.relative import RelativeSelfAttention
-from speechattn.kernels.attention.strided_attention import strided_attention
+from speechattn.kernels.attention.strided import strided_attention
 
 
 class StridedSelfAttention(RelativeSelfAttention):

@@ -6,7 +6,7 @@ import torch
 from speechattn.attention.positions import relative_positions
 from speechattn.attention.relative import RelativeSelfAttention
 from speechattn.attention.strided import StridedSelfAttention
-from speechattn.kernels.attention.strided_attention import strided_attention
+from speechattn.kernels.attention.strided import strided_attention
 
 
 def pair(stride, width=8, heads=2):

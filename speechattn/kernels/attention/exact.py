@@ -59,7 +59,7 @@ def attention(
     q, k, v = operands(q, k, v)
     backend = choose(q.device, "attention", q)
     if backend == "triton":
-        from speechattn.kernels.triton.exact import attention as kernel
+        from speechattn.kernels.attention.triton.exact import attention as kernel
 
         compute = partial(kernel, query_lengths=query_lengths)
     else:

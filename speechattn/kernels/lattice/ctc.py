@@ -161,7 +161,7 @@ class _Ctc(torch.autograd.Function):
     ) -> Tensor:
         learns = ctx.needs_input_grad[0]
         if backend == "triton":
-            from speechattn.kernels.triton.ctc import forward_backward
+            from speechattn.kernels.lattice.triton.ctc import forward_backward
         else:
             forward_backward = _forward_backward
         total, blank, token = forward_backward(
@@ -196,7 +196,7 @@ def _forward_backward(
     modified: bool,
     learns: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The torch path; see `speechattn.kernels.triton.ctc.forward_backward`."""
+    """The torch path; see `speechattn.kernels.lattice.triton.ctc.forward_backward`."""
     lattice = build(
         log_probs,
         lengths,
