@@ -31,7 +31,7 @@ from speechattn.attention import RelativeSelfAttention, relative_positions
 from speechattn.deploy import packing
 from speechattn.kernels.attention.linear import linear_attention
 from speechattn.kernels.attention.local import local_attention
-from speechattn.kernels.attention.window import Window
+from speechattn.kernels.attention.window import AttentionWindow
 
 THREADS = 2
 RELATIVE_HEADS, RELATIVE_WIDTH = 12, 768
@@ -125,7 +125,7 @@ def long_run(kind: str, frames: int) -> Callable[[], Tensor]:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return lambda: scaled_dot_product_attention(q, k, v)
     if kind == "local":
-        return lambda: local_attention(q, k, v, lengths, Window.of(WINDOW))
+        return lambda: local_attention(q, k, v, lengths, window=AttentionWindow.from_size(WINDOW))
     return lambda: linear_attention(q, k, v, lengths)
 
 

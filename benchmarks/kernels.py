@@ -21,7 +21,7 @@ from speechattn.kernels.attention import local
 from speechattn.kernels.attention.block_layouts import near_blocks, shards
 from speechattn.kernels.attention.block_sparse import block_sparse_attention
 from speechattn.kernels.attention.relative import tiled
-from speechattn.kernels.attention.window import Window
+from speechattn.kernels.attention.window import AttentionWindow
 from speechattn.kernels.lattice.ctc import ctc
 from speechattn.masks import Chunks, padding_mask
 
@@ -106,7 +106,9 @@ def made(case: Case) -> tuple[Callable, Callable, list[Tensor], Tensor]:
         ours = partial(gated.gated_linear_attention, lengths=lengths)
         peer = partial(gated.tiled, lengths=lengths)
     elif case.operation == "local":
-        ours = partial(local.local_attention, lengths=lengths, window=Window.of(128))
+        ours = partial(
+            local.local_attention, lengths=lengths, window=AttentionWindow.from_size(128)
+        )
         peer = torchs
     elif case.operation == "sparse":
         blocks = -(-case.frames // 64)

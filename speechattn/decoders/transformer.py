@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from speechattn.attention.cross import (
     CrossAttentionFactory,
-    Heard,
+    CrossState,
     Keys,
     SoftmaxCrossAttention,
 )
@@ -88,8 +88,8 @@ class DecoderLayer(nn.Module):
         growth: Growth,
         keys: Keys,
         mask: Tensor | None,
-        heard: Heard = (),
-    ) -> tuple[Tensor, Cache, Heard]:
+        heard: CrossState = (),
+    ) -> tuple[Tensor, Cache, CrossState]:
         """One token of each hypothesis.
 
         Args:

@@ -129,9 +129,9 @@ class EfficientConformerBlock(nn.Module):
         self.macaron = FeedForward(width, ff_ratio * width, dropout)
         self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         if attention_stride > 1:
-            self.attention = StridedSelfAttention(width, heads, attention_stride)
+            self.attention = StridedSelfAttention(width, heads, stride=attention_stride)
         else:
-            self.attention = GroupedSelfAttention(width, heads, group)
+            self.attention = GroupedSelfAttention(width, heads, group=group)
         self.convolution_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.convolution = StridedConvolution(width, output_size, kernel, conv_stride)
         self.shortcut = nn.Linear(width, output_size) if output_size != width else nn.Identity()

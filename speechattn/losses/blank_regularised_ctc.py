@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from speechattn.errors import ConfigError
 from speechattn.kernels.lattice.ctc import ctc
-from speechattn.kernels.lattice.max_duration_ctc import capped_ctc
+from speechattn.kernels.lattice.max_duration_ctc import max_duration_ctc
 
 
 def blank_regularised_ctc_loss(
@@ -51,7 +51,15 @@ def blank_regularised_ctc_loss(
     if max_repeats is None:
         loss = ctc(log_probs, lengths, tokens, token_lengths, repeat_score=score, modified=modified)
     else:
-        loss = capped_ctc(log_probs, lengths, tokens, token_lengths, max_repeats, score, modified)
+        loss = max_duration_ctc(
+            log_probs,
+            lengths,
+            tokens,
+            token_lengths,
+            max_repeats=max_repeats,
+            repeat_score=score,
+            modified=modified,
+        )
     return loss.masked_fill(loss.isposinf(), 0.0) if zero_infinity else loss
 
 

@@ -51,7 +51,9 @@ def delay_penalised_ctc_loss(
     if delay_penalty:
         frames = torch.arange(log_probs.shape[1], device=lengths.device)
         first_scores = -delay_penalty * (frames - lengths[:, None] // 2).double()
-    loss = ctc(log_probs, lengths, tokens, token_lengths, first_scores, modified=modified)
+    loss = ctc(
+        log_probs, lengths, tokens, token_lengths, first_scores=first_scores, modified=modified
+    )
     return loss.masked_fill(loss.isposinf(), 0.0) if zero_infinity else loss
 
 
@@ -95,10 +97,12 @@ class DelayPenalisedCTC(nn.Module):
             tokens: (B, U).
             token_lengths: (B,).
         """
-        given = log_probs, lengths, tokens, token_lengths, self.delay_penalty, self.modified
+        texts = log_probs, lengths, tokens, token_lengths
         if self.backend == "native":
-            loss = delay_penalised_ctc_loss(*given, zero_infinity=True)
+            loss = delay_penalised_ctc_loss(
+                *texts, self.delay_penalty, self.modified, zero_infinity=True
+            )
             return loss.sum() / len(loss)
-        loss = ctc_losses(*given)
+        loss = ctc_losses(*texts, delay_penalty=self.delay_penalty, modified=self.modified)
         fits = loss.isfinite()  # of others k2's gradient is none
         return loss[fits].sum() / len(loss)

@@ -32,7 +32,7 @@ NUMBERS = ("scale", "drop")
 FLAGS = {"HAS_SINK": True, "HAS_SLOPES": True, "SHARED": 2, "DEPTH": 64, "BLOCK_D": 64,
          "HAS_LEFT": True, "HAS_RIGHT": True, "CAUSAL": True, "DROPPED": True,
          "PRECISION": "tf32x3", "REVERSE": True, "STRICT": True, "WIDTH": 64, "HAS_DLSE": True,
-         "BACK": False, "FLIP": True, "HAS_FIRST": True, "MODIFIED": False, "LEARNS": True,
+         "BACK": False, "FLIP": True, "HAS_FIRST": True, "MODIFIED": False, "NEEDS_GRAD": True,
          "EACH": True}
 UNTUNED = triton.Config({"BLOCK": 128}, num_warps=2)
 KERNELS = (exact._forward, exact._backward_queries, exact._backward_keys, relative._forward,

@@ -1,12 +1,10 @@
-"""Softmax attention over chosen blocks of keys, others for each head and each block of queries.
+"""Softmax attention over blocks of keys chosen by a layout, per head and block of queries.
 
-What routed, sharded and top-k mechanisms have in common: a layout says which blocks of keys a block
-of queries sees; `block_layouts` makes some. Time and memory go with the number
-of blocks that are named.
+The common part of routed, sharded and top-k mechanisms; `block_layouts` makes layouts. Time and
+memory are proportional to the number of blocks in the layout.
 
-Legend: B items, T queries, S keys, H heads, Hkv heads of keys and values, Dh width of a head, g
-frames of a block, Tb and Sb blocks of queries and of keys, R = B H Tb rows (blocks of queries), r
-rows of a tile, n blocks that the longest of them names.
+Legend: see `speechattn.kernels`; g frames of a block, Eq and Ek blocks of queries and of keys,
+R = B H Eq rows (blocks of queries), r rows of a tile, n blocks of the longest of them.
 """
 
 import math
@@ -25,11 +23,11 @@ from speechattn.kernels.backend import choose
 from speechattn.kernels.precision import operands
 from speechattn.masks import padding_mask
 
-# Numbers of a tile, in its copies of keys and values and in its scores: what stays in a cache, and
-# what keeps a GPU busy.
+# Numbers of a tile, in its copies of keys and values and in its scores: few enough for a cache,
+# enough to keep a GPU busy.
 _AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}
-# A tile ends before a row that names less than this share of what its first row names: shorter rows
-# are filled up to the longest.
+# A tile ends before a row with less than this share of its first row's blocks: shorter rows are
+# padded to the longest.
 _ALIKE = 0.75
 
 
@@ -38,32 +36,33 @@ def block_sparse_attention(
     k: Tensor,
     v: Tensor,
     lengths: Tensor,
+    *,
     layout: Tensor,
     block: int,
     causal: bool = False,
     dropout: float = 0.0,
     query_lengths: Tensor | None = None,
 ) -> Tensor:
-    """Attend to the keys of the blocks that a layout names.
+    """Attend to the keys of the blocks in a layout.
 
     Args:
-        q: (B, T, H, Dh).
-        k: (B, S, Hkv, Dh); Hkv divides H, and neighbouring heads of queries share keys.
-        v: (B, S, Hkv, Dh).
+        q: (B, Tq, H, Dh).
+        k: (B, Tk, Hkv, Dh); Hkv divides H, and neighbouring heads of queries share keys.
+        v: (B, Tk, Hkv, Dh).
         lengths: (B,) int64, real keys of each item.
-        layout: (H, Tb, Sb) or (B, H, Tb, Sb) bool, True for blocks that are seen, with Tb = ceil(T
-            / g) and Sb = ceil(S / g).
+        layout: (H, Eq, Ek) or (B, H, Eq, Ek) bool, True for blocks that are seen, with
+            Eq = ceil(Tq / g) and Ek = ceil(Tk / g).
         block: g.
-        causal: a query sees no key after its own, T and S being the same frames.
+        causal: a query sees no key after its own, queries and keys being the same frames.
         dropout: of the weights, in [0, 1]; 0 outside of training.
-        query_lengths: (B,) int64, real queries; all T where left out.
+        query_lengths: (B,) int64, real queries; all Tq where left out.
 
     Returns:
-        (B, T, H, Dh); 0 for a query that sees no key or is not real; in autocast's dtype where it
+        (B, Tq, H, Dh); 0 for a query that sees no key or is not real; in autocast's dtype where it
         is on.
 
     Raises:
-        ValueError: the heads or the layout do not go with the others.
+        ValueError: Hkv does not divide H, or the layout has another shape or dtype.
     """
     batch, frames, heads, _ = q.shape
     if heads % k.shape[2]:
@@ -103,7 +102,7 @@ def reference(
     dropout: float = 0.0,
     query_lengths: Tensor | None = None,
 ) -> Tensor:
-    """The definition; see `block_sparse_attention`. Makes (B, H, T, S) tensors.
+    """Compute the definition; see `block_sparse_attention`. Makes (B, H, Tq, Tk) tensors.
 
     Queries that are not real are computed like others.
     """
@@ -111,7 +110,7 @@ def reference(
     k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
     seen = layout.repeat_interleave(block, -2)[..., :frames, :]
     seen = seen.repeat_interleave(block, -1)[..., :keys]
-    seen = seen & padding_mask(lengths, keys)[:, None, None]  # (B, H, T, S)
+    seen = seen & padding_mask(lengths, keys)[:, None, None]  # (B, H, Tq, Tk)
     if causal:
         seen = seen & torch.ones(frames, keys, dtype=torch.bool, device=q.device).tril()
     scores = torch.einsum("bihd,bjhd->bhij", q.to(dtype), k.to(dtype)) / math.sqrt(q.shape[3])
@@ -131,12 +130,12 @@ def gathered(
     dropout: float = 0.0,
     query_lengths: Tensor | None = None,
 ) -> Tensor:
-    """Blocks of queries that name about as many blocks at a time, with copies of what they see.
+    """Compute blocks of queries with similar numbers of keys together, from copies of their keys.
 
-    See `block_sparse_attention`. Blocks that hold no real query are left out.
+    See `block_sparse_attention`. Blocks without a real query are left out.
     """
     batch, frames, heads, width = q.shape
-    layout = layout & _begun(lengths, layout.shape[-1], block)[:, None, None]  # (B, H, Tb, Sb)
+    layout = layout & _begun(lengths, layout.shape[-1], block)[:, None, None]  # (B, H, Eq, Ek)
     if query_lengths is not None:
         layout = layout & _begun(query_lengths, layout.shape[-2], block)[:, None, :, None]
     if causal:
@@ -151,12 +150,12 @@ def gathered(
 
 
 def _begun(lengths: Tensor, blocks: int, block: int) -> Tensor:
-    """Blocks that hold a frame, (B, blocks) bool."""
+    """Return which blocks have a real frame, (B, blocks) bool."""
     return torch.arange(blocks, device=lengths.device) * block < lengths[:, None]
 
 
 def _blocks(x: Tensor, block: int) -> Tensor:
-    """(B, T, H, Dh) to (B * H * blocks, g, Dh)."""
+    """Reshape (B, T, H, Dh) to (B * H * blocks, g, Dh)."""
     x = pad(x, (0, 0, 0, 0, 0, -x.shape[1] % block)).transpose(1, 2)
     return x.reshape(-1, block, x.shape[3])
 
@@ -184,7 +183,7 @@ class _Tile:
     Attributes:
         rows: (r,) which of the R.
         source: (r * n,) rows of the blocks of keys that they see.
-        seen: (r, 1, g or 1, n * g) bool, True for keys that are seen; None where all are.
+        seen: (r, 1, g or 1, n * g) bool, True for visible keys; None where all are.
     """
 
     rows: Tensor
@@ -193,20 +192,20 @@ class _Tile:
 
 
 def _tiles(layout: Tensor, lengths: Tensor, width: int, settings: _Settings) -> Iterator[_Tile]:
-    """All rows that name a block, those that name the most first.
+    """Yield all rows that see a block, the longest first.
 
     Args:
-        layout: (B, H, Tb, Sb) of blocks of which each query that names one sees a key.
+        layout: (B, H, Eq, Ek), without blocks of padding.
         lengths: (B,) keys.
         width: Dh.
-        settings: as they are.
+        settings: of the call.
     """
     _, heads, above, across = layout.shape
     block, shared, device = settings.block, settings.shared, layout.device
     counts = layout.sum(-1).flatten()  # (R,)
     columns = layout.flatten(0, 2).nonzero()[:, 1]  # of all rows, one after the other
     begins = counts.cumsum(0) - counts
-    # Alike lengths stay in their order, which is how blocks lie in memory.
+    # Equal lengths stay in their order, that of the memory.
     counts, order = counts.sort(descending=True, stable=True)
     named = counts.tolist()
     at_once = _AT_ONCE.get(device.type, _AT_ONCE["cuda"])
@@ -240,13 +239,13 @@ def _tiles(layout: Tensor, lengths: Tensor, width: int, settings: _Settings) -> 
 
 
 class _Gathered(torch.autograd.Function):
-    """Keeps what it is given and makes each tile again on the way back."""
+    """`gathered`; tiles are computed again in the backward pass."""
 
     @staticmethod
     def forward(ctx, q, k, v, lengths, layout, settings):
         y, masks = torch.zeros_like(q), _masks(settings, q.device)
         for tile in _tiles(layout, lengths, q.shape[2], settings):
-            y.index_copy_(0, tile.rows, _attend(*_copied(q, k, v, tile), tile.seen, masks))
+            y.index_copy_(0, tile.rows, _attend(*_copies(q, k, v, tile), tile.seen, masks))
         ctx.save_for_backward(q, k, v, lengths, layout)
         ctx.settings = settings
         return y
@@ -258,10 +257,10 @@ class _Gathered(torch.autograd.Function):
         settings, dtype = ctx.settings, wide(k.dtype)
         masks = _masks(settings, q.device)
         dq = torch.zeros_like(q)
-        # Added up over all tiles, for which halves are too short.
+        # Sums over all tiles, for which half precision is too coarse.
         dk, dv = (torch.zeros_like(x, dtype=dtype) for x in (k, v))
         for tile in _tiles(layout, lengths, q.shape[2], settings):
-            copies = [x.requires_grad_() for x in _copied(q, k, v, tile)]
+            copies = [x.requires_grad_() for x in _copies(q, k, v, tile)]
             with torch.enable_grad(), torch.autocast(q.device.type, enabled=False):
                 y = _attend(*copies, tile.seen, masks)
             found = torch.autograd.grad(y, copies, grad.index_select(0, tile.rows))
@@ -272,12 +271,12 @@ class _Gathered(torch.autograd.Function):
 
 
 def _masks(settings: _Settings, device: torch.device) -> WeightDropout | None:
-    """The same from the start each time, for the same tiles to get the same draws."""
+    """Return the dropout masks, which begin anew each time, so that tiles get the same draws."""
     return WeightDropout(settings.dropout, settings.seed, device) if settings.dropout > 0 else None
 
 
-def _copied(q: Tensor, k: Tensor, v: Tensor, tile: _Tile) -> tuple[Tensor, Tensor, Tensor]:
-    """(r, g, Dh) queries, (r, n * g, Dh) keys and values of a tile."""
+def _copies(q: Tensor, k: Tensor, v: Tensor, tile: _Tile) -> tuple[Tensor, Tensor, Tensor]:
+    """Copy the queries (r, g, Dh), and keys and values (r, n * g, Dh), of a tile."""
     keys, values = (
         x.index_select(0, tile.source).view(len(tile.rows), -1, x.shape[2]) for x in (k, v)
     )
@@ -287,7 +286,7 @@ def _copied(q: Tensor, k: Tensor, v: Tensor, tile: _Tile) -> tuple[Tensor, Tenso
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, masks: WeightDropout | None
 ) -> Tensor:
-    """The output (r, g, Dh) of a tile; see `_copied` and `_Tile`."""
+    """Compute the output (r, g, Dh) of a tile; see `_copies` and `_Tile`."""
     if masks is None:
         q, k, v = (x[:, None] for x in (q, k, v))
         return scaled_dot_product_attention(q, k, v, attn_mask=seen)[:, 0]

@@ -1,4 +1,4 @@
-"""Linear attention whose decay depends on the data, a number for each channel of the keys.
+"""Linear attention with a decay that depends on the data, a number per channel of the keys.
 
     S_i = diag(exp(g_i)) S_(i-1) + k_i v_i^T,    y_i = q_i S_i
 
@@ -6,19 +6,18 @@
 
     sum over channels d of q_id k_jd exp(G_id - G_jd),    G_i = g_0 + ... + g_i.
 
-The paper is causal. To both sides, here, the same recurrence runs from the end too, with the same
-gates, each of its own frame, and what frames i and after it bring is added; frame i itself counts
-once. In time and memory linear in T: block by block with a running state as in section 4.2, blocks
-made again in the backward pass.
+The paper is causal. To both sides, the same recurrence also runs from the end, with the same gates,
+and is added; frame i itself counts once. Time and memory are linear in T: block by block with a
+running state as in section 4.2, blocks computed again in the backward pass.
 
-Within a block exp(G_i - G_j) as a product of a part of i and a part of j, which makes it a matrix
-product, is only safe while the gates of a block let enough through. So there are two forms. Where
-no channel's gates of a block sum up below -SPAN, the parts are taken from the middle of that sum.
-Else the block is halved, the right half looks at the left one with parts taken from the frame
-between them, which makes no exponent above zero, and so on within each half. (The paper's
-secondary chunking, section 4.3, makes the smallest blocks element by element instead.)
+Within a block exp(G_i - G_j) can be split into a factor of i and a factor of j, which makes it a
+matrix product, only as long as the gates of the block are not too strong. So there are two forms.
+Where no channel's gates sum up below -SPAN, the factors are taken relative to the middle of that
+sum. Else the block is halved, the right half attends to the left one with factors relative to the
+frame between them, whose exponents are never above zero, and so on within each half. (The paper's
+secondary chunking, section 4.3, computes the smallest blocks element by element instead.)
 
-Legend beyond the package's: Dk width of q and k, Dv width of v, c frames of a block, n items of it.
+Legend: see `speechattn.kernels`; c frames of a block, n items of it.
 """
 
 import torch
@@ -34,22 +33,21 @@ from speechattn.masks import padding_mask
 BLOCK = 64
 # Float32 goes to exp(88): products of two parts and of what they meet have to fit.
 SPAN = 40.0
-# Gates below this are this: nothing is left after such a frame in any dtype.
+# Gates are clamped to this: exp of it is zero in any dtype.
 _CLOSED = -1000.0
 
 
 def gated_linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, gates: Tensor, lengths: Tensor, causal: bool = True
+    q: Tensor, k: Tensor, v: Tensor, gates: Tensor, lengths: Tensor, *, causal: bool = True
 ) -> Tensor:
-    """Attention of a ragged batch without softmax, with gates on what is remembered.
+    """Attend without softmax in a ragged batch, with gates on the state.
 
     Args:
         q: (B, T, H, Dk).
         k: (B, T, H, Dk).
         v: (B, T, H, Dv).
-        gates: (B, T, H, Dk) g, the logarithm of what is left of the frames before once this one
-            comes; at most 0, minus infinity included. Float32 at least: autocast does not round
-            them.
+        gates: (B, T, H, Dk) g, the logarithm of the decay of the frames before at this one; at most
+            0, minus infinity included. Autocast does not round them.
         lengths: (B,) int64.
         causal: a frame sees itself and those before it, else its whole item.
 
@@ -58,7 +56,7 @@ def gated_linear_attention(
         halves are float32.
 
     Raises:
-        ValueError: the gates do not go with the keys.
+        ValueError: the gates' shape is not that of the keys.
     """
     if gates.shape != k.shape:
         raise ValueError(
@@ -81,14 +79,14 @@ def gated_linear_attention(
 def gated_linear_attention_step(
     q: Tensor, k: Tensor, v: Tensor, gates: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The next frames of causal attention: what `gated_linear_attention` gives for them.
+    """Compute causal `gated_linear_attention` of the next frames.
 
     Args:
         q: (B, c, H, Dk).
         k: (B, c, H, Dk).
         v: (B, c, H, Dv).
         gates: (B, c, H, Dk).
-        state: from `linear_attention_state` or the step before. It does not grow.
+        state: from `linear_attention_state` or the step before.
 
     Returns:
         (B, c, H, Dv), and the state with these frames.
@@ -109,13 +107,13 @@ def gated_linear_attention_step(
 def reference(
     q: Tensor, k: Tensor, v: Tensor, gates: Tensor, lengths: Tensor, causal: bool = True
 ) -> Tensor:
-    """The definition, frame by frame; see `gated_linear_attention`. In float32 at least."""
+    """Compute the definition, frame by frame, in float32 at least; see `gated_linear_attention`."""
     q, k, v = (x.to(wide(x.dtype)) for x in (q, k, v))
     real = padding_mask(lengths, q.shape[1])[..., None, None]  # (B, T, 1, 1)
     q, k, v = (x.masked_fill(~real, 0.0) for x in (q, k, v))
     y = _recurrence(q, k, v, gates)
     if not causal:
-        # Padding comes first then, and brings nothing.
+        # Padding comes first then, and is zero.
         ahead = _recurrence(*(x.flip(1) for x in (q, k, v, gates))).flip(1)
         y = y + ahead - (q * k).sum(-1, keepdim=True) * v
     return y.masked_fill(~real, 0.0)
@@ -124,15 +122,15 @@ def reference(
 def tiled(
     q: Tensor, k: Tensor, v: Tensor, gates: Tensor, lengths: Tensor, causal: bool = True
 ) -> Tensor:
-    """Block by block; see `gated_linear_attention`. In float32 at least."""
+    """Compute block by block, in float32 at least; see `gated_linear_attention`."""
     y = _Scan.apply(q, k, v, gates, lengths, False)
     return y if causal else y + _Scan.apply(q, k, v, gates, lengths, True)
 
 
 class _Scan(torch.autograd.Function):
-    """One direction. Keeps the state before each block; a block is made again backwards.
+    """One direction; keeps the state before each block, and computes blocks again backwards.
 
-    Reversed, it runs from the end and leaves a frame's own key out.
+    Reversed, it runs from the end and leaves out a frame's own key.
     """
 
     @staticmethod
@@ -147,7 +145,7 @@ class _Scan(torch.autograd.Function):
         for block in cut:
             rows = state[: block.count * heads]
             before.append(rows.clone())
-            part, then = _block(*_taken((q, k, v, gates), block, reverse), rows, reverse)
+            part, then = _block(*_ordered((q, k, v, gates), block, reverse), rows, reverse)
             rows.copy_(then)
             put(y, block, part.flip(1) if reverse else part)
         ctx.save_for_backward(q, k, v, gates, *before)
@@ -165,11 +163,11 @@ class _Scan(torch.autograd.Function):
         later = grad.new_zeros(len(grad) * heads, depth, grad.shape[3])  # of the state after
         for block, state in zip(reversed(ctx.cut), reversed(before), strict=True):
             rows = later[: block.count * heads]
-            leaves = [*_taken(operands, block, reverse), state]
+            leaves = [*_ordered(operands, block, reverse), state]
             leaves = [x.detach().requires_grad_() for x in leaves]
             with torch.enable_grad():
                 outputs = _block(*leaves, reverse)
-            (dy,) = _taken((grad,), block, reverse)
+            (dy,) = _ordered((grad,), block, reverse)
             *parts, earlier = torch.autograd.grad(outputs, leaves, (dy, rows))
             rows.copy_(earlier)
             for whole, part in zip(found, parts, strict=True):
@@ -177,8 +175,10 @@ class _Scan(torch.autograd.Function):
         return *(g.to(x.dtype) for g, x in zip(found, operands, strict=True)), None, None
 
 
-def _taken(tensors: tuple[Tensor, ...] | list[Tensor], block: Block, reverse: bool) -> list[Tensor]:
-    """A block of each, (n H, c, Dk or Dv), in the order in which it runs."""
+def _ordered(
+    tensors: tuple[Tensor, ...] | list[Tensor], block: Block, reverse: bool
+) -> list[Tensor]:
+    """Return a block of each, (n H, c, Dk or Dv), in the order of the pass."""
     parts = [take(x, block) for x in tensors]
     return [x.flip(1) for x in parts] if reverse else parts
 
@@ -186,7 +186,7 @@ def _taken(tensors: tuple[Tensor, ...] | list[Tensor], block: Block, reverse: bo
 def _block(
     q: Tensor, k: Tensor, v: Tensor, gates: Tensor, state: Tensor, strict: bool
 ) -> tuple[Tensor, Tensor]:
-    """A block in the order of time.
+    """Compute a block, in the order of the pass.
 
     Args:
         q: (n H, c, Dk).
@@ -200,16 +200,16 @@ def _block(
         (n H, c, Dv), and the state with this block.
     """
     total = gates.detach().sum(1)
-    # Reads one number, which a GPU has to be waited for.
+    # Reads one number, for which a GPU has to synchronise.
     if float(total.min()) >= -SPAN:
         after = gates.cumsum(1)  # G (n H, c, Dk)
-        # What it is measured from cancels out, and gets no gradient.
+        # The middle cancels out, and gets no gradient.
         middle = total[:, None] / 2
         arriving = q * (after - middle).exp()
         scores = torch.bmm(arriving, (k * (middle - after).exp()).mT)
         y = torch.bmm(scores.tril(-1 if strict else 0), v)
     else:
-        # A closed gate must not wash out what open ones let through after it.
+        # In double: a closed gate must not cancel the digits of open ones after it.
         after = gates.double().clamp(min=_CLOSED).cumsum(1)
         y = _halves(q, k, v, after)
         if not strict:
@@ -221,7 +221,7 @@ def _block(
 
 
 def _halves(q: Tensor, k: Tensor, v: Tensor, after: Tensor) -> Tensor:
-    """What frames of a block see of the frames before them, no exponent above zero.
+    """Attend from the frames of a block to those before them, with no exponent above zero.
 
     Args:
         q: (n H, c, Dk).
@@ -232,7 +232,7 @@ def _halves(q: Tensor, k: Tensor, v: Tensor, after: Tensor) -> Tensor:
     frames, half = q.shape[1], 1
     size = 1 << (frames - 1).bit_length()
     if size > frames:
-        # More frames, all zero, at the end: nothing sees them. They have no gates: the sum stays.
+        # Pad with zero frames at the end, which no frame sees; the sum of gates stays.
         q, k, v = (functional.pad(x, (0, 0, 0, size - frames)) for x in (q, k, v))
         after = torch.cat((after, after[:, -1:].expand(-1, size - frames, -1)), dim=1)
     y = torch.zeros_like(v)
@@ -248,7 +248,7 @@ def _halves(q: Tensor, k: Tensor, v: Tensor, after: Tensor) -> Tensor:
 
 
 def _recurrence(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
-    """One direction of the definition."""
+    """Compute one direction of the definition."""
     state = torch.zeros_like(k[:, 0, ..., None] * v[:, 0, :, None]) if q.shape[1] else None
     outputs = []
     for i in range(q.shape[1]):

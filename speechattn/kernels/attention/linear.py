@@ -2,11 +2,11 @@
 
     y_i = sum over j of exp(g |i - j|) (q_i . k_j) v_j,    g <= 0 a number per head
 
-over j <= i where causal, over all frames of the item where not. There is no softmax and no scale:
-a mechanism that wants features puts them on q and k. Block by block as in Lightning Attention-2
-(2401.04658, section 3.2): exact within a block, and all blocks before through a running state, the
-(Dk, Dv) sum of k_j v_j with decay. That paper is causal; to both sides, frames after i count by a
-second state that runs from the end, and without decay one sum over the item serves all its frames.
+over j <= i where causal, else over all frames of the item. There is no softmax and no scale, and
+feature maps of q and k are the caller's. Block by block as in Lightning Attention-2 (2401.04658,
+section 3.2): exact within a block, and all earlier blocks through a running state, the (Dk, Dv) sum
+of k_j v_j with decay. That paper is causal; to both sides a second state runs from the end, and
+without decay one sum over the item serves all its frames.
 
 The gradients are the same sum with other operands, from the other end where causal:
 
@@ -14,10 +14,10 @@ The gradients are the same sum with other operands, from the other end where cau
     dk_j = sum over i of exp(g |i - j|) (v_j . dy_i) q_i
     dv_j = sum over i of exp(g |i - j|) (k_j . q_i) dy_i
 
-so nothing but the operands is kept for the backward pass. Exponents are of differences of places
-within a block only and never above zero.
+so only the operands are kept for the backward pass. Exponents are differences of places within a
+block, and never above zero.
 
-Legend beyond the package's: Dk width of q and k, Dv width of v, c frames of a block, n items of it.
+Legend: see `speechattn.kernels`; c frames of a block, n items of it.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from speechattn.masks import padding_mask
 # Frames of a block.
 BLOCK = 128
 
-Look = Literal["back", "ahead", "both"]
+Direction = Literal["past", "future", "both"]
 
 
 def linear_attention(
@@ -42,36 +42,37 @@ def linear_attention(
     k: Tensor,
     v: Tensor,
     lengths: Tensor,
+    *,
     decay: Tensor | None = None,
     causal: bool = True,
     normalise: bool = False,
 ) -> Tensor:
-    """Attention of a ragged batch without softmax.
+    """Attend without softmax in a ragged batch.
 
     Args:
         q: (B, T, H, Dk).
         k: (B, T, H, Dk).
         v: (B, T, H, Dv).
         lengths: (B,) int64.
-        decay: (H,) g, the logarithm of what is left of a frame after one more; at most 0. Fixed:
-            it gets no gradient. None for no decay.
+        decay: (H,) g, the logarithm of the decay per frame; at most 0, without a gradient. None for
+            no decay.
         causal: a frame sees itself and those before it, else its whole item.
-        normalise: divide by the sum of a frame's weights exp(g |i - j|) (q_i . k_j), for features
-            that are positive. A sum of exactly zero counts as one.
+        normalise: divide by the sum of a frame's weights exp(g |i - j|) (q_i . k_j), for positive
+            features. A sum of exactly zero counts as one.
 
     Returns:
         (B, T, H, Dv), zero beyond an item's length; in autocast's dtype where it is on. Halves are
         computed in float32.
 
     Raises:
-        ValueError: the decay does not go with the heads, or grows.
+        ValueError: decay is not (H,), or above 0.
     """
     decay = _checked(decay, q.shape[2])
     q, k, v = operands(q, k, v)
     dtype = v.dtype
     with torch.autocast(q.device.type, enabled=False):
         if normalise:
-            # What is divided by is not to be rounded to a half.
+            # The divisor must not be rounded to half precision.
             q, k, v = (x.to(wide(dtype)) for x in (q, k, v))
             v = _with_ones(v)
         backend = choose(q.device, "linear_attention", q)
@@ -86,15 +87,15 @@ def linear_attention(
 
 
 def linear_attention_state(q: Tensor, v: Tensor, normalise: bool = False) -> Tensor:
-    """What `linear_attention_step` remembers before the first frame.
+    """Return the state of `linear_attention_step` before the first frame.
 
     Args:
         q: (B, c, H, Dk), for its shape and device.
         v: (B, c, H, Dv).
-        normalise: as the steps will have it.
+        normalise: as in the steps.
 
     Returns:
-        (B, H, Dk, Dv), one column more where normalised; float32 at least.
+        (B, H, Dk, Dv), one column more with `normalise`; float32 at least.
     """
     shape = (q.shape[0], q.shape[2], q.shape[3], v.shape[3] + int(normalise))
     return torch.zeros(shape, dtype=wide(v.dtype), device=v.device)
@@ -105,16 +106,17 @@ def linear_attention_step(
     k: Tensor,
     v: Tensor,
     state: Tensor,
+    *,
     decay: Tensor | None = None,
     normalise: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The next frames of causal attention: what `linear_attention` gives for them.
+    """Compute causal `linear_attention` of the next frames.
 
     Args:
         q: (B, c, H, Dk).
         k: (B, c, H, Dk).
         v: (B, c, H, Dv).
-        state: from `linear_attention_state` or the step before. It does not grow.
+        state: from `linear_attention_state` or the step before.
         decay: as in `linear_attention`.
         normalise: as in `linear_attention`.
 
@@ -128,7 +130,7 @@ def linear_attention_step(
     with torch.autocast(q.device.type, enabled=False):
         if normalise:
             v = _with_ones(v)
-        table = _Table.make(decay, min(frames, BLOCK), "back", q)
+        table = _Table.make(decay, min(frames, BLOCK), "past", q)
         running, parts = state.flatten(0, 1), []
         for start in range(0, frames, BLOCK):
             block = Block(slice(0, batch), batch, start, min(start + BLOCK, frames), None)
@@ -149,7 +151,7 @@ def reference(
     decay: Tensor | None = None,
     causal: bool = True,
 ) -> Tensor:
-    """The definition; see `linear_attention`. Makes (B, H, T, T) tensors, float32 at least."""
+    """Compute the definition; see `linear_attention`. Makes (B, H, T, T) tensors."""
     q, k, v = (x.to(wide(x.dtype)) for x in (q, k, v))
     place = torch.arange(q.shape[1], device=q.device)
     apart = place[:, None] - place  # (T, T)
@@ -171,7 +173,7 @@ def tiled(
     decay: Tensor | None = None,
     causal: bool = True,
 ) -> Tensor:
-    """Block by block; see `linear_attention`. In float32 at least."""
+    """Compute block by block, in float32 at least; see `linear_attention`."""
     return _LinearAttention.apply(q, k, v, lengths, decay, causal)
 
 
@@ -180,54 +182,54 @@ class _LinearAttention(torch.autograd.Function):
     def forward(ctx, q, k, v, lengths, decay, causal):
         ctx.save_for_backward(q, k, v, lengths, decay)
         ctx.causal = causal
-        return _sum(q, k, v, lengths, decay, "back" if causal else "both")
+        return _sum(q, k, v, lengths, decay, "past" if causal else "both")
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         q, k, v, lengths, decay = ctx.saved_tensors
-        back, ahead = ("back", "ahead") if ctx.causal else ("both", "both")
+        past, future = ("past", "future") if ctx.causal else ("both", "both")
         dq = dk = dv = None
         if ctx.needs_input_grad[0]:
-            dq = _sum(grad, v, k, lengths, decay, back).to(q.dtype)
+            dq = _sum(grad, v, k, lengths, decay, past).to(q.dtype)
         if ctx.needs_input_grad[1]:
-            dk = _sum(v, grad, q, lengths, decay, ahead).to(k.dtype)
+            dk = _sum(v, grad, q, lengths, decay, future).to(k.dtype)
         if ctx.needs_input_grad[2]:
-            dv = _sum(k, q, grad, lengths, decay, ahead).to(v.dtype)
+            dv = _sum(k, q, grad, lengths, decay, future).to(v.dtype)
         return dq, dk, dv, None, None, None
 
 
 @dataclass(frozen=True)
 class _Table:
-    """What is left of a frame after 0, 1, ..., c more.
+    """The decay after 0, 1, ..., c frames.
 
     Attributes:
         kept: (H, c+1, 1); None without decay.
-        within: (H or 1, c, c), of frame j for frame i of a block; zero where it is not seen.
+        within: (H or 1, c, c), of frame j for frame i of a block; zero where masked.
     """
 
     kept: Tensor | None
     within: Tensor
 
     @staticmethod
-    def make(decay: Tensor | None, size: int, look: Look, like: Tensor) -> "_Table":
-        """For blocks of up to `size` frames, on the device of `like`."""
+    def make(decay: Tensor | None, size: int, direction: Direction, like: Tensor) -> "_Table":
+        """Make the table for blocks of up to `size` frames, on the device of `like`."""
         place = torch.arange(size, device=like.device)
-        seen = {"back": torch.tril, "ahead": torch.triu, "both": torch.clone}[look]
+        masked = {"past": torch.tril, "future": torch.triu, "both": torch.clone}[direction]
         if decay is None:
             ones = torch.ones(1, size, size, dtype=wide(like.dtype), device=like.device)
-            return _Table(None, seen(ones))
+            return _Table(None, masked(ones))
         after = torch.arange(size + 1, dtype=torch.float64, device=like.device)
         # One exponential for each distance, and no difference of large exponents.
         kept = (decay.double()[:, None] * after).exp().to(wide(like.dtype))  # (H, c+1)
         within = kept[:, (place[:, None] - place).abs()]
-        return _Table(kept[..., None], seen(within))
+        return _Table(kept[..., None], masked(within))
 
 
 def _block(
     a: Tensor, b: Tensor, c: Tensor, state: Tensor, table: _Table, reverse: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """A block's part of `_sum`.
+    """Compute a block's part of `_sum`.
 
     Args:
         a: (n H, c, Dk).
@@ -235,7 +237,7 @@ def _block(
         c: (n H, c, Dv).
         state: (n H, Dk, Dv), of the blocks before.
         table: of at least c frames.
-        reverse: the blocks before are those after, in time.
+        reverse: the pass runs back in time.
 
     Returns:
         (n H, c, Dv), and the state with this block.
@@ -250,7 +252,7 @@ def _block(
 def _across(
     a: Tensor, b: Tensor, c: Tensor, state: Tensor, table: _Table, reverse: bool, y: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """What a block gets from the state, added to y, and what it gives to the state."""
+    """Add the state's part to y (if any), and the block to the state."""
     size = a.shape[1]
     if table.kept is not None:
         heads = len(table.kept)
@@ -261,39 +263,38 @@ def _across(
             leaving = leaving.flip(1)
         a = (a.unflatten(0, (-1, heads)) * arriving).flatten(0, 1)
         b = (b.unflatten(0, (-1, heads)) * leaving).flatten(0, 1)
-        state_then = (state.unflatten(0, (-1, heads)) * table.kept[:, size : size + 1]).flatten(
-            0, 1
-        )
+        kept = state.unflatten(0, (-1, heads)) * table.kept[:, size : size + 1]
+        decayed = kept.flatten(0, 1)
     else:
-        state_then = state
+        decayed = state
     y = torch.bmm(a, state) if y is None else torch.baddbmm(y, a, state)
-    return y, torch.baddbmm(state_then, b.mT, c)
+    return y, torch.baddbmm(decayed, b.mT, c)
 
 
 def _sum(
-    a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, decay: Tensor | None, look: Look
+    a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, decay: Tensor | None, direction: Direction
 ) -> Tensor:
-    """Sum over the j that frame i sees of exp(g |i - j|) (a_i . b_j) c_j: (B, T, H, Dv)."""
+    """Sum exp(g |i - j|) (a_i . b_j) c_j over the j that frame i sees: (B, T, H, Dv)."""
     batch, frames, heads, depth = a.shape
     size = max(min(BLOCK, frames), 1)
     cut = blocks(lengths, frames, size)
     out = torch.zeros(*c.shape, dtype=wide(c.dtype), device=c.device)
     state = torch.zeros(batch * heads, depth, c.shape[3], dtype=out.dtype, device=c.device)
-    if look == "both" and decay is None:
+    if direction == "both" and decay is None:
         for block in cut:
             rows = state[: block.count * heads]
             rows.baddbmm_(take(b, block).mT, take(c, block))
         for block in cut:
             put(out, block, torch.bmm(take(a, block), state[: block.count * heads]))
         return out
-    table = _Table.make(decay, size, look, a)
-    reverse = look == "ahead"
+    table = _Table.make(decay, size, direction, a)
+    reverse = direction == "future"
     for block in reversed(cut) if reverse else cut:
         rows = state[: block.count * heads]
         y, then = _block(*(take(x, block) for x in (a, b, c)), rows, table, reverse)
         rows.copy_(then)
         put(out, block, y)
-    if look == "both":
+    if direction == "both":
         state.zero_()
         for block in reversed(cut):
             rows = state[: block.count * heads]
@@ -310,17 +311,17 @@ def _checked(decay: Tensor | None, heads: int) -> Tensor | None:
         raise ValueError(f"linear_attention: decay is a number for each of {heads} heads, not "
                          f"of shape {tuple(decay.shape)}")  # fmt: skip
     if decay.device.type == "cpu" and bool((decay > 0).any()):
-        raise ValueError("linear_attention: decay is a logarithm of at most 0; what is left of a "
-                         f"frame cannot grow, as with {decay.max().item():g}")  # fmt: skip
+        raise ValueError("linear_attention: decay is a logarithm of at most 0, for weights cannot "
+                         f"grow, not {decay.max().item():g}")  # fmt: skip
     return decay.detach()
 
 
 def _with_ones(v: Tensor) -> Tensor:
-    """A column that sums the weights up."""
+    """Append a column of ones, which sums up the weights."""
     return torch.cat((v, torch.ones_like(v[..., :1])), dim=-1)
 
 
 def _divided(y: Tensor) -> Tensor:
-    """By the sum of the weights, its last column."""
+    """Divide by the sum of the weights, the last column."""
     y, total = y[..., :-1], y[..., -1:]
     return y / total.masked_fill(total == 0, 1.0)

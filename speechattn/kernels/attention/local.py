@@ -1,7 +1,6 @@
 """Local attention: a frame sees a window of its neighbours, in time and memory linear in T.
 
-What it sees is said by `speechattn.kernels.attention.window.Window`.
-Legend beyond the package's: Hkv heads of keys and values, Tk keys, Tq queries.
+The window is that of `speechattn.kernels.attention.window.AttentionWindow`.
 """
 
 import math
@@ -11,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from speechattn.kernels.attention.dropout import draw_seed
-from speechattn.kernels.attention.local_blocks import LocalAttention, lowest, reads_lengths
+from speechattn.kernels.attention.local_blocks import LocalAttention, lowest, skips_padding
 from speechattn.kernels.attention.time_blocks import wide
-from speechattn.kernels.attention.window import Window
+from speechattn.kernels.attention.window import AttentionWindow
 from speechattn.kernels.backend import choose
 from speechattn.kernels.precision import operands
 from speechattn.masks import padding_mask
@@ -27,12 +26,13 @@ def local_attention(
     k: Tensor,
     v: Tensor,
     lengths: Tensor,
-    window: Window,
+    *,
+    window: AttentionWindow,
     dropout: float = 0.0,
     sink: Tensor | None = None,
     start: int = 0,
 ) -> Tensor:
-    """Attention of a ragged batch within windows.
+    """Attend within windows, in a ragged batch.
 
     Args:
         q: (B, Tq, H, Dh) queries, the last of them at the last key: in a step there are fewer than
@@ -40,20 +40,21 @@ def local_attention(
         k: (B, Tk, Hkv, Dh) keys; Hkv divides H, and neighbouring heads of queries share keys.
         v: (B, Tk, Hkv, Dh) values.
         lengths: (B,) int64, real keys.
-        window: which of them a query sees.
+        window: the keys that a query sees.
         dropout: of the attention weights, in [0, 1]; 0 outside of training.
         sink: (H,) a score that takes part in the softmax of every query and has no value, so that
-            a head may look at nothing (2309.17453); zeros are the softmax that adds one to its
-            denominator.
+            a head may attend to nothing (2309.17453); zeros add one to the denominator.
         start: index in its stream of the first key, from which stride and dilation count.
 
     Returns:
         (B, Tq, H, Dh), zero for queries that are not real; in autocast's dtype where it is on.
 
     Raises:
-        ValueError: the heads do not go together.
+        ValueError: Hkv does not divide H.
     """
-    return _attend(q, k, v, lengths, window, dropout, sink, start, totals=False)[0]
+    return attention_and_totals(
+        q, k, v, lengths, window=window, dropout=dropout, sink=sink, start=start, totals=False
+    )[0]
 
 
 def attention_and_totals(
@@ -61,42 +62,28 @@ def attention_and_totals(
     k: Tensor,
     v: Tensor,
     lengths: Tensor,
-    window: Window,
+    *,
+    window: AttentionWindow,
     dropout: float = 0.0,
     sink: Tensor | None = None,
     start: int = 0,
+    totals: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """`local_attention`, and the logarithm of the softmax's denominator.
+    """Compute `local_attention`, and the logarithm of the softmax's denominator.
 
-    With it the result takes its part in a softmax over more keys, as one key with that score and
-    with the result as its value.
+    With it the result takes part in a softmax over more keys, as one key with that score and with
+    the result as its value.
 
     Returns:
-        As `local_attention`; and (B, Tq, H), float32 at least, finite where a query is not real.
+        As `local_attention`; and (B, Tq, H), float32 at least, finite where a query is not real, if
+        `totals` are asked for.
     """
-    y, total = _attend(q, k, v, lengths, window, dropout, sink, start, totals=True)
-    assert total is not None
-    return y, total
-
-
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Tensor,
-    window: Window,
-    dropout: float,
-    sink: Tensor | None,
-    start: int,
-    totals: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """`attention_and_totals`, whose second result may be left out."""
     if q.shape[2] % k.shape[2]:
         raise ValueError(
             f"local_attention: {k.shape[2]} heads of keys do not divide {q.shape[2]} heads"
         )
     q, k, v = operands(q, k, v)
-    # Without a stride it is distances that matter, and not the places from which they are counted.
+    # Without a stride only distances matter, not the place from which they are counted.
     inside = window.stride > 1 and start % (window.stride * window.dilation) > 0
     backend = choose(q.device, "local_attention", q)
     with torch.autocast(q.device.type, enabled=False):
@@ -105,13 +92,13 @@ def _attend(
         elif backend == "triton":
             from speechattn.kernels.attention.triton.local import local_attention as kernel
 
-            return kernel(q, k, v, lengths, window, dropout, sink)  # has zeros, too
+            return kernel(q, k, v, lengths, window, dropout, sink)  # zero where nothing is real
         elif backend == "reference":
             y, total = reference(q, k, v, lengths, window, dropout, sink)
         else:
             y, total = tiled(q, k, v, lengths, window, dropout, sink, totals)
-            if reads_lengths(y.device):
-                return y, total  # has zeros where there is no query
+            if skips_padding(y.device):
+                return y, total  # zero where nothing is real
     real = padding_mask(lengths, k.shape[1])[:, k.shape[1] - q.shape[1] :, None]  # (B, Tq, 1)
     y = y.masked_fill(~real[..., None], 0.0)
     return y, None if total is None else total.masked_fill(~real, 0.0)
@@ -122,17 +109,17 @@ def reference(
     k: Tensor,
     v: Tensor,
     lengths: Tensor,
-    window: Window,
+    window: AttentionWindow,
     dropout: float = 0.0,
     sink: Tensor | None = None,
     start: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The definition; see `attention_and_totals`. Makes (B, H, Tq, Tk) tensors."""
+    """Compute the definition; see `attention_and_totals`. Makes (B, H, Tq, Tk) tensors."""
     dtype, (queries, heads, depth), keys = q.dtype, q.shape[1:], k.shape[1]
     q, k, v = (x.to(wide(dtype)) for x in (q, k, v))
     k, v = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (k, v))
     j = torch.arange(start, start + keys, device=q.device)
-    seen = window.seen(j[keys - queries :, None], j)  # (Tq, Tk)
+    seen = window.visible(j[keys - queries :, None], j)  # (Tq, Tk)
     seen = seen & padding_mask(lengths, keys)[:, None, None]  # (B, 1, Tq, Tk)
     scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(depth)
     scores = scores.masked_fill(~seen, lowest(scores.dtype))
@@ -149,12 +136,12 @@ def tiled(
     k: Tensor,
     v: Tensor,
     lengths: Tensor,
-    window: Window,
+    window: AttentionWindow,
     dropout: float = 0.0,
     sink: Tensor | None = None,
     totals: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """Block by block, forwards and backwards; see `attention_and_totals`."""
+    """Compute block by block, forwards and backwards; see `attention_and_totals`."""
     seed = draw_seed() if dropout > 0 else 0
     return LocalAttention.apply(q, k, v, sink, lengths, window, dropout, seed, totals)
 
@@ -164,12 +151,12 @@ def _few(
     k: Tensor,
     v: Tensor,
     lengths: Tensor,
-    window: Window,
+    window: AttentionWindow,
     dropout: float,
     sink: Tensor | None,
     start: int,
 ) -> tuple[Tensor, Tensor]:
-    """`reference` for a few queries at a time, with the keys that they may see."""
+    """Compute `reference` for a few queries at a time, with the keys that they may see."""
     ahead, parts = k.shape[1] - q.shape[1], []
     over = (window.right + window.stride) * window.dilation
     for begin in range(0, q.shape[1], _STEP):

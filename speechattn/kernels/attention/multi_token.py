@@ -1,15 +1,14 @@
-"""Softmax attention whose scores are filtered over neighbouring queries and keys (2504.00927).
+"""Softmax attention with scores filtered over neighbouring queries and keys (2504.00927).
 
     s_ij = q_i k_j / sqrt(Dh), and 0 where query i does not see key j
-    c_ij = sum over a, b of filter[a, b] s_(i - A + 1 + a, j - B // 2 + b)
-    w_i  = softmax of c_i over the keys that i sees, a head
+    c_ij = sum over a, b of filter[a, b] s_(i - A + 1 + a, j - A' // 2 + b)
+    w_i  = softmax of c_i over the keys that i sees, per head
     y_i  = sum over heads g of a group, and keys j, of mix[h, g] w_ij of g  times  v_j of h
 
-The filter sees a query and the A - 1 before it, and keys to both sides (sections 3.1 and 3.3). That
-it is no look-ahead: what a query does not see is 0 where it is filtered, and out of the softmax.
+The filter sees a query and the A - 1 before it, and keys to both sides (sections 3.1 and 3.3).
+There is no look-ahead: masked scores are 0 in the filter, and not in the softmax.
 
-Legend: B items, T queries, S keys, H heads, Dh width of a head, A queries and B' keys of a filter,
-G heads that are mixed, c queries of a tile.
+Legend: see `speechattn.kernels`; A queries and A' keys of a filter, M heads that are mixed.
 """
 
 import math
@@ -30,35 +29,36 @@ def multi_token_attention(
     k: Tensor,
     v: Tensor,
     lengths: Tensor,
+    *,
     filters: Tensor,
     mix: Tensor,
     causal: bool = False,
     dropout: float = 0.0,
     past: int = 0,
 ) -> Tensor:
-    """Attend with filtered scores, a tile of queries at a time: never (B, H, T, S).
+    """Attend with filtered scores, a tile of queries at a time: never (B, H, Tq, Tk).
 
     Args:
-        q: (B, T, H, Dh), of which the first `past` are there for the filter alone.
-        k: (B, S, H, Dh), S at least T; the last query stands at the last key.
-        v: (B, S, H, Dh).
+        q: (B, Tq, H, Dh), of which the first `past` are only for the filter.
+        k: (B, Tk, H, Dh), Tk at least Tq; the last query is at the last key.
+        v: (B, Tk, H, Dh).
         lengths: (B,) int64, keys of each item.
-        filters: (H, A, B').
-        mix: (H / G, G, G), from heads g to heads h.
+        filters: (H, A, A').
+        mix: (H / M, M, M), from heads g to heads h.
         causal: a query sees keys up to its own.
         dropout: of the weights.
-        past: queries before the first that is asked for.
+        past: queries without an output.
 
     Returns:
-        (B, T - past, H, Dh), zero beyond an item's frames.
+        (B, Tq - past, H, Dh), zero beyond an item's frames.
     """
     q, k, v = operands(q, k, v)
     whole = choose(q.device) == "reference"
     with torch.autocast(q.device.type, enabled=False):
         filters, mix = (x.float() if q.dtype in HALF else x.to(q.dtype) for x in (filters, mix))
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, Dh)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, Tq, Dh)
         batch, heads, frames, _ = q.shape
-        first = k.shape[2] - frames  # where the first query stands
+        first = k.shape[2] - frames  # place of the first query
         parts = [q[:, :, :0]]
         cuts = [(past, frames)]
         if not whole:
@@ -91,19 +91,19 @@ def _tile(
     causal: bool,
     dropout: float,
 ) -> Tensor:
-    """(B, H, c, Dh) of the queries behind the halo.
+    """Compute (B, H, c, Dh) of the queries after the halo; see `multi_token_attention`.
 
     Args:
-        q: (B, H, halo + c, Dh); the first of them stands at key `place`.
-        k: (B, H, S', Dh).
-        v: (B, H, S', Dh).
+        q: (B, H, halo + c, Dh); the first of them is at key `place`.
+        k: (B, H, m, Dh).
+        v: (B, H, m, Dh).
         lengths: (B,).
-        filters: (H, A, B').
-        mix: (H / G, G, G).
-        halo: queries for the filter alone, fewer than A where there are no more.
-        place: see q.
-        causal: see `multi_token_attention`.
-        dropout: likewise.
+        filters: (H, A, A').
+        mix: (H / M, M, M).
+        halo: queries only for the filter, at most A - 1.
+        place: of the first query.
+        causal: whether.
+        dropout: of the weights.
     """
     keys, rows = k.shape[2], q.shape[2]
     scores = (q @ k.transpose(2, 3)).to(filters.dtype) / math.sqrt(q.shape[3])
@@ -111,18 +111,18 @@ def _tile(
     i = torch.arange(place, place + rows, device=q.device)[:, None]
     seen = (j < lengths[:, None])[:, None, None] & (i < lengths[:, None, None])[:, None]
     if causal:
-        seen = seen & (j <= i)  # (B, 1, rows, S')
+        seen = seen & (j <= i)  # (B, 1, rows, m)
     scores = scores.masked_fill(~seen, 0.0)
     above, width = filters.shape[1] - 1, filters.shape[2]
-    # As many rows above as the filter wants, of zeros where no query was.
+    # A - 1 rows above, of zeros where there is no query.
     scores = torch.nn.functional.pad(
         scores, (width // 2, width - 1 - width // 2, max(above - halo, 0), 0)
     )
-    scores = conv2d(scores, filters[:, None], groups=len(filters))  # (B, H, c, S')
+    scores = conv2d(scores, filters[:, None], groups=len(filters))  # (B, H, c, m)
     seen = seen[:, :, halo:]
-    # Finite: rows that see nothing give no NaN.
+    # Finite: rows that see no key give no NaN.
     weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1)
     weights = torch.nn.functional.dropout(weights, dropout, training=dropout > 0)
-    grouped = weights.unflatten(1, (len(mix), -1))  # (B, H / G, G, c, S')
+    grouped = weights.unflatten(1, (len(mix), -1))  # (B, H / M, M, c, m)
     weights = torch.einsum("nhg,bngij->bnhij", mix, grouped).flatten(1, 2)
     return weights.to(v.dtype) @ v

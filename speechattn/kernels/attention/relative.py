@@ -25,11 +25,12 @@ def relative_attention(
     p: Tensor,
     content_bias: Tensor,
     position_bias: Tensor,
+    *,
     lengths: Tensor,
     chunks: Chunks | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Self-attention of a ragged batch.
+    """Attend within the items of a ragged batch.
 
     Args:
         q: (B, T, H, Dh) queries.
@@ -44,6 +45,9 @@ def relative_attention(
 
     Returns:
         (B, T, H, Dh), zero beyond an item's length; in autocast's dtype where it is on.
+
+    Raises:
+        ValueError: p has not 2T-1 rows.
     """
     if p.shape[0] != 2 * q.shape[1] - 1:
         raise ValueError(f"relative_attention: {q.shape[1]} frames want p of 2T-1 rows, got "
@@ -69,7 +73,7 @@ def reference(
     chunks: Chunks | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """The definition; see `relative_attention`. Makes (B, H, T, 2T-1) tensors."""
+    """Compute the definition; see `relative_attention`. Makes (B, H, T, 2T-1) tensors."""
     frames, depth = q.shape[1], q.shape[3]
     content = torch.einsum("bihd,bjhd->bhij", q + content_bias, k)  # (B, H, T, T)
     by_distance = torch.einsum("bihd,rhd->bhir", q + position_bias, p)  # (B, H, T, 2T-1)
@@ -100,7 +104,7 @@ def tiled(
     chunks: Chunks | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Tile by tile, forwards and backwards; see `relative_attention`."""
+    """Compute tile by tile, forwards and backwards; see `relative_attention`."""
     scale = 1 / math.sqrt(q.shape[3])
     # Scaling the queries is Dh/T of the work of scaling the scores.
     content = (q + content_bias).mul_(scale)  # (B, T, H, Dh)
@@ -115,7 +119,7 @@ def tiled(
 def relative_attention_step(
     q: Tensor, k: Tensor, v: Tensor, p: Tensor, content_bias: Tensor, position_bias: Tensor
 ) -> Tensor:
-    """Attention of the last frames over all: streams of equal length, nothing hidden.
+    """Attend from the last frames to all, in streams of equal length with nothing masked.
 
     Args:
         q: (B, c, H, Dh) queries of the last c of L frames.

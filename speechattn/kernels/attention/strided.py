@@ -1,6 +1,6 @@
 """Relative attention of every s-th frame (Efficient Conformer, 2109.01163, section 3.3).
 
-Legend: see `speechattn.kernels`; s stride, Tq = ceil(T / s) queries. Query i stands at frame s i.
+Legend: see `speechattn.kernels`. Query i is at frame s i.
 """
 
 import math
@@ -24,11 +24,12 @@ def strided_attention(
     p: Tensor,
     content_bias: Tensor,
     position_bias: Tensor,
+    *,
     lengths: Tensor,
     stride: int,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention from frames 0, s, 2s, ... of a ragged batch to all of its frames.
+    """Attend from frames 0, s, 2s, ... of a ragged batch to all of its frames.
 
     Args:
         q: (B, Tq, H, Dh) queries of these frames.
@@ -45,7 +46,7 @@ def strided_attention(
         (B, Tq, H, Dh), finite beyond an item's queries; in autocast's dtype where it is on.
 
     Raises:
-        ValueError: the queries or the distances do not go with the keys.
+        ValueError: q or p has not as many rows as the keys require.
     """
     frames = k.shape[1]
     if (q.shape[1], p.shape[0]) != (-(-frames // stride), 2 * frames - 1):
@@ -70,7 +71,7 @@ def reference(
     stride: int,
     dropout: float = 0.0,
 ) -> Tensor:
-    """The definition; see `strided_attention`. Makes (B, H, Tq, 2T-1) tensors."""
+    """Compute the definition; see `strided_attention`. Makes (B, H, Tq, 2T-1) tensors."""
     frames, depth = k.shape[1], k.shape[3]
     content = torch.einsum("bihd,bjhd->bhij", q + content_bias, k)  # (B, H, Tq, T)
     by_distance = torch.einsum("bihd,rhd->bhir", q + position_bias, p)  # (B, H, Tq, 2T-1)
@@ -94,7 +95,7 @@ def tiled(
     stride: int,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Tile by tile; backwards a tile's weights are computed again. See `strided_attention`."""
+    """Compute tile by tile, backwards again from the inputs; see `strided_attention`."""
     batch, frames, heads, depth = k.shape
     scale = 1 / math.sqrt(depth)
     content = ((q + content_bias) * scale).transpose(1, 2)  # (B, H, Tq, Dh)
@@ -123,7 +124,7 @@ def _tile(
     place: Tensor,
     p: Tensor,
 ) -> Tensor:
-    """c queries (B, H, c, Dh), (H, B, c, Dh) and the W = T + s (c-1) distances that they need."""
+    """Attend from c queries (B, H, c, Dh), (H, B, c, Dh), with their W = T + s (c-1) distances."""
     heads, batch, queries, _ = place.shape
     # All items share p: their queries go through one product a head.
     by_distance = torch.bmm(place.flatten(1, 2), p)  # (H, B c, W)
@@ -142,7 +143,7 @@ def _tile(
 
 
 def _softmax(scores: Tensor, hidden: Tensor, dtype: torch.dtype, dropout: float) -> Tensor:
-    """Attention weights in `dtype`, none on what is hidden."""
+    """Return attention weights in `dtype`, zero where hidden."""
     if scores.dtype in HALF:
         scores = scores.float()
     # The lowest finite number and not -inf: an item without frames gives no NaN.

@@ -36,7 +36,7 @@ def test_it_is_masked_attention(kv_heads, batch, causal, backend, monkeypatch):
     monkeypatch.setattr(module, "_AT_ONCE", dict.fromkeys(("cpu", "cuda"), 2000))
     q, k, v = inputs(kv_heads)
     layout = random_layout(batch)
-    y = block_sparse_attention(q, k, v, LENGTHS, layout, BLOCK, causal)
+    y = block_sparse_attention(q, k, v, LENGTHS, layout=layout, block=BLOCK, causal=causal)
     for b, n in enumerate(LENGTHS.tolist()):
         own = layout[b] if batch else layout
         seen = torch.kron(own.long(), torch.ones(BLOCK, BLOCK).long())[:, :22, :22].bool()
@@ -57,7 +57,9 @@ def test_gradients_equal_the_definition(causal, monkeypatch):
     found = []
     for backend in ("reference", "torch"):
         monkeypatch.setenv(VARIABLE, backend)
-        y = block_sparse_attention(*given, LENGTHS, random_layout(True), BLOCK, causal)
+        y = block_sparse_attention(
+            *given, LENGTHS, layout=random_layout(True), block=BLOCK, causal=causal
+        )
         found.append(torch.autograd.grad(y.square().sum(), given))
     for one, other in zip(*found, strict=True):
         assert one.isfinite().all()
@@ -71,7 +73,7 @@ def test_gradients_with_dropout():
     def loss(value: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(3)
         y = block_sparse_attention(
-            q, k, value, LENGTHS, random_layout(True), BLOCK, causal=False, dropout=0.5
+            q, k, value, LENGTHS, layout=random_layout(True), block=BLOCK, causal=False, dropout=0.5
         )
         return y.square().sum()
 
@@ -85,27 +87,29 @@ def test_gradients_with_dropout():
 
 def test_what_stands_in_the_padding_changes_nothing():
     q, k, v = inputs()
-    y = block_sparse_attention(q, k, v, LENGTHS, random_layout(False), BLOCK)
+    y = block_sparse_attention(q, k, v, LENGTHS, layout=random_layout(False), block=BLOCK)
     hidden = torch.arange(22) >= LENGTHS[:, None]
     k[hidden], v[hidden] = 1e4, -1e4
     torch.testing.assert_close(
-        block_sparse_attention(q, k, v, LENGTHS, random_layout(False), BLOCK), y
+        block_sparse_attention(q, k, v, LENGTHS, layout=random_layout(False), block=BLOCK), y
     )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_lower_precision(dtype, tolerance):
     q, k, v = inputs(dtype=dtype)
-    y = block_sparse_attention(q, k, v, LENGTHS, random_layout(False), BLOCK)
+    y = block_sparse_attention(q, k, v, LENGTHS, layout=random_layout(False), block=BLOCK)
     wide = (x.double() for x in (q, k, v))
-    expected = block_sparse_attention(*wide, LENGTHS, random_layout(False), BLOCK)
+    expected = block_sparse_attention(*wide, LENGTHS, layout=random_layout(False), block=BLOCK)
     assert y.dtype == dtype
     torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_a_layout_of_other_blocks_is_refused():
     with pytest.raises(ValueError, match="layout has to be"):
-        block_sparse_attention(*inputs(), LENGTHS, random_layout(False)[:, :, 1:], BLOCK)
+        block_sparse_attention(
+            *inputs(), LENGTHS, layout=random_layout(False)[:, :, 1:], block=BLOCK
+        )
 
 
 def test_no_more_is_made_than_named_blocks_want():
@@ -125,7 +129,9 @@ def test_no_more_is_made_than_named_blocks_want():
     x = torch.randn(1, 2000, 1, 8, requires_grad=True)
     layout = near_blocks(125, 1)
     with Watch():
-        block_sparse_attention(x, x, x, torch.tensor([2000]), layout, 16).sum().backward()
+        block_sparse_attention(
+            x, x, x, torch.tensor([2000]), layout=layout, block=16
+        ).sum().backward()
     assert largest < 2000 * 2000 / 10
 
 

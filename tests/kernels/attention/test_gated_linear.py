@@ -81,7 +81,7 @@ def test_equals_products_of_gates(lengths, causal, block, form, monkeypatch):
     expected = written_out(*tensors, lengths, causal)
     for backend in ("reference", "torch"):
         monkeypatch.setenv("SPEECHATTN_KERNELS", backend)
-        y = gated_linear_attention(*tensors, lengths, causal)
+        y = gated_linear_attention(*tensors, lengths, causal=causal)
         torch.testing.assert_close(y, expected)
         if lengths.any():
             assert_same_gradients(y, expected, tensors)
@@ -92,7 +92,7 @@ def test_equals_products_of_gates(lengths, causal, block, form, monkeypatch):
 def test_many_blocks(causal, gate):
     """As the package runs it, no item ends on a block; gates of a new model and strong ones."""
     tensors, lengths = inputs([130, 0, 330, 64], gate=gate)
-    y = gated_linear_attention(*tensors, lengths, causal)
+    y = gated_linear_attention(*tensors, lengths, causal=causal)
     expected = reference(*tensors, lengths, causal)
     torch.testing.assert_close(y, expected)
     assert_same_gradients(y, expected, tensors)
@@ -102,7 +102,7 @@ def test_many_blocks(causal, gate):
 def test_gradcheck(causal, block, form):
     tensors, lengths = inputs([6, 5, 0])
     assert torch.autograd.gradcheck(
-        lambda *x: gated_linear_attention(*x, lengths, causal), tensors, fast_mode=True
+        lambda *x: gated_linear_attention(*x, lengths, causal=causal), tensors, fast_mode=True
     )
 
 
@@ -123,7 +123,7 @@ def test_extreme_gates(kind, causal):
             g[:, :64], g[:, 64:] = -module.SPAN / 64 + 1e-4, -module.SPAN / 64 - 1e-4
         else:
             g.zero_()
-    y = gated_linear_attention(*tensors, lengths, causal)
+    y = gated_linear_attention(*tensors, lengths, causal=causal)
     doubles = [x.detach().double().requires_grad_() for x in tensors]
     expected = reference(*doubles, lengths, causal)
     assert y.isfinite().all()
@@ -140,8 +140,9 @@ def test_gates_of_one_number_are_fixed_decay(causal):
     tensors, lengths = inputs([150, 90, 0])
     decay = torch.tensor([-0.3, -0.001])
     gates = decay.double()[:, None].expand_as(tensors[1])
-    y = gated_linear_attention(*tensors[:3], gates, lengths, causal)
-    torch.testing.assert_close(y, linear_attention(*tensors[:3], lengths, decay, causal))
+    y = gated_linear_attention(*tensors[:3], gates, lengths, causal=causal)
+    expected = linear_attention(*tensors[:3], lengths, decay=decay, causal=causal)
+    torch.testing.assert_close(y, expected)
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "both"])
@@ -149,8 +150,8 @@ def test_padding_is_not_read(causal, block, form):
     tensors, lengths = inputs([3, 10, 0])
     hidden = ~padding_mask(lengths, 10)[..., None, None]
     spoilt = [x.detach().masked_fill(hidden, math.nan).requires_grad_() for x in tensors]
-    y = gated_linear_attention(*tensors, lengths, causal)
-    z = gated_linear_attention(*spoilt, lengths, causal)
+    y = gated_linear_attention(*tensors, lengths, causal=causal)
+    z = gated_linear_attention(*spoilt, lengths, causal=causal)
     assert torch.equal(y, z) and (y.masked_select(hidden) == 0).all()
     for one, other in zip(gradients(y, tensors), gradients(z, spoilt), strict=True):
         assert torch.equal(one, other) and (one.masked_select(hidden) == 0).all()
@@ -193,7 +194,7 @@ def test_halves_and_autocast():
     tensors, lengths = inputs([300, 0, 77], dtype=torch.float, gate=0.05, dk=16, dv=16)
     exact = gated_linear_attention(*tensors, lengths)
     halves = [x.detach().bfloat16().requires_grad_() for x in tensors[:3]]
-    y = gated_linear_attention(*halves, tensors[3], lengths)
+    y = gated_linear_attention(*halves, tensors[3], causal=lengths)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), exact, atol=1.0, rtol=0.05)
     assert (y - exact).square().mean() < 1e-4 * exact.square().mean()

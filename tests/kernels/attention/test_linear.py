@@ -67,7 +67,7 @@ def test_equals_the_sum(lengths, causal, decay, block, monkeypatch):
     expected = written_out(*tensors, lengths, decay, causal)
     for backend in ("reference", "torch"):
         monkeypatch.setenv("SPEECHATTN_KERNELS", backend)
-        y = linear_attention(*tensors, lengths, decay, causal)
+        y = linear_attention(*tensors, lengths, decay=decay, causal=causal)
         torch.testing.assert_close(y, expected)
         if lengths.any():
             for one, other in zip(gradients(y, tensors), gradients(expected, tensors), strict=True):
@@ -80,7 +80,7 @@ def test_normalised(causal, block):
     tensors = [tensors[0].detach().exp(), tensors[1].detach().exp(), tensors[2].detach()]
     tensors = [x.requires_grad_() for x in tensors]
     expected = written_out(*tensors, lengths, DECAY, causal, normalise=True)
-    y = linear_attention(*tensors, lengths, DECAY, causal, normalise=True)
+    y = linear_attention(*tensors, lengths, decay=DECAY, causal=causal, normalise=True)
     torch.testing.assert_close(y, expected)
     for one, other in zip(gradients(y, tensors), gradients(expected, tensors), strict=True):
         torch.testing.assert_close(one, other)
@@ -89,8 +89,8 @@ def test_normalised(causal, block):
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "both"])
 def test_normalised_weights_sum_to_one(causal):
     (q, k, _), lengths = inputs([300, 140])
-    y = linear_attention(q.exp(), k.exp(), torch.ones(2, 300, H, 1).double(), lengths, DECAY,
-                         causal, normalise=True)  # fmt: skip
+    y = linear_attention(q.exp(), k.exp(), torch.ones(2, 300, H, 1).double(), lengths, decay=DECAY,
+                         causal=causal, normalise=True)  # fmt: skip
     real = padding_mask(lengths, 300)
     torch.testing.assert_close(y[real], torch.ones_like(y[real]))
     assert (y[~real] == 0).all()
@@ -101,7 +101,7 @@ def test_normalised_weights_sum_to_one(causal):
 def test_many_blocks(causal, decay):
     """As the package runs it, several blocks, the last not full, no item ends on a block."""
     tensors, lengths = inputs([130, 700, 0, 257, 128])
-    y = linear_attention(*tensors, lengths, decay, causal)
+    y = linear_attention(*tensors, lengths, decay=decay, causal=causal)
     expected = reference(*tensors, lengths, decay, causal)
     torch.testing.assert_close(y, expected)
     for one, other in zip(gradients(y, tensors), gradients(expected, tensors), strict=True):
@@ -112,7 +112,9 @@ def test_many_blocks(causal, decay):
 def test_gradcheck(causal, block):
     tensors, lengths = inputs([6, 5, 0])
     assert torch.autograd.gradcheck(
-        lambda *x: linear_attention(*x, lengths, DECAY, causal), tensors, fast_mode=True
+        lambda *x: linear_attention(*x, lengths, decay=DECAY, causal=causal),
+        tensors,
+        fast_mode=True,
     )
 
 
@@ -122,8 +124,8 @@ def test_padding_is_not_read(decay, causal, block):
     tensors, lengths = inputs([3, 10, 0])
     hidden = ~padding_mask(lengths, 10)[..., None, None]
     spoilt = [x.detach().masked_fill(hidden, math.nan).requires_grad_() for x in tensors]
-    y = linear_attention(*tensors, lengths, decay, causal)
-    z = linear_attention(*spoilt, lengths, decay, causal)
+    y = linear_attention(*tensors, lengths, decay=decay, causal=causal)
+    z = linear_attention(*spoilt, lengths, decay=decay, causal=causal)
     assert torch.equal(y, z) and (y.masked_select(hidden) == 0).all()
     for one, other in zip(gradients(y, tensors), gradients(z, spoilt), strict=True):
         assert torch.equal(one, other) and (one.masked_select(hidden) == 0).all()
@@ -133,10 +135,10 @@ def test_padding_is_not_read(decay, causal, block):
 def test_order_of_items_and_strides(causal, block):
     """Heads first in memory, items in any order."""
     tensors, lengths = inputs([5, 12, 0, 9])
-    y = linear_attention(*tensors, lengths, DECAY, causal)
+    y = linear_attention(*tensors, lengths, decay=DECAY, causal=causal)
     order = torch.tensor([2, 3, 1, 0])
     turned = [x[order].transpose(1, 2).contiguous().transpose(1, 2) for x in tensors]
-    z = linear_attention(*turned, lengths[order], DECAY, causal)
+    z = linear_attention(*turned, lengths[order], decay=DECAY, causal=causal)
     torch.testing.assert_close(z, y[order])
 
 
@@ -145,9 +147,9 @@ def test_decay_of_any_strength(causal):
     """Over 5,000 frames in float32: neither exp(g T) nor its inverse may show."""
     tensors, lengths = inputs([5000, 3100], dtype=torch.float, heads=4)
     decay = torch.tensor([-1e30, -60.0, -1e-2, -1e-6])
-    y = linear_attention(*tensors, lengths, decay, causal)
+    y = linear_attention(*tensors, lengths, decay=decay, causal=causal)
     doubles = [x.detach().double().requires_grad_() for x in tensors]
-    z = linear_attention(*doubles, lengths, decay, causal)
+    z = linear_attention(*doubles, lengths, decay=decay, causal=causal)
     assert y.isfinite().all()
     torch.testing.assert_close(y.double(), z, atol=1e-3, rtol=1e-4)
     own = (tensors[0] * tensors[1]).sum(-1, keepdim=True) * tensors[2]
@@ -162,12 +164,12 @@ def test_decay_of_any_strength(causal):
 def test_steps_equal_the_whole(sizes, decay, normalise, block):
     (q, k, v), _ = inputs([14, 14])
     q, k = q.detach().exp(), k.detach().exp()
-    expected = linear_attention(q, k, v, torch.tensor([14, 14]), decay, normalise=normalise)
+    expected = linear_attention(q, k, v, torch.tensor([14, 14]), decay=decay, normalise=normalise)
     state, parts, start = linear_attention_state(q, v, normalise), [], 0
     shape = state.shape
     for size in sizes:
         piece = [x[:, start : start + size] for x in (q, k, v)]
-        y, state = linear_attention_step(*piece, state, decay, normalise)
+        y, state = linear_attention_step(*piece, state, decay=decay, normalise=normalise)
         parts.append(y)
         assert y.shape[1] == size and state.shape == shape
         start += size
@@ -193,15 +195,15 @@ def test_nothing_larger_than_the_operands(causal):
         Largest() as seen,
         torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x), x)[1], lambda x: x),
     ):
-        linear_attention(*tensors, lengths, DECAY, causal).sum().backward()
+        linear_attention(*tensors, lengths, decay=DECAY, causal=causal).sum().backward()
     assert seen.numel <= tensors[0].numel()
     assert sum(x.numel() for x in kept) <= 3 * tensors[0].numel() + 100
 
 
 def test_halves():
     tensors, lengths = inputs([300, 0, 77], dtype=torch.bfloat16, dk=16, dv=16)
-    y = linear_attention(*tensors, lengths, DECAY)
-    exact = linear_attention(*(x.double() for x in tensors), lengths, DECAY)
+    y = linear_attention(*tensors, lengths, decay=DECAY)
+    exact = linear_attention(*(x.double() for x in tensors), lengths, decay=DECAY)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.double(), exact, atol=1e-2, rtol=1e-2)
     assert all(g.dtype == torch.bfloat16 for g in gradients(y, tensors))
@@ -209,9 +211,9 @@ def test_halves():
 
 def test_autocast():
     tensors, lengths = inputs([40, 33], dtype=torch.float)
-    exact = linear_attention(*tensors, lengths, DECAY)
+    exact = linear_attention(*tensors, lengths, decay=DECAY)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = linear_attention(*tensors, lengths, DECAY)
+        y = linear_attention(*tensors, lengths, decay=DECAY)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), exact, atol=0.2, rtol=0.05)
     assert all(g.dtype == torch.float for g in gradients(y, tensors))
@@ -229,7 +231,7 @@ def test_triton_gives_the_same(causal, decay, normalise, monkeypatch):
     results = []
     for backend in ("torch", "triton"):
         monkeypatch.setenv("SPEECHATTN_KERNELS", backend)
-        y = linear_attention(*tensors, lengths, decay, causal, normalise)
+        y = linear_attention(*tensors, lengths, decay=decay, causal=causal, normalise=normalise)
         results.append((y, *gradients(y, tensors)))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
@@ -239,7 +241,7 @@ def test_triton_gives_the_same(causal, decay, normalise, monkeypatch):
 @pytest.mark.parametrize("batch, frames", [(2, 0), (0, 5)])
 def test_nothing_at_all(batch, frames, causal):
     q, k, v = (torch.randn(batch, frames, H, d, requires_grad=True) for d in (DK, DK, DV))
-    y = linear_attention(q, k, v, torch.zeros(batch, dtype=torch.int64), DECAY, causal)
+    y = linear_attention(q, k, v, torch.zeros(batch, dtype=torch.int64), decay=DECAY, causal=causal)
     assert y.shape == v.shape
     y.sum().backward()
 
@@ -247,6 +249,6 @@ def test_nothing_at_all(batch, frames, causal):
 def test_decay_that_does_not_go():
     tensors, lengths = inputs([4])
     with pytest.raises(ValueError, match="each of 2 heads"):
-        linear_attention(*tensors, lengths, torch.zeros(3))
+        linear_attention(*tensors, lengths, decay=torch.zeros(3))
     with pytest.raises(ValueError, match="at most 0"):
-        linear_attention(*tensors, lengths, torch.tensor([-1.0, 0.5]))
+        linear_attention(*tensors, lengths, decay=torch.tensor([-1.0, 0.5]))

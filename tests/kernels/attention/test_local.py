@@ -12,22 +12,22 @@ from speechattn.kernels.attention.local import (
     local_attention,
     reference,
 )
-from speechattn.kernels.attention.window import Window
+from speechattn.kernels.attention.window import AttentionWindow
 from speechattn.kernels.backend import VARIABLE
 from speechattn.masks import padding_mask
 
 WINDOWS = [
-    Window(2, 2),
-    Window(3, 0),
-    Window(0, 4),
-    Window(0, 0),
-    Window.of(6, stride=6),
-    Window.of(7, stride=3),
-    Window(9, 9, stride=12),
-    Window(1, 2, dilation=4),
-    Window(50, 50),
-    Window(5, 4, stride=2, dilation=3).past(),
-    Window.of(8, stride=8).past(),
+    AttentionWindow(2, 2),
+    AttentionWindow(3, 0),
+    AttentionWindow(0, 4),
+    AttentionWindow(0, 0),
+    AttentionWindow.from_size(6, stride=6),
+    AttentionWindow.from_size(7, stride=3),
+    AttentionWindow(9, 9, stride=12),
+    AttentionWindow(1, 2, dilation=4),
+    AttentionWindow(50, 50),
+    AttentionWindow(5, 4, stride=2, dilation=3).past(),
+    AttentionWindow.from_size(8, stride=8).past(),
 ]
 LENGTHS = [[14, 0, 9, 1, 23], [0, 0]]
 
@@ -50,11 +50,11 @@ def cut(request, monkeypatch):
         monkeypatch.setattr(local_blocks, "TILE_SCORES", 20 if request.param == "rows" else 100)
     if request.param == "unread":
         for module in (local_blocks, kernel):
-            monkeypatch.setattr(module, "reads_lengths", lambda device: False)
+            monkeypatch.setattr(module, "skips_padding", lambda device: False)
 
 
-def neighbours(window: Window, i: int, frames: int) -> list[int]:
-    """Frames that frame i sees, from the words of `Window`."""
+def neighbours(window: AttentionWindow, i: int, frames: int) -> list[int]:
+    """Frames that frame i sees, from the words of `AttentionWindow`."""
     mine = [j for j in range(frames) if j % window.dilation == i % window.dilation]
     own = mine.index(i)
     members = [
@@ -68,7 +68,7 @@ def neighbours(window: Window, i: int, frames: int) -> list[int]:
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_windows(window):
     i = torch.arange(30)
-    seen = window.seen(i[:, None], i)
+    seen = window.visible(i[:, None], i)
     for query in i.tolist():
         assert i[seen[query]].tolist() == neighbours(window, query, 30)
         assert seen[query, query]
@@ -80,45 +80,47 @@ def test_windows(window):
 @pytest.mark.parametrize(
     "window, query, seen",
     [
-        (Window.of(3), 5, [4, 5, 6]),
-        (Window.of(4), 5, [3, 4, 5, 6]),
-        (Window.of(3), 0, [0, 1]),  # not shifted inwards
-        (Window.of(3, dilation=2), 5, [3, 5, 7]),
-        (Window.of(4, stride=4), 6, [4, 5, 6, 7]),
-        (Window.of(4, stride=2), 4, [3, 4, 5, 6]),
-        (Window.of(4, stride=2), 5, [3, 4, 5, 6]),
-        (Window.of(5, stride=3), 3, [2, 3, 4, 5, 6]),
-        (Window.of(4, stride=4).past(), 6, [4, 5, 6]),
-        (Window.of((3, 1)), 5, [2, 3, 4, 5, 6]),
-        (Window.of((3, 1)).past(), 5, [2, 3, 4, 5]),
+        (AttentionWindow.from_size(3), 5, [4, 5, 6]),
+        (AttentionWindow.from_size(4), 5, [3, 4, 5, 6]),
+        (AttentionWindow.from_size(3), 0, [0, 1]),  # not shifted inwards
+        (AttentionWindow.from_size(3, dilation=2), 5, [3, 5, 7]),
+        (AttentionWindow.from_size(4, stride=4), 6, [4, 5, 6, 7]),
+        (AttentionWindow.from_size(4, stride=2), 4, [3, 4, 5, 6]),
+        (AttentionWindow.from_size(4, stride=2), 5, [3, 4, 5, 6]),
+        (AttentionWindow.from_size(5, stride=3), 3, [2, 3, 4, 5, 6]),
+        (AttentionWindow.from_size(4, stride=4).past(), 6, [4, 5, 6]),
+        (AttentionWindow.from_size((3, 1)), 5, [2, 3, 4, 5, 6]),
+        (AttentionWindow.from_size((3, 1)).past(), 5, [2, 3, 4, 5]),
     ],
     ids=str,
 )
 def test_windows_by_hand(window, query, seen):
     j = torch.arange(9)
-    assert j[window.seen(torch.tensor(query), j)].tolist() == seen
+    assert j[window.visible(torch.tensor(query), j)].tolist() == seen
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Window(-1, 2),
-        lambda: Window(1, 1, stride=0),
-        lambda: Window(1, 1, dilation=0),
-        lambda: Window.of(3, stride=4),
-        lambda: Window(5, 0, stride=3),
-        lambda: Window.of(0),
-        lambda: Window.of((1, 2, 3)),
+        lambda: AttentionWindow(-1, 2),
+        lambda: AttentionWindow(1, 1, stride=0),
+        lambda: AttentionWindow(1, 1, dilation=0),
+        lambda: AttentionWindow.from_size(3, stride=4),
+        lambda: AttentionWindow(5, 0, stride=3),
+        lambda: AttentionWindow.from_size(0),
+        lambda: AttentionWindow.from_size((1, 2, 3)),
     ],
 )
 def test_windows_that_cannot_be(make):
-    with pytest.raises(ValueError, match="Window"):
+    with pytest.raises(ValueError, match="AttentionWindow"):
         make()
 
 
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize(
-    "window", [Window(2, 1), Window.of(7, stride=3), Window(1, 2, 1, 4)], ids=str
+    "window",
+    [AttentionWindow(2, 1), AttentionWindow.from_size(7, stride=3), AttentionWindow(1, 2, 1, 4)],
+    ids=str,
 )
 def test_definition_by_item(window, sink):
     """Query by query over the keys it sees; neighbouring heads on the same keys."""
@@ -141,7 +143,9 @@ def both(tensors, lengths, window, sink=None, dropout=0.0, monkeypatch=None):
     found = []
     for backend in ("reference", "torch"):
         monkeypatch.setenv(VARIABLE, backend)
-        y, total = attention_and_totals(*tensors, lengths, window, dropout, sink)
+        y, total = attention_and_totals(
+            *tensors, lengths, window=window, dropout=dropout, sink=sink
+        )
         torch.manual_seed(1)
         weights = torch.randn(y.shape).to(y), torch.randn(total.shape).to(total)
         loss = (y * weights[0]).sum() + (total * weights[1]).sum()
@@ -164,7 +168,7 @@ def test_equals_definition(lengths, window, shared, sink, cut, monkeypatch):
 def test_lower_precision(dtype, tolerance, cut, monkeypatch):
     tensors, lengths = inputs([14, 0, 9, 1], shared=2, dtype=dtype)
     exact = [x.detach().double().requires_grad_() for x in tensors]
-    window = Window.of(7, stride=3)
+    window = AttentionWindow.from_size(7, stride=3)
     expected = [row[0] for row in both(exact, lengths, window, monkeypatch=monkeypatch)]
     found = [row[1] for row in both(tensors, lengths, window, monkeypatch=monkeypatch)]
     assert found[0].dtype == dtype
@@ -176,7 +180,7 @@ def test_extreme_scores(cut, monkeypatch):
     tensors, lengths = inputs([23, 5], dtype=torch.float32)
     with torch.no_grad():
         tensors[0] *= 1e4
-    for expected, found in both(tensors, lengths, Window(3, 3), monkeypatch=monkeypatch):
+    for expected, found in both(tensors, lengths, AttentionWindow(3, 3), monkeypatch=monkeypatch):
         assert found.isfinite().all()
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
@@ -185,18 +189,19 @@ def test_extreme_scores(cut, monkeypatch):
 def test_whole_window_is_softmax_attention(shared, cut):
     (q, k, v), lengths = inputs([14, 0, 9, 1], shared)
     for frames in (14, 1000):
-        y = local_attention(q, k, v, lengths, Window(frames, frames))
+        y = local_attention(q, k, v, lengths, window=AttentionWindow(frames, frames))
         torch.testing.assert_close(y, attention(q, k, v, lengths, query_lengths=lengths))
 
 
 def test_very_low_sink_is_none(cut):
     (q, k, v), lengths = inputs([14, 3])
-    window = Window(3, 1)
-    expected = local_attention(q, k, v, lengths, window)
-    y = local_attention(q, k, v, lengths, window, sink=torch.full((4,), -100.0))
+    window = AttentionWindow(3, 1)
+    expected = local_attention(q, k, v, lengths, window=window)
+    y = local_attention(q, k, v, lengths, window=window, sink=torch.full((4,), -100.0))
     torch.testing.assert_close(y, expected)
     assert (
-        local_attention(q, k, v, lengths, window, sink=torch.full((4,), 100.0)).abs().max() < 1e-30
+        local_attention(q, k, v, lengths, window=window, sink=torch.full((4,), 100.0)).abs().max()
+        < 1e-30
     )
 
 
@@ -205,7 +210,7 @@ def test_very_low_sink_is_none(cut):
 def test_steps_equal_the_whole(window, sizes):
     """Of what the next frame may see alone, which begins anywhere in a group."""
     (q, k, v), lengths = inputs([23, 23], shared=2)
-    whole = local_attention(q, k, v, lengths, window)
+    whole = local_attention(q, k, v, lengths, window=window)
     done, parts = 0, []
     for size in sizes:
         first = max(done - window.reach, 0)
@@ -213,7 +218,7 @@ def test_steps_equal_the_whole(window, sizes):
         keys = torch.full((2,), done + size - first)
         parts.append(
             local_attention(
-                q[:, done : done + size], k[:, seen], v[:, seen], keys, window, start=first
+                q[:, done : done + size], k[:, seen], v[:, seen], keys, window=window, start=first
             )
         )
         done += size
@@ -225,8 +230,10 @@ def test_many_last_queries(window, monkeypatch):
     """A few at a time, which see to the right, too; items that end before the last key."""
     monkeypatch.setattr(kernel, "_STEP", 4)
     (q, k, v), lengths = inputs([23, 19, 6])
-    whole = local_attention(q, k, v, lengths, window)
-    torch.testing.assert_close(local_attention(q[:, 9:], k, v, lengths, window), whole[:, 9:])
+    whole = local_attention(q, k, v, lengths, window=window)
+    torch.testing.assert_close(
+        local_attention(q[:, 9:], k, v, lengths, window=window), whole[:, 9:]
+    )
 
 
 def test_dropout_is_the_same_backwards(cut):
@@ -235,9 +242,13 @@ def test_dropout_is_the_same_backwards(cut):
 
     def seeded(*x):
         torch.manual_seed(3)
-        return attention_and_totals(*x[:3], lengths, Window.of(5, stride=2), 0.4, x[3])
+        return attention_and_totals(
+            *x[:3], lengths, window=AttentionWindow.from_size(5, stride=2), dropout=0.4, sink=x[3]
+        )
 
-    plain = attention_and_totals(q, k, v, lengths, Window.of(5, stride=2), 0.0, sink)
+    plain = attention_and_totals(
+        q, k, v, lengths, window=AttentionWindow.from_size(5, stride=2), dropout=0.0, sink=sink
+    )
     assert (seeded(q, k, v, sink)[0] - plain[0]).abs().max() > 0.1
     torch.testing.assert_close(seeded(q, k, v, sink)[1], plain[1])
     assert torch.autograd.gradcheck(seeded, (q, k, v, sink), fast_mode=True)
@@ -249,12 +260,14 @@ def test_dropout_rate(backend, monkeypatch):
     frames = 60
     (q, k, _), lengths = inputs([frames], heads=2, depth=frames)
     v = torch.eye(frames, dtype=torch.double)[None, :, None].expand(1, frames, 2, frames)
-    window = Window(20, 20)
-    y = local_attention(q, k, v, lengths, window, dropout=0.25)[0].transpose(0, 1)  # (H, i, j)
+    window = AttentionWindow(20, 20)
+    y = local_attention(q, k, v, lengths, window=window, dropout=0.25)[0].transpose(
+        0, 1
+    )  # (H, i, j)
     i = torch.arange(frames)
-    seen = window.seen(i[:, None], i)
+    seen = window.visible(i[:, None], i)
     assert (y[:, seen] == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
-    expected = local_attention(q, k, v, lengths, window)[0].transpose(0, 1)[:, seen]
+    expected = local_attention(q, k, v, lengths, window=window)[0].transpose(0, 1)[:, seen]
     kept = y[:, seen] != 0
     torch.testing.assert_close(y[:, seen][kept], expected[kept] / 0.75, rtol=1e-4, atol=0.0)
 
@@ -262,7 +275,7 @@ def test_dropout_rate(backend, monkeypatch):
 def test_autocast():
     (q, k, v), lengths = inputs([14, 3], dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        y = local_attention(q, k, v, lengths, Window(2, 2))
+        y = local_attention(q, k, v, lengths, window=AttentionWindow(2, 2))
         y.sum().backward()
     assert y.dtype == torch.bfloat16 and q.grad.dtype == torch.float32
 
@@ -273,7 +286,7 @@ def test_padding_changes_nothing(cut):
         x.detach().masked_fill(~padding_mask(lengths)[..., None, None], 1e4).requires_grad_()
         for x in tensors
     ]
-    y = [local_attention(*x, lengths, Window(3, 2)) for x in (tensors, other)]
+    y = [local_attention(*x, lengths, window=AttentionWindow(3, 2)) for x in (tensors, other)]
     assert torch.equal(*y) and (y[0][~padding_mask(lengths)] == 0).all()
     for grad in torch.autograd.grad(y[1].square().sum(), other):
         assert (grad[~padding_mask(lengths)] == 0).all()
@@ -293,11 +306,11 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize(
     "window, dropout",
     [
-        (Window.of(128), 0.1),
-        (Window.of(20, 20), 0.0),
-        (Window.of(64, dilation=8), 0.0),
-        (Window.of(1000, stride=1000), 0.0),
-        (Window(4000, 4000), 0.0),
+        (AttentionWindow.from_size(128), 0.1),
+        (AttentionWindow.from_size(20, 20), 0.0),
+        (AttentionWindow.from_size(64, dilation=8), 0.0),
+        (AttentionWindow.from_size(1000, stride=1000), 0.0),
+        (AttentionWindow(4000, 4000), 0.0),
     ],
     ids=str,
 )
@@ -306,11 +319,11 @@ def test_no_tensor_of_all_scores(window, dropout):
     frames = 1500
     tensors, lengths = inputs([frames, 300], heads=2, depth=2, dtype=torch.float32)
     with Largest() as seen:
-        local_attention(*tensors, lengths, window, dropout).sum().backward()
+        local_attention(*tensors, lengths, window=window, dropout=dropout).sum().backward()
     assert seen.numel < frames * frames / 4
 
 
 def test_heads_that_do_not_go_together():
     (q, k, v), lengths = inputs([5])
     with pytest.raises(ValueError, match="3 heads of keys do not divide 4"):
-        local_attention(q, k[:, :, :3], v[:, :, :3], lengths, Window(1, 1))
+        local_attention(q, k[:, :, :3], v[:, :, :3], lengths, window=AttentionWindow(1, 1))

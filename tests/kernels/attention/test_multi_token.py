@@ -58,7 +58,7 @@ def test_the_definition(causal, queries, keys, backend, monkeypatch):
     monkeypatch.setattr(tiles, "_SMALLEST", 4)
     monkeypatch.setattr(tiles, "_LARGEST", 4)
     q, k, v, filters, mix = inputs(queries, keys)
-    y = multi_token_attention(q, k, v, LENGTHS, filters, mix, causal)
+    y = multi_token_attention(q, k, v, LENGTHS, filters=filters, mix=mix, causal=causal)
     for b, n in enumerate(LENGTHS.tolist()):
         expected = by_loops(q[b], k[b], v[b], filters, mix, n, causal)
         torch.testing.assert_close(y[b, :n], expected)
@@ -74,7 +74,7 @@ def test_gradients_by_tiles(causal, monkeypatch):
     for backend in ("reference", "torch"):
         monkeypatch.setenv(VARIABLE, backend)
         q, k, v, filters, mix = given
-        y = multi_token_attention(q, k, v, LENGTHS, filters, mix, causal)
+        y = multi_token_attention(q, k, v, LENGTHS, filters=filters, mix=mix, causal=causal)
         found.append(torch.autograd.grad(y.square().sum(), given))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
@@ -97,5 +97,7 @@ def test_no_tensor_of_all_pairs():
     q = torch.randn(1, 1200, 2, 4, requires_grad=True)
     filters, mix = torch.randn(2, 2, 3), torch.eye(2)[None]
     with Watch():
-        multi_token_attention(q, q, q, torch.tensor([1200]), filters, mix).sum().backward()
+        multi_token_attention(
+            q, q, q, torch.tensor([1200]), filters=filters, mix=mix
+        ).sum().backward()
     assert largest < 2 * 1200 * 1200 / 4

@@ -109,14 +109,14 @@ def test_padding_beyond_the_longest_item(cut):
 
 def test_padding_takes_no_part(cut):
     tensors, lengths = inputs([12, 0, 5])
-    before = relative_attention(*tensors, lengths)
+    before = relative_attention(*tensors, lengths=lengths)
     gradients = torch.autograd.grad(before.sum(), tensors)
     for g in gradients[:3]:
         assert g[1].abs().max() == 0 and g[2, 5:].abs().max() == 0
     with torch.no_grad():
         for x in tensors[:3]:
             x[1], x[2, 5:] = 1e3, -1e3
-    assert torch.allclose(relative_attention(*tensors, lengths), before, atol=1e-12)
+    assert torch.allclose(relative_attention(*tensors, lengths=lengths), before, atol=1e-12)
     assert before[1].abs().max() == 0 and before[2, 5:].abs().max() == 0
 
 
@@ -213,7 +213,7 @@ def test_dropout_rate(frames):
 
 def test_everything_dropped():
     tensors, lengths = inputs([5])
-    y = relative_attention(*tensors, lengths, dropout=1.0)
+    y = relative_attention(*tensors, lengths=lengths, dropout=1.0)
     assert y.abs().max() == 0
     y.sum().backward()
 
@@ -221,11 +221,11 @@ def test_everything_dropped():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype, cut):
     tensors, lengths = inputs([20, 0, 13], depth=8, dtype=torch.float32)
-    exact = relative_attention(*tensors, lengths)
+    exact = relative_attention(*tensors, lengths=lengths)
     weight = torch.randn_like(exact)
     expected = torch.autograd.grad((exact * weight).sum(), tensors)
     with torch.autocast("cpu", dtype=dtype):
-        y = relative_attention(*tensors, lengths)
+        y = relative_attention(*tensors, lengths=lengths)
         gradients = torch.autograd.grad((y.float() * weight).sum(), tensors)
     assert y.dtype == dtype
     assert (y.float() - exact).abs().max() < 0.05
@@ -237,7 +237,7 @@ def test_autocast(dtype, cut):
 def test_autocast_leaves_float64(cut):
     tensors, lengths = inputs([4])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert relative_attention(*tensors, lengths).dtype == torch.double
+        assert relative_attention(*tensors, lengths=lengths).dtype == torch.double
 
 
 class Sizes(TorchDispatchMode):
@@ -292,15 +292,15 @@ def test_environment_forces_a_backend(monkeypatch):
     tensors, lengths = inputs([4])
     monkeypatch.setattr(module, "tiled", None)
     with pytest.raises(TypeError):
-        relative_attention(*tensors, lengths)
+        relative_attention(*tensors, lengths=lengths)
     monkeypatch.setenv("SPEECHATTN_KERNELS", "reference")
-    relative_attention(*tensors, lengths)
+    relative_attention(*tensors, lengths=lengths)
 
 
 def test_wrong_number_of_distances():
     (q, k, v, p, u, w), lengths = inputs([4])
     with pytest.raises(ValueError, match="2T-1"):
-        relative_attention(q, k, v, p[:-1], u, w, lengths)
+        relative_attention(q, k, v, p[:-1], u, w, lengths=lengths)
 
 
 @pytest.mark.parametrize("queries", [1, 3, 6])

@@ -1,9 +1,9 @@
-"""Lists of the blocks that a layout names, made and read on the device.
+"""Lists of the blocks in a layout, made and read on the device.
 
-A row's list lies where the row lies in the layout, and is written as far as the row names
-something: a tighter store would have to wait for the device to say how much that is.
+A row's list has the place of the row in the layout, and is filled from its start: a tighter storage
+would have to wait for the device to count.
 
-Legend: see `speechattn.kernels.attention.triton`; L items of a layout, one or all of a batch.
+Legend: see `speechattn.kernels.attention.triton`; L is B for a layout of each item, else 1.
 """
 
 import torch
@@ -12,15 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 
-def named(layout: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns that each row of a layout names, in their order.
+def block_lists(layout: Tensor) -> tuple[Tensor, Tensor]:
+    """List the columns of each row of a layout, in their order.
 
     Args:
         layout: (L, H, rows, columns) bool.
 
     Returns:
-        (L, H, rows, columns), int16 where that is enough, as far as written; (L, H, rows) int32,
-        how far.
+        (L, H, rows, columns), int16 where that is enough; and their counts, (L, H, rows) int32.
     """
     rows, columns = layout.shape[2:]
     dtype = torch.int16 if columns < 1 << 15 else torch.int32
@@ -35,7 +34,7 @@ def named(layout: Tensor) -> tuple[Tensor, Tensor]:
 
 @triton.jit
 def _write(layout, lists, counts, columns, BLOCK: tl.constexpr):
-    """The list of a row and its count."""
+    """Write the list of a row and its count."""
     row = tl.program_id(0).to(tl.int64)
     done = tl.zeros((), tl.int32)
     for start in range(0, columns, BLOCK):
@@ -51,7 +50,7 @@ def _write(layout, lists, counts, columns, BLOCK: tl.constexpr):
 
 @triton.jit
 def before(line, count, limit):
-    """How many of the `count` numbers of a list, which rise, are below a limit."""
+    """Count the numbers below a limit in a rising list of `count` numbers."""
     low = tl.zeros((), tl.int32)
     high = count
     while low < high:
@@ -64,7 +63,7 @@ def before(line, count, limit):
 
 @triton.jit
 def line_of(lists, counts, b, h, heads, row, rows, columns, EACH: tl.constexpr):
-    """Where the list of a row of a head of an item begins, and how many it names."""
+    """Return the address of the list of a row of head h, item b, and its count."""
     if EACH:
         h += b * heads
     place = tl.cast(h, tl.int64) * rows + row
@@ -73,6 +72,6 @@ def line_of(lists, counts, b, h, heads, row, rows, columns, EACH: tl.constexpr):
 
 @triton.jit
 def collected(line, place, end, block):
-    """Frames that stand at these places of the blocks of a list; -1 from `end` on."""
+    """Return the frames at these places of the blocks of a list; -1 from `end` on."""
     at = tl.load(line + place // block, mask=place < end, other=0).to(tl.int32)
     return tl.where(place < end, at * block + place % block, -1)

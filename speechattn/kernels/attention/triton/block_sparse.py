@@ -1,12 +1,9 @@
 """Softmax attention over chosen blocks of keys for GPUs.
 
-FlashAttention-2 (2307.08691, section 3.1) over lists: for each block of queries, the blocks of keys
-that the layout names, and on the way back for each block of keys, the blocks of queries that name
-it. A program goes along one list, with a tile of keys (or queries) collected from as many blocks as
-fill it, so that blocks of 16 frames still make whole products.
-
-Legend: see `speechattn.kernels.attention.triton` and `block_sparse_attention`; L is B for
-a layout of each item, else 1.
+FlashAttention-2 (2307.08691, section 3.1) over lists: for each block of queries its blocks of keys,
+and backwards for each block of keys its blocks of queries. A program goes along one list, with
+tiles of keys (or queries) gathered from as many blocks as fill them, so that blocks of 16 frames
+still make whole products.
 """
 
 import math
@@ -18,18 +15,17 @@ import triton.language as tl
 from torch import Tensor
 
 from speechattn.kernels.attention.dropout import draw_seed
-from speechattn.kernels.attention.triton.block_lists import before, collected, line_of, named
+from speechattn.kernels.attention.triton.block_lists import before, block_lists, collected, line_of
 from speechattn.kernels.attention.triton.common import (
     INFINITY,
     LOG2E,
     bucket,
-    inside,
-    kept,
+    dropout_factor,
     load,
     padded,
-    places,
     precision,
     product,
+    store_until,
     tuned,
 )
 
@@ -45,24 +41,9 @@ def block_sparse_attention(
     dropout: float = 0.0,
     query_lengths: Tensor | None = None,
 ) -> Tensor:
-    """See `speechattn.kernels.attention.block_sparse.block_sparse_attention`.
+    """Compute `speechattn.kernels.attention.block_sparse.block_sparse_attention`.
 
-    Args:
-        q: (B, T, H, Dh).
-        k: (B, S, Hkv, Dh).
-        v: (B, S, Hkv, Dh).
-        lengths: (B,) int64, real keys.
-        layout: (H, Tb, Sb) or (B, H, Tb, Sb) bool.
-        block: g.
-        causal: a query sees no key after its own.
-        dropout: of the weights, in [0, 1]. The draw is not the one of the torch path.
-        query_lengths: (B,) int64, real queries; all T where left out.
-
-    Returns:
-        (B, T, H, Dh), zero for queries that are not real and for those that see no key.
-
-    Raises:
-        ValueError: float64.
+    With another dropout; the output is zero for queries that are not real.
     """
     if q.dtype == torch.float64:
         raise ValueError("the Triton kernel of block_sparse_attention takes float32 and halves, "
@@ -70,7 +51,7 @@ def block_sparse_attention(
     if query_lengths is None:
         query_lengths = torch.full_like(lengths, q.shape[1])
     if layout.dim() == 3:
-        layout = layout[None]  # (L, H, Tb, Sb)
+        layout = layout[None]  # (L, H, Eq, Ek)
     seed = draw_seed() if dropout > 0 else 0
     return _Attention.apply(q, k, v, lengths, query_lengths, layout, block, causal, dropout, seed)
 
@@ -87,7 +68,7 @@ class _Attention(torch.autograd.Function):
             shared = _shared(q, k, layout, *ctx.settings)
             grid = partial(_grid, queries, block, "BLOCK_M", heads, batch)
             with torch.cuda.device_of(q):  # Triton launches on the current one
-                lists, counts = named(layout)
+                lists, counts = block_lists(layout)
                 _forward[grid](q, k, v, lengths, query_lengths, lists, counts, out, lse, **shared)
         ctx.save_for_backward(q, k, v, lengths, query_lengths, layout, out, lse)
         return out
@@ -104,22 +85,22 @@ class _Attention(torch.autograd.Function):
             shared = _shared(q, k, layout, *ctx.settings)
             block = ctx.settings[0]
             delta = torch.empty_like(lse)
-            given = q, k, v, lengths, query_lengths, lse, delta, grad
-            # The lists are made again: they take more room than the layout.
+            inputs = q, k, v, lengths, query_lengths, lse, delta, grad
+            # The lists are made again: they take more memory than the layout.
             grid = partial(_grid, queries, block, "BLOCK_M", heads, batch)
             with torch.cuda.device_of(q):
-                _backward_queries[grid](*given, *named(layout), out, dq, **shared)
+                _backward_queries[grid](*inputs, *block_lists(layout), out, dq, **shared)
                 if keys > 0:
                     grid = partial(_grid, keys, block, "BLOCK_N", key_heads, batch)
-                    across = named(layout.transpose(2, 3))
-                    _backward_keys[grid](*given, *across, dk, dv, **shared)
+                    across = block_lists(layout.transpose(2, 3))
+                    _backward_keys[grid](*inputs, *across, dk, dv, **shared)
         return dq, dk, dv, None, None, None, None, None, None, None
 
 
 def _shared(
     q: Tensor, k: Tensor, layout: Tensor, block: int, causal: bool, dropout: float, seed: int
 ) -> dict:
-    """Arguments of all three kernels of attention."""
+    """Return the arguments of all three kernels of attention."""
     return {
         "heads": q.shape[2],
         "queries": q.shape[1],
@@ -144,7 +125,7 @@ def _shared(
 def _grid(
     frames: int, block: int, name: str, heads: int, batch: int, sizes: dict
 ) -> tuple[int, int, int]:
-    """Tiles of `sizes[name]` frames that do not reach over the ends of blocks, heads, items."""
+    """Return the grid: tiles of `sizes[name]` frames, cut at the ends of blocks, heads, items."""
     return triton.cdiv(frames, block) * triton.cdiv(block, sizes[name]), heads, batch
 
 
@@ -152,8 +133,8 @@ def _sizes(*configurations: tuple[int, int, int, int]) -> list[tuple[dict, int, 
     return [({"BLOCK_M": m, "BLOCK_N": n}, w, s) for m, n, w, s in configurations]
 
 
-# Tiles of queries and keys, warps, stages. Of queries (forwards and dq) and of keys (dk and dv) a
-# tile ends with its block, so that small ones are for small blocks.
+# Tiles of queries and keys, warps, stages. A tile of queries (forwards and dq) or keys (dk and dv)
+# ends with its block, so small ones are for small blocks.
 _FORWARD = _sizes(
     (128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 4, 3), (64, 128, 4, 3), (64, 64, 4, 3),
     (64, 32, 4, 3), (32, 128, 4, 3), (32, 64, 4, 3), (16, 128, 4, 3), (16, 64, 2, 3),
@@ -172,7 +153,7 @@ _KEY = ["length", "block", "EACH", "SHARED", "DEPTH", "CAUSAL", "DROPPED"]
 
 @triton.jit
 def _own(tile, block, frames, BLOCK: tl.constexpr):
-    """The block of a tile, the tile's frames, and one past the last frame of the block."""
+    """Return the block of a tile, the tile's frames, and one past the last frame of the block."""
     parts = tl.cdiv(block, BLOCK)
     own = tile // parts
     t = own * block + tile % parts * BLOCK + tl.arange(0, BLOCK)
@@ -181,21 +162,11 @@ def _own(tile, block, frames, BLOCK: tl.constexpr):
 
 @triton.jit
 def _visible(i, j, n, m, CAUSAL: tl.constexpr):
-    """True where query i is real and sees key j of n, for what the layout names."""
-    seen = (j >= 0) & (j < n) & (i >= 0) & (i < m)
+    """Return a mask, True where query i of m sees key j of n, within the layout."""
+    mask = (j >= 0) & (j < n) & (i >= 0) & (i < m)
     if CAUSAL:
-        seen = seen & (j <= i)
-    return seen
-
-
-@triton.jit
-def _keep(x, value, b, h, t, stop, frames, heads, DEPTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """`common.store` of frames before `stop`: beyond is another tile's."""
-    tl.store(
-        places(x, b, h, t, frames, heads, DEPTH, BLOCK_D),
-        value.to(x.dtype.element_ty),
-        mask=inside(t, stop, DEPTH, BLOCK_D),
-    )
+        mask = mask & (j <= i)
+    return mask
 
 
 @tuned(_FORWARD, _KEY)
@@ -206,7 +177,7 @@ def _forward(
     DEPTH: tl.constexpr, BLOCK_D: tl.constexpr, CAUSAL: tl.constexpr, DROPPED: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A tile of queries of a block and a head."""
+    """Compute a tile of queries of a block and a head."""
     h, b = tl.program_id(1), tl.program_id(2)
     own, i, stop = _own(tl.program_id(0), block, queries, BLOCK_M)
     n = tl.load(lengths + b).to(tl.int32)
@@ -225,23 +196,23 @@ def _forward(
             j = collected(line, start + tl.arange(0, BLOCK_N), end, block)
             key = load(k, b, h // SHARED, j, n, keys, heads // SHARED, DEPTH, BLOCK_D)
             scores = product(query, tl.trans(key), PRECISION) * (scale * LOG2E)
-            seen = _visible(i[:, None], j[None, :], n, m, CAUSAL)
-            scores = tl.where(seen, scores, -INFINITY)
+            mask = _visible(i[:, None], j[None, :], n, m, CAUSAL)
+            scores = tl.where(mask, scores, -INFINITY)
             higher = tl.maximum(top, tl.max(scores, 1))
             base = tl.where(higher == -INFINITY, 0.0, higher)  # nothing seen: no inf - inf
             weights = tl.exp2(scores - base[:, None])
             shrink = tl.exp2(top - base)
             total = total * shrink + tl.sum(weights, 1)
             if DROPPED:
-                weights *= kept(i[:, None], j[None, :], seed, drop, b, h, keys, heads)
+                weights *= dropout_factor(i[:, None], j[None, :], seed, drop, b, h, keys, heads)
             value = load(v, b, h // SHARED, j, n, keys, heads // SHARED, DEPTH, BLOCK_D)
             acc = acc * shrink[:, None]
             acc += product(weights.to(value.dtype), value, PRECISION)
             top = higher
     nothing = total == 0.0
     acc = tl.where(nothing[:, None], 0.0, acc / tl.where(nothing, 1.0, total)[:, None])
-    _keep(out, acc, b, h, i, stop, queries, heads, DEPTH, BLOCK_D)
-    # Infinity makes all weights zero on the way back.
+    store_until(out, acc, b, h, i, stop, queries, heads, DEPTH, BLOCK_D)
+    # Infinity makes all weights zero in the backward pass.
     total = tl.where(nothing, INFINITY, top + tl.log2(tl.where(nothing, 1.0, total)))
     tl.store(lse + (b * heads + h) * queries + i, total, mask=i < stop)
 
@@ -254,7 +225,7 @@ def _backward_queries(
     SHARED: tl.constexpr, DEPTH: tl.constexpr, BLOCK_D: tl.constexpr, CAUSAL: tl.constexpr,
     DROPPED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dq of a tile of queries, and `delta`, a query's output times its gradient, for the keys."""
+    """Compute dq of a tile of queries, and `delta`, output times gradient, for the keys."""
     h, b = tl.program_id(1), tl.program_id(2)
     own, i, stop = _own(tl.program_id(0), block, queries, BLOCK_M)
     n = tl.load(lengths + b).to(tl.int32)
@@ -278,14 +249,14 @@ def _backward_queries(
             key = load(k, b, h // SHARED, j, n, keys, heads // SHARED, DEPTH, BLOCK_D)
             value = load(v, b, h // SHARED, j, n, keys, heads // SHARED, DEPTH, BLOCK_D)
             scores = product(query, tl.trans(key), PRECISION) * (scale * LOG2E)
-            seen = _visible(i[:, None], j[None, :], n, m, CAUSAL)
-            weights = tl.exp2(tl.where(seen, scores, -INFINITY) - norm[:, None])
+            mask = _visible(i[:, None], j[None, :], n, m, CAUSAL)
+            weights = tl.exp2(tl.where(mask, scores, -INFINITY) - norm[:, None])
             dweights = product(grad, tl.trans(value), PRECISION)
             if DROPPED:
-                dweights *= kept(i[:, None], j[None, :], seed, drop, b, h, keys, heads)
+                dweights *= dropout_factor(i[:, None], j[None, :], seed, drop, b, h, keys, heads)
             dscores = weights * (dweights - mean[:, None])
             acc += product(dscores.to(key.dtype), key, PRECISION)
-    _keep(dq, acc * scale, b, h, i, stop, queries, heads, DEPTH, BLOCK_D)
+    store_until(dq, acc * scale, b, h, i, stop, queries, heads, DEPTH, BLOCK_D)
 
 
 @tuned(_KEYS, _KEY)
@@ -296,9 +267,9 @@ def _backward_keys(
     DEPTH: tl.constexpr, BLOCK_D: tl.constexpr, CAUSAL: tl.constexpr, DROPPED: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of a tile of keys, over all heads of queries that share them. Scores are (N, M).
+    """Compute dk and dv of a tile of keys, over the heads that share them. Scores are (N, M).
 
-    Here the lists are those of blocks of queries that see a block of keys.
+    The lists are of the blocks of queries that see a block of keys.
     """
     kh, b = tl.program_id(1), tl.program_id(2)
     own, j, stop = _own(tl.program_id(0), block, keys, BLOCK_N)
@@ -324,16 +295,16 @@ def _backward_keys(
                 norm = tl.load(lse + row, mask=real, other=INFINITY)
                 mean = tl.load(delta + row, mask=real, other=0.0)
                 scores = product(key, tl.trans(query), PRECISION) * (scale * LOG2E)
-                seen = _visible(i[None, :], j[:, None], n, m, CAUSAL)
-                weights = tl.exp2(tl.where(seen, scores, -INFINITY) - norm[None, :])
+                mask = _visible(i[None, :], j[:, None], n, m, CAUSAL)
+                weights = tl.exp2(tl.where(mask, scores, -INFINITY) - norm[None, :])
                 dweights = product(value, tl.trans(grad), PRECISION)
-                given = weights
+                used = weights
                 if DROPPED:
-                    keep = kept(i[None, :], j[:, None], seed, drop, b, h, keys, heads)
-                    given = weights * keep
+                    keep = dropout_factor(i[None, :], j[:, None], seed, drop, b, h, keys, heads)
+                    used = weights * keep
                     dweights *= keep
-                dvalue += product(given.to(grad.dtype), grad, PRECISION)
+                dvalue += product(used.to(grad.dtype), grad, PRECISION)
                 dscores = weights * (dweights - mean[None, :])
                 dkey += product(dscores.to(query.dtype), query, PRECISION)
-    _keep(dk, dkey * scale, b, kh, j, stop, keys, heads // SHARED, DEPTH, BLOCK_D)
-    _keep(dv, dvalue, b, kh, j, stop, keys, heads // SHARED, DEPTH, BLOCK_D)
+    store_until(dk, dkey * scale, b, kh, j, stop, keys, heads // SHARED, DEPTH, BLOCK_D)
+    store_until(dv, dvalue, b, kh, j, stop, keys, heads // SHARED, DEPTH, BLOCK_D)

@@ -1,7 +1,4 @@
-"""What the Triton kernels share: tuning, what a query sees, tiles in memory, dropout.
-
-Legend: see `speechattn.kernels.attention.triton`.
-"""
+"""Common parts of the Triton kernels: tuning, visible keys, tiles in memory, dropout."""
 
 import os
 from dataclasses import dataclass
@@ -21,19 +18,18 @@ INFINITY = tl.constexpr(float("inf"))
 
 
 @dataclass(frozen=True)
-class Span:
-    """What a query sees besides the length: i sees j where, with begin = i // size * size,
+class KeyRange:
+    """The keys that a query sees, within the length: i sees j where, with begin = i // size * size,
 
         begin - left <= j < begin + size + right.
 
-    Chunks have nothing to the right, a sliding window has size 1, causal is size 1 and no bound to
-    the left.
+    Chunks have a right of 0, a sliding window has size 1, causal is size 1 without a left bound.
 
     Attributes:
-        size: frames a chunk.
+        size: frames of a chunk.
         left: frames before the chunk; None for all.
         right: frames after the chunk; None for all.
-        causal: what comes after the query is not seen, wherever its chunk ends.
+        causal: nothing after the query is seen, wherever its chunk ends.
     """
 
     size: int = 1
@@ -42,11 +38,13 @@ class Span:
     causal: bool = False
 
     @classmethod
-    def of(cls, chunks: Chunks | None = None, window: tuple[int, int] | None = None) -> "Span":
-        """From chunks, or from the frames to the left and right of each that it sees.
+    def make(
+        cls, chunks: Chunks | None = None, window: tuple[int, int] | None = None
+    ) -> "KeyRange":
+        """Make the range of chunks, or of a window of so many frames to the left and right.
 
         Raises:
-            ValueError: both, or a window of less than no frames.
+            ValueError: both are given, or a window is negative.
         """
         if chunks is not None and window is not None:
             raise ValueError("attention takes chunks or a window, not both")
@@ -60,13 +58,13 @@ class Span:
 
     @property
     def reach(self) -> int | None:
-        """Frames that a chunk sees; None where they have no bound."""
+        """Return the number of frames that a chunk sees; None for all."""
         if self.left is None or self.right is None:
             return None
         return self.left + self.size + self.right
 
     def arguments(self) -> dict[str, int | bool]:
-        """As the kernels take it."""
+        """Return the kernels' arguments."""
         return {
             "size": self.size,
             "left": self.left or 0,
@@ -77,14 +75,14 @@ class Span:
 
 
 def tuned(configurations: list[tuple[dict, int, int]], key: list[str], reset: tuple = ()):
-    """Decorate a kernel: the fastest configuration for each key, found on first use.
+    """Decorate a kernel to use the fastest configuration for each key, found on first use.
 
     The interpreter takes the smallest tiles, uneven ones where the kernel allows it.
 
     Args:
         configurations: tile sizes, warps, stages of the loads' pipeline.
-        key: arguments that decide.
-        reset: arguments that a kernel leaves in part as they were, and that have to be zero.
+        key: arguments that the choice depends on.
+        reset: arguments that a kernel writes in part, and that have to be zero before.
     """
     if INTERPRETED:
         names = configurations[0][0]
@@ -95,59 +93,59 @@ def tuned(configurations: list[tuple[dict, int, int]], key: list[str], reset: tu
 
 
 def tiles(rows: int, name: str, heads: int, batch: int, sizes: dict) -> tuple[int, int, int]:
-    """The grid of a kernel: tiles of `sizes[name]` rows, heads, items."""
+    """Return the grid of a kernel: tiles of `sizes[name]` rows, heads, items."""
     return triton.cdiv(rows, sizes[name]), heads, batch
 
 
 def bucket(frames: int) -> int:
-    """Lengths that share a tuning."""
+    """Round a length up to one that shares its tuning."""
     return triton.next_power_of_2(max(frames, 1))
 
 
 def padded(depth: int) -> int:
-    """The width of a head as a product of tensor cores takes it."""
+    """Round the width of a head up to one of tensor cores."""
     return max(triton.next_power_of_2(depth), 16)
 
 
 def precision() -> str:
-    """How to multiply float32: as torch's own products may, or three products that lose nothing.
+    """Return the precision of float32 products: TF32 where torch allows it, else three of them.
 
-    Half inputs don't look at it.
+    Half inputs ignore it.
     """
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 @triton.jit
 def product(a, b, PRECISION: tl.constexpr):
-    """a b, added up in float32."""
-    if _INTERPRETED:  # which multiplies bfloat16 as if its bits were a number
+    """Multiply a b, summed in float32."""
+    if _INTERPRETED:  # the interpreter multiplies the bits of bfloat16 as numbers
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision=PRECISION)
 
 
 @triton.jit
-def sees(
+def visible(
     i, j, n, size, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     CAUSAL: tl.constexpr = False,
 ):  # fmt: skip
-    """True where queries i (M, 1) see keys j (1, N) of an item of n frames; see `Span`."""
-    seen = (j < n) & (i >= 0)
+    """Return a mask, True where queries i (M, 1) see keys j (1, N) of n frames; see `KeyRange`."""
+    mask = (j < n) & (i >= 0)
     begin = i // size * size
     if HAS_RIGHT:
-        seen = seen & (j < begin + size + right)
+        mask = mask & (j < begin + size + right)
     if HAS_LEFT:
-        seen = seen & (j >= begin - left)
+        mask = mask & (j >= begin - left)
     if CAUSAL:
-        seen = seen & (j <= i)
-    return seen
+        mask = mask & (j <= i)
+    return mask
 
 
 @triton.jit
-def keys_seen(
+def visible_keys(
     start, stop, n, size, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     CAUSAL: tl.constexpr = False,
 ):  # fmt: skip
-    """The first key that any of the queries from `start` to `stop` sees, and one past the last."""
+    """Return the range of keys that any of the queries from `start` to `stop` sees."""
     first, last = 0, n
     if HAS_LEFT:
         first = tl.maximum(start // size * size - left, 0)
@@ -163,7 +161,7 @@ def queries_seeing(
     start, stop, m, size, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     CAUSAL: tl.constexpr = False,
 ):  # fmt: skip
-    """The first of m queries that sees a key from `start` to `stop`, and one past the last."""
+    """Return the range of queries, of m, that see any of the keys from `start` to `stop`."""
     first, last = 0, m
     if HAS_RIGHT:
         first = tl.maximum(start - right, 0) // size * size
@@ -176,22 +174,22 @@ def queries_seeing(
 
 @triton.jit
 def places(x, b, h, t, frames, heads, DEPTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Addresses (rows, BLOCK_D) of frames t of a head of an item of x (B, frames, heads, DEPTH)."""
+    """Return addresses (rows, BLOCK_D) of frames t of head h, item b of x (B, T, H, Dh)."""
     d = tl.arange(0, BLOCK_D)
-    item = (tl.cast(b, tl.int64) * frames * heads + h) * DEPTH  # 32 bits would do for an item only
+    item = (tl.cast(b, tl.int64) * frames * heads + h) * DEPTH  # 64 bits for large batches
     return x + item + t[:, None] * (heads * DEPTH) + d[None, :]
 
 
 @triton.jit
 def inside(t, n, DEPTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """True (rows, BLOCK_D) within 0 <= t < n and the width of a head."""
+    """Return a mask (rows, BLOCK_D), True within 0 <= t < n and the width of a head."""
     d = tl.arange(0, BLOCK_D)
     return ((t >= 0) & (t < n))[:, None] & (d < DEPTH)[None, :]
 
 
 @triton.jit
 def load(x, b, h, t, n, frames, heads, DEPTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Frames t of a head of an item, (rows, BLOCK_D); zero from n on."""
+    """Load frames t of head h, item b, (rows, BLOCK_D); zero from n on."""
     return tl.load(
         places(x, b, h, t, frames, heads, DEPTH, BLOCK_D),
         mask=inside(t, n, DEPTH, BLOCK_D),
@@ -201,20 +199,28 @@ def load(x, b, h, t, n, frames, heads, DEPTH: tl.constexpr, BLOCK_D: tl.constexp
 
 @triton.jit
 def store(x, value, b, h, t, frames, heads, DEPTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """What `load` loads, all frames of the tensor."""
+    """Store frames t of head h, item b."""
+    store_until(x, value, b, h, t, frames, frames, heads, DEPTH, BLOCK_D)
+
+
+@triton.jit
+def store_until(
+    x, value, b, h, t, n, frames, heads, DEPTH: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    """Store frames t below n of head h, item b."""
     tl.store(
         places(x, b, h, t, frames, heads, DEPTH, BLOCK_D),
         value.to(x.dtype.element_ty),
-        mask=inside(t, frames, DEPTH, BLOCK_D),
+        mask=inside(t, n, DEPTH, BLOCK_D),
     )
 
 
 @triton.jit
-def kept(i, j, seed, drop, b, h, frames, heads):
-    """What to multiply the weights of queries i and keys j by: 0 or 1 / (1 - drop).
+def dropout_factor(i, j, seed, drop, b, h, frames, heads):
+    """Return the factors of the weights of queries i and keys j: 0 or 1 / (1 - drop).
 
-    By position and not by order, so that it is the same backwards, whatever the tiles. Each head of
-    each item has a generator (Philox) of its own, so 32 bits are enough to count.
+    They depend on the position, not on the order, so that they are the same backwards, whatever the
+    tiles. Each head of each item has a generator (Philox) of its own: 32 bits are enough to count.
     """
     draws = tl.rand(seed + b * heads + h, i * frames + j)
     return tl.where(draws >= drop, 1.0 / (1.0 - drop), 0.0)

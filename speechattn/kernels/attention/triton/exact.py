@@ -1,11 +1,9 @@
 """Exact softmax attention for GPUs (FlashAttention-2, 2307.08691, sections 3.1 and 3.2).
 
 A program takes a tile of queries and goes through the keys that they see, with the largest score
-and the sum of weights so far; what it keeps for the way back is the log-sum-exp of each query. The
-way back computes the weights again, once by queries (dq) and once by keys (dk, dv), which costs two
-products more than adding up dq with atomics, and gives the same numbers every time.
-
-Legend: see `speechattn.kernels.attention.triton`; Tq queries, Tk keys, Hkv heads of keys.
+and the sum of weights so far; it stores the log-sum-exp of each query. The backward pass computes
+the weights again, once by queries (dq) and once by keys (dk, dv), which costs two products more
+than adding up dq with atomics, and gives the same numbers every time.
 """
 
 import math
@@ -20,19 +18,19 @@ from speechattn.kernels.attention.dropout import draw_seed
 from speechattn.kernels.attention.triton.common import (
     INFINITY,
     LOG2E,
-    Span,
+    KeyRange,
     bucket,
-    kept,
-    keys_seen,
+    dropout_factor,
     load,
     padded,
     precision,
     product,
     queries_seeing,
-    sees,
     store,
     tiles,
     tuned,
+    visible,
+    visible_keys,
 )
 from speechattn.masks import Chunks
 
@@ -49,28 +47,19 @@ def attention(
     sink: Tensor | None = None,
     slopes: Tensor | None = None,
 ) -> Tensor:
-    """Attention of a ragged batch; see `speechattn.kernels.attention.exact.attention`.
+    """Compute `speechattn.kernels.attention.exact.attention`; dropout draws other numbers.
 
     Args:
-        q: (B, Tq, H, Dh).
-        k: (B, Tk, Hkv, Dh).
-        v: (B, Tk, Hkv, Dh).
-        lengths: (B,) int64, real keys.
-        chunks: what a query sees, for Tq = Tk; None for all keys of its item.
-        dropout: of the attention weights, in [0, 1]. The draw is not the one of the torch path.
-        query_lengths: (B,) int64, real queries; all Tq where left out.
         window: frames that a query sees to the left and to the right of its own, in place of
             chunks; key j is at the place of query j.
-        sink: (H,) the score of one more key per head, whose value is zero: where weight goes that
-            no key deserves (gpt-oss, 2508.10925, section 2.2). Of what is called a sink in
-            2309.17453, first frames that all see, nothing is here.
-        slopes: (H,) a score falls by so much for each frame between query and key; no gradient.
+        sink: (H,) the score of one more key per head, whose value is zero (gpt-oss, 2508.10925,
+            section 2.2; not the sink of 2309.17453, which is the first frames).
 
     Returns:
         (B, Tq, H, Dh), zero for queries that are not real and for those that see no key.
 
     Raises:
-        ValueError: float64, or chunks or a window with Tq and Tk unlike.
+        ValueError: float64, or chunks or a window with Tq unlike Tk.
     """
     if (chunks is not None or window is not None) and q.shape[1] != k.shape[1]:
         raise ValueError(f"attention: chunks and windows want as many queries as keys, not "
@@ -80,20 +69,22 @@ def attention(
     seed = draw_seed() if dropout > 0 else 0
     if query_lengths is None:
         query_lengths = torch.full_like(lengths, q.shape[1])
-    span = Span.of(chunks, window)
-    return Attention.apply(q, k, v, lengths, query_lengths, sink, slopes, span, dropout, seed)[0]
+    key_range = KeyRange.make(chunks, window)
+    return Attention.apply(q, k, v, lengths, query_lengths, sink, slopes, key_range, dropout, seed)[
+        0
+    ]
 
 
 class Attention(torch.autograd.Function):
-    """The output; and (B, H, Tq), the log-sum-exp of scores to the base of 2, infinity if none."""
+    """The output, and the log-sum-exp of scores to the base of 2, (B, H, Tq), infinity if none."""
 
     @staticmethod
-    def forward(ctx, q, k, v, lengths, query_lengths, sink, slopes, span, dropout, seed):
+    def forward(ctx, q, k, v, lengths, query_lengths, sink, slopes, key_range, dropout, seed):
         ctx.set_materialize_grads(False)
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         batch, queries, heads, depth = q.shape
         slopes = None if slopes is None else slopes.float().contiguous()
-        shared = _shared(q, k, slopes, span, dropout, seed)
+        shared = _shared(q, k, slopes, key_range, dropout, seed)
         out = torch.empty_like(q)
         lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
         if out.numel() > 0:
@@ -102,7 +93,7 @@ class Attention(torch.autograd.Function):
                 _forward[grid](q, k, v, sink, lengths, query_lengths, out, lse,
                                HAS_SINK=sink is not None, **shared)  # fmt: skip
         ctx.save_for_backward(q, k, v, lengths, query_lengths, sink, slopes, out, lse)
-        ctx.settings = span, dropout, seed
+        ctx.settings = key_range, dropout, seed
         return out, lse
 
     @staticmethod
@@ -117,26 +108,26 @@ class Attention(torch.autograd.Function):
         shared = _shared(q, k, slopes, *ctx.settings)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         delta = torch.empty_like(lse)
-        given = q, k, v, lengths, query_lengths, lse, delta, grad
+        inputs = q, k, v, lengths, query_lengths, lse, delta, grad
         if q.numel() > 0:
             grid = partial(tiles, queries, "BLOCK_M", heads, batch)
-            _backward_queries[grid](*given, out, grad_lse, dq,
+            _backward_queries[grid](*inputs, out, grad_lse, dq,
                                     HAS_DLSE=grad_lse is not None, **shared)  # fmt: skip
             if keys > 0:
                 grid = partial(tiles, keys, "BLOCK_N", key_heads, batch)
-                _backward_keys[grid](*given, dk, dv, **shared)
+                _backward_keys[grid](*inputs, dk, dv, **shared)
         dsink = None
         if sink is not None:
-            # The sink's weight times what its value, zero, is above the mean: -delta.
+            # The sink's weight times its value, zero, less the mean: -delta.
             weights = torch.exp2(sink.float()[:, None] * math.log2(math.e) - lse)
             dsink = -(weights * delta).sum((0, 2)).to(sink.dtype)
         return dq, dk, dv, None, None, dsink, None, None, None, None
 
 
 def _shared(
-    q: Tensor, k: Tensor, slopes: Tensor | None, span: Span, dropout: float, seed: int
+    q: Tensor, k: Tensor, slopes: Tensor | None, key_range: KeyRange, dropout: float, seed: int
 ) -> dict:
-    """Arguments of all three kernels."""
+    """Return the arguments of all three kernels."""
     return {
         "heads": q.shape[2],
         "queries": q.shape[1],
@@ -145,15 +136,17 @@ def _shared(
         "slopes": slopes,
         "seed": seed,
         "drop": dropout,
-        "length": bucket(k.shape[1] if span.reach is None else min(k.shape[1], span.reach)),
+        "length": bucket(
+            k.shape[1] if key_range.reach is None else min(k.shape[1], key_range.reach)
+        ),
         "SHARED": q.shape[2] // k.shape[2],
         "DEPTH": q.shape[3],
         "BLOCK_D": padded(q.shape[3]),
         "HAS_SLOPES": slopes is not None,
         "DROPPED": dropout > 0,
-        "CAUSAL": span.causal,
+        "CAUSAL": key_range.causal,
         "PRECISION": precision(),
-        **span.arguments(),
+        **key_range.arguments(),
     }
 
 
@@ -161,8 +154,8 @@ def _sizes(*configurations: tuple[int, int, int, int]) -> list[tuple[dict, int, 
     return [({"BLOCK_M": m, "BLOCK_N": n}, w, s) for m, n, w, s in configurations]
 
 
-# Tiles of queries and keys, warps, stages. The large ones want Hopper's shared memory and its
-# products of 64 rows a warp group; what does not fit a GPU drops out of the tuning.
+# Tiles of queries and keys, warps, stages. The large ones need Hopper's shared memory and its
+# products of 64 rows per warp group; those that do not fit a GPU drop out of the tuning.
 _FORWARD = _sizes(
     (128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 4, 4), (128, 64, 4, 3),
     (128, 32, 4, 3), (64, 128, 4, 3), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2),
@@ -179,15 +172,15 @@ def _phases(
     start, stop, n, size, left, right, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr,
     HAS_RIGHT: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """Tiles of keys of the queries from `start` to `stop`: [a, c) and [e, f) need a mask.
+    """Cut the keys of the queries from `start` to `stop` at a, c, e and f.
 
-    All but f, which is returned last, are whole tiles.
+    [a, c) and [e, f) need a mask. All but f are multiples of a tile.
     """
-    a, f = keys_seen(start, stop, n, size, left, right, HAS_LEFT, HAS_RIGHT, CAUSAL)
+    a, f = visible_keys(start, stop, n, size, left, right, HAS_LEFT, HAS_RIGHT, CAUSAL)
     a = a // BLOCK_N * BLOCK_N
-    # What the last query sees begins last, what the first sees ends first.
-    c, _ = keys_seen(stop - 1, stop, n, size, left, right, HAS_LEFT, HAS_RIGHT, CAUSAL)
-    _, e = keys_seen(start, start + 1, n, size, left, right, HAS_LEFT, HAS_RIGHT, CAUSAL)
+    # The keys of the last query begin last, those of the first end first.
+    c, _ = visible_keys(stop - 1, stop, n, size, left, right, HAS_LEFT, HAS_RIGHT, CAUSAL)
+    _, e = visible_keys(start, start + 1, n, size, left, right, HAS_LEFT, HAS_RIGHT, CAUSAL)
     c = tl.minimum(tl.cdiv(c, BLOCK_N), tl.cdiv(f, BLOCK_N)) * BLOCK_N
     c = tl.maximum(c, a)
     e = tl.maximum(e // BLOCK_N * BLOCK_N, c)
@@ -196,7 +189,7 @@ def _phases(
 
 @triton.jit
 def _lowered(scores, i, j, slopes, h, ahead, HAS_SLOPES: tl.constexpr):
-    """Score less slope times distance, where query i stands at key i + ahead."""
+    """Subtract slope times distance from the scores; query i is at key i + ahead."""
     if HAS_SLOPES:
         scores -= tl.load(slopes + h) * LOG2E * tl.abs(i + ahead - j)
     return scores
@@ -211,7 +204,7 @@ def _forward(
     HAS_RIGHT: tl.constexpr, CAUSAL: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A tile of queries of a head."""
+    """Compute a tile of queries of a head."""
     start, h, b = tl.program_id(0) * BLOCK_M, tl.program_id(1), tl.program_id(2)
     n = tl.load(lengths + b).to(tl.int32)
     m = tl.load(query_lengths + b).to(tl.int32)
@@ -233,16 +226,16 @@ def _forward(
                 scores = _lowered(scores, i[:, None], j[None, :], slopes, h, keys - queries,
                                   HAS_SLOPES)  # fmt: skip
                 if phase != 1:
-                    seen = sees(i[:, None], j[None, :], n, size, left, right, HAS_LEFT, HAS_RIGHT,
-                                CAUSAL)  # fmt: skip
-                    scores = tl.where(seen, scores, -INFINITY)
+                    mask = visible(i[:, None], j[None, :], n, size, left, right, HAS_LEFT,
+                                   HAS_RIGHT, CAUSAL)  # fmt: skip
+                    scores = tl.where(mask, scores, -INFINITY)
                 higher = tl.maximum(top, tl.max(scores, 1))
                 base = tl.where(higher == -INFINITY, 0.0, higher)  # nothing seen: no inf - inf
                 weights = tl.exp2(scores - base[:, None])
                 shrink = tl.exp2(top - base)
                 total = total * shrink + tl.sum(weights, 1)
                 if DROPPED:
-                    weights *= kept(i[:, None], j[None, :], seed, drop, b, h, keys, heads)
+                    weights *= dropout_factor(i[:, None], j[None, :], seed, drop, b, h, keys, heads)
                 value = load(v, b, h // SHARED, j, n, keys, heads // SHARED, DEPTH, BLOCK_D)
                 acc = acc * shrink[:, None]
                 acc += product(weights.to(value.dtype), value, PRECISION)
@@ -258,7 +251,7 @@ def _forward(
     nothing = total == 0.0
     acc = tl.where(nothing[:, None], 0.0, acc / tl.where(nothing, 1.0, total)[:, None])
     store(out, acc, b, h, i, queries, heads, DEPTH, BLOCK_D)
-    # Infinity makes all weights zero on the way back.
+    # Infinity makes all weights zero in the backward pass.
     total = tl.where(nothing, INFINITY, top + tl.log2(tl.where(nothing, 1.0, total)))
     tl.store(lse + (b * heads + h) * queries + i, total, mask=i < queries)
 
@@ -272,7 +265,7 @@ def _backward_queries(
     HAS_RIGHT: tl.constexpr, CAUSAL: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dq of a tile of queries; and `delta`, output times gradient less lse's, for the keys."""
+    """Compute dq of a tile of queries, and `delta`, output times gradient less lse's, for keys."""
     start, h, b = tl.program_id(0) * BLOCK_M, tl.program_id(1), tl.program_id(2)
     n = tl.load(lengths + b).to(tl.int32)
     m = tl.load(query_lengths + b).to(tl.int32)
@@ -300,13 +293,15 @@ def _backward_queries(
                 scores = _lowered(scores, i[:, None], j[None, :], slopes, h, keys - queries,
                                   HAS_SLOPES)  # fmt: skip
                 if phase != 1:
-                    seen = sees(i[:, None], j[None, :], n, size, left, right, HAS_LEFT, HAS_RIGHT,
-                                CAUSAL)  # fmt: skip
-                    scores = tl.where(seen, scores, -INFINITY)
+                    mask = visible(i[:, None], j[None, :], n, size, left, right, HAS_LEFT,
+                                   HAS_RIGHT, CAUSAL)  # fmt: skip
+                    scores = tl.where(mask, scores, -INFINITY)
                 weights = tl.exp2(scores - norm[:, None])
                 dweights = product(grad, tl.trans(value), PRECISION)
                 if DROPPED:
-                    dweights *= kept(i[:, None], j[None, :], seed, drop, b, h, keys, heads)
+                    dweights *= dropout_factor(
+                        i[:, None], j[None, :], seed, drop, b, h, keys, heads
+                    )
                 dscores = weights * (dweights - mean[:, None])
                 acc += product(dscores.to(key.dtype), key, PRECISION)
     store(dq, acc * scale, b, h, i, queries, heads, DEPTH, BLOCK_D)
@@ -321,7 +316,7 @@ def _backward_keys(
     HAS_RIGHT: tl.constexpr, CAUSAL: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of a tile of keys, over all heads of queries that share them. Scores are (N, M)."""
+    """Compute dk and dv of a tile of keys, over the heads that share them. Scores are (N, M)."""
     first, kh, b = tl.program_id(0) * BLOCK_N, tl.program_id(1), tl.program_id(2)
     n = tl.load(lengths + b).to(tl.int32)
     m = tl.load(query_lengths + b).to(tl.int32)
@@ -345,18 +340,18 @@ def _backward_keys(
                 scores = product(key, tl.trans(query), PRECISION) * (scale * LOG2E)
                 scores = _lowered(scores, i[None, :], j[:, None], slopes, h, keys - queries,
                                   HAS_SLOPES)  # fmt: skip
-                # Also of keys that are not real, whose sums would otherwise be infinite.
-                seen = sees(i[None, :], j[:, None], n, size, left, right, HAS_LEFT, HAS_RIGHT,
-                            CAUSAL)  # fmt: skip
-                scores = tl.where(seen, scores, -INFINITY)
+                # Padding keys too, whose sums would otherwise be infinite.
+                mask = visible(i[None, :], j[:, None], n, size, left, right, HAS_LEFT, HAS_RIGHT,
+                               CAUSAL)  # fmt: skip
+                scores = tl.where(mask, scores, -INFINITY)
                 weights = tl.exp2(scores - norm[None, :])
                 dweights = product(value, tl.trans(grad), PRECISION)
-                given = weights
+                used = weights
                 if DROPPED:
-                    keep = kept(i[None, :], j[:, None], seed, drop, b, h, keys, heads)
-                    given = weights * keep
+                    keep = dropout_factor(i[None, :], j[:, None], seed, drop, b, h, keys, heads)
+                    used = weights * keep
                     dweights *= keep
-                dvalue += product(given.to(grad.dtype), grad, PRECISION)
+                dvalue += product(used.to(grad.dtype), grad, PRECISION)
                 dscores = weights * (dweights - mean[None, :])
                 dkey += product(dscores.to(query.dtype), query, PRECISION)
     store(dk, dkey * scale, b, kh, j, keys, heads // SHARED, DEPTH, BLOCK_D)

@@ -2,22 +2,11 @@
 
     y_i = sum over j <= i of exp(g (i - j)) (q_i . k_j) v_j,    g <= 0 a number per head
 
-A program goes along the blocks of a head: within a block exactly, from all blocks before through a
-running state, the (Dh, Dh) sum of k_j v_j with decay, in float32. There is no softmax, no scale and
-no normaliser; a mechanism that wants one puts it around. The paper is causal; to both sides, a
-second pass from the end adds the frames after i.
-
-The three gradients are the same sum with other operands, two of them from the end to the beginning,
-so that one kernel is all:
-
-    dq_i = sum over j <= i of exp(g (i - j)) (dy_i . v_j) k_j
-    dk_j = sum over i >= j of exp(g (i - j)) (v_j . dy_i) q_i
-    dv_j = sum over i >= j of exp(g (i - j)) (k_j . q_i) dy_i
-
-Decay is of differences of places within a block only, never of a place by itself: no exponent is
-above zero, whatever the length. g is fixed in the paper (section 4) and gets no gradient.
-
-Legend: see `speechattn.kernels.attention.triton`; Dk width of q and k, Dv width of v.
+A program goes along the blocks of a head: exactly within a block, and through a running state, the
+(Dk, Dv) sum of k_j v_j with decay, from all blocks before. The paper is causal; to both sides, a
+second pass from the end adds the frames after i. The three gradients are the same sum with other
+operands (see `speechattn.kernels.attention.linear`), so one kernel is enough. Exponents are
+differences of places within a block: none is above zero, whatever the length.
 """
 
 from functools import partial
@@ -39,7 +28,7 @@ from speechattn.kernels.attention.triton.common import (
     tuned,
 )
 
-Look = Literal["back", "ahead", "both"]
+Direction = Literal["past", "future", "both"]
 
 
 def linear_attention(
@@ -50,20 +39,7 @@ def linear_attention(
     decay: Tensor | None = None,
     causal: bool = True,
 ) -> Tensor:
-    """Attention of a ragged batch without softmax.
-
-    Args:
-        q: (B, T, H, Dk).
-        k: (B, T, H, Dk).
-        v: (B, T, H, Dv).
-        lengths: (B,) int64.
-        decay: (H,) g, the logarithm of what is left of a frame after one more; at most 0. No
-            gradient. None for no decay.
-        causal: a frame sees itself and those before it, else its whole item, with decay by |i - j|.
-
-    Returns:
-        (B, T, H, Dv), zero beyond an item's length.
-    """
+    """Compute `speechattn.kernels.attention.linear.linear_attention`, without `normalise`."""
     if q.dtype == torch.float64:
         raise ValueError("the Triton kernel of linear attention takes float32 and halves, not "
                          "float64")  # fmt: skip
@@ -78,27 +54,29 @@ class _LinearAttention(torch.autograd.Function):
         q, k, v, decay = q.contiguous(), k.contiguous(), v.contiguous(), decay.float().contiguous()
         ctx.save_for_backward(q, k, v, lengths, decay)
         ctx.causal = causal
-        return _sum(q, k, v, lengths, decay, "back" if causal else "both")
+        return _sum(q, k, v, lengths, decay, "past" if causal else "both")
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         q, k, v, lengths, decay = ctx.saved_tensors
         grad = grad.contiguous()
-        back, ahead = ("back", "ahead") if ctx.causal else ("both", "both")
-        dq = _sum(grad, v, k, lengths, decay, back)
-        dk = _sum(v, grad, q, lengths, decay, ahead)
-        dv = _sum(k, q, grad, lengths, decay, ahead)
+        past, future = ("past", "future") if ctx.causal else ("both", "both")
+        dq = _sum(grad, v, k, lengths, decay, past)
+        dk = _sum(v, grad, q, lengths, decay, future)
+        dv = _sum(k, q, grad, lengths, decay, future)
         return dq, dk, dv, None, None, None
 
 
-def _sum(a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, decay: Tensor, look: Look) -> Tensor:
-    """sum over j of exp(g |i - j|) (a_i . b_j) c_j, j up to i, from i on, or all."""
-    if look == "both":
+def _sum(
+    a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, decay: Tensor, direction: Direction
+) -> Tensor:
+    """Sum exp(g |i - j|) (a_i . b_j) c_j over j, up to i, from i on, or all."""
+    if direction == "both":
         before = _pass(a, b, c, lengths, decay, torch.float32)
         after = _pass(a, b, c, lengths, decay, torch.float32, reverse=True, strict=True)
         return before.add_(after).to(c.dtype)
-    return _pass(a, b, c, lengths, decay, c.dtype, reverse=look == "ahead")
+    return _pass(a, b, c, lengths, decay, c.dtype, reverse=direction == "future")
 
 
 def _pass(
@@ -111,7 +89,7 @@ def _pass(
     reverse: bool = False,
     strict: bool = False,
 ) -> Tensor:
-    """From one end to the other; `strict` leaves out i itself."""
+    """Sum from one end to the other; `strict` leaves out i itself."""
     batch, frames, heads, depth = a.shape
     width = c.shape[3]
     out = torch.empty_like(c, dtype=dtype)
@@ -125,8 +103,8 @@ def _pass(
     return out
 
 
-# Frames of a block, columns of the state, warps, stages. Small columns make more programs, which is
-# what a small batch wants: there are no others than items and heads.
+# Frames of a block, columns of the state, warps, stages. Few columns make more programs, for small
+# batches.
 _CONFIGURATIONS = [
     ({"BLOCK": n, "BLOCK_V": m}, w, s)
     for n, m, w, s in ((128, 64, 8, 2), (64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 2),
@@ -141,7 +119,7 @@ def _kernel(
     DEPTH: tl.constexpr, BLOCK_D: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_V columns of the output of a head, from the first block to the last or the reverse."""
+    """Compute BLOCK_V columns of the output of a head, from one end to the other."""
     part, h, item = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     n = tl.load(lengths + item).to(tl.int32)
     g = tl.load(decay + h) * LOG2E

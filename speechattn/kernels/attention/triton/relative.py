@@ -3,22 +3,21 @@
     score[i, j] = ((q_i + u) . k_j + (q_i + w) . p_(i-j)) / sqrt(Dh)
 
 The scores of a tile of N queries and N keys are two products of tensor cores, of the queries with
-the keys and with the rows of p that the tile needs. These are 2N - 1 distances, a band that
-overlaps by N rows with that of the next tile of keys, so going along the keys costs N new rows a
-tile and not 2N. What comes out is by distance; `by_key` turns it to keys by rotating each row, one
-exchange through shared memory. The way back is three kernels:
+the keys and with the tile's rows of p. These are 2N - 1 distances, a band that overlaps by N rows
+with that of the next tile of keys, so that a tile costs N new rows, not 2N. The second product is
+by distance; `by_key` converts it to keys by rotating each row, one exchange through shared memory.
+The backward pass is three kernels:
 
-- by queries: gradients of q, u and w. For the sums over the band of p, `by_distance` turns the
+- by queries: gradients of q, u and w. For the sums over the band of p, `by_distance` rotates the
   gradient of the scores; the halves of neighbouring tiles are added before the product.
 - by keys: gradients of k and v.
-- by distance: the gradient of p, which sums over items and along diagonals. A program owns N
-  distances and goes along its diagonals in the coordinates (query, distance), where position is
-  what needs no rotation and content does. This is six products a tile; adding up from the kernel of
-  queries by atomics would be one, but every item and every tile of queries would add to the same
-  2T-1 rows, and the sum would come out different every time.
+- by distance: the gradient of p, which sums over items and along diagonals. A program has N
+  distances and goes along its diagonals in the coordinates (query, distance), where the content
+  term is rotated and not the position term. This is six products per tile. Atomic additions in the
+  kernel of queries would be one, but every item and every tile of queries would add to the same
+  2T-1 rows, and the sum would be different every time.
 
-Legend: see `speechattn.kernels.attention.triton`; N queries and keys of a tile, as many of the one as of the
-other.
+Legend: see `speechattn.kernels.attention.triton`; here a tile has N queries and N keys.
 """
 
 import math
@@ -40,19 +39,19 @@ from speechattn.kernels.attention.triton.band import (
 from speechattn.kernels.attention.triton.common import (
     INFINITY,
     LOG2E,
-    Span,
+    KeyRange,
     bucket,
-    kept,
-    keys_seen,
+    dropout_factor,
     load,
     padded,
     precision,
     product,
     queries_seeing,
-    sees,
     store,
     tiles,
     tuned,
+    visible,
+    visible_keys,
 )
 from speechattn.masks import Chunks
 
@@ -71,45 +70,30 @@ def relative_attention(
     chunks: Chunks | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Self-attention; see `speechattn.kernels.attention.relative.relative_attention`.
-
-    Args:
-        q: (B, T, H, Dh).
-        k: (B, T, H, Dh).
-        v: (B, T, H, Dh).
-        p: (2T-1, H, Dh), row r is the distance i - j = T-1-r.
-        content_bias: (H, Dh), u.
-        position_bias: (H, Dh), w.
-        lengths: (B,) int64.
-        chunks: what a frame sees; None for the whole item.
-        dropout: of the attention weights, in [0, 1]. The draw is not the one of the torch path.
-
-    Returns:
-        (B, T, H, Dh), zero beyond an item's length.
-    """
+    """Compute `speechattn.kernels.attention.relative.relative_attention`, with another dropout."""
     if q.dtype == torch.float64:
         raise ValueError("the Triton kernel of relative attention takes float32 and halves, not "
                          "float64")  # fmt: skip
     seed = draw_seed() if dropout > 0 else 0
-    span = Span.of(chunks)
+    key_range = KeyRange.make(chunks)
     tensors = q, k, v, p, content_bias, position_bias
-    return _RelativeAttention.apply(*tensors, lengths, span, dropout, seed)
+    return _RelativeAttention.apply(*tensors, lengths, key_range, dropout, seed)
 
 
 class _RelativeAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, p, u, w, lengths, span, dropout, seed):
+    def forward(ctx, q, k, v, p, u, w, lengths, key_range, dropout, seed):
         tensors = [x.contiguous() for x in (q, k, v, p, u, w)]
         batch, frames, heads, _ = q.shape
         out = torch.empty_like(tensors[0])
         lse = q.new_empty(batch, heads, frames, dtype=torch.float32)
         if out.numel() > 0:
             grid = partial(tiles, frames, "BLOCK", heads, batch)
-            shared = _shared(q, span, dropout, seed)
+            shared = _shared(q, key_range, dropout, seed)
             with torch.cuda.device_of(q):  # Triton launches on the current one
                 _forward[grid](*tensors, lengths, out, lse, **shared)
         ctx.save_for_backward(*tensors, lengths, out, lse)
-        ctx.settings = span, dropout, seed
+        ctx.settings = key_range, dropout, seed
         return out
 
     @staticmethod
@@ -129,19 +113,19 @@ class _RelativeAttention(torch.autograd.Function):
         splits = min(batch, _SPLITS)
         dp = lse.new_empty(splits, *p.shape)
         shared = _shared(q, *ctx.settings)
-        given = *tensors, lengths, lse, delta, grad
+        inputs = *tensors, lengths, lse, delta, grad
         grid = partial(tiles, frames, "BLOCK", heads, batch)
-        _backward_queries[grid](*given, out, dq, sums, tiles=most, **shared)
-        _backward_keys[grid](*given, dk, dv, **shared)
+        _backward_queries[grid](*inputs, out, dq, sums, tiles=most, **shared)
+        _backward_keys[grid](*inputs, dk, dv, **shared)
         # Distances to keys before a query and to those after it.
         grid = lambda sizes: (2 * triton.cdiv(frames, sizes["BLOCK"]), heads, splits)  # noqa: E731
-        _backward_distances[grid](*given, dp, batch=batch, **shared)
+        _backward_distances[grid](*inputs, dp, batch=batch, **shared)
         du, dw = sums.sum((1, 3)).to(u.dtype)
         return dq, dk, dv, dp.sum(0).to(p.dtype), du, dw, None, None, None, None
 
 
-def _shared(q: Tensor, span: Span, dropout: float, seed: int) -> dict:
-    """Arguments of all kernels."""
+def _shared(q: Tensor, key_range: KeyRange, dropout: float, seed: int) -> dict:
+    """Return the arguments of all kernels."""
     return {
         "heads": q.shape[2],
         "frames": q.shape[1],
@@ -153,7 +137,7 @@ def _shared(q: Tensor, span: Span, dropout: float, seed: int) -> dict:
         "BLOCK_D": padded(q.shape[3]),
         "DROPPED": dropout > 0,
         "PRECISION": precision(),
-        **span.arguments(),
+        **key_range.arguments(),
     }
 
 
@@ -162,8 +146,8 @@ def _sizes(*configurations: tuple[int, int, int]) -> list[tuple[dict, int, int]]
 
 
 # Frames of a tile, warps, stages. Shared memory holds a tile's float32 scores for the rotation
-# besides the loads. Registers are what is short: tiles of 64 suit Hopper, whose products read their
-# operands from shared memory; heads of 128 and float32 want those of 32 or 16.
+# besides the loads. Registers are scarce: tiles of 64 suit Hopper, whose products read their
+# operands from shared memory; heads of 128 and float32 need tiles of 32 or 16.
 _FORWARD = _sizes(
     (128, 8, 2), (128, 8, 1), (64, 8, 2), (64, 4, 3), (64, 4, 2), (32, 8, 2), (32, 4, 2),
 )  # fmt: skip
@@ -180,7 +164,7 @@ def _forward(
     length, DEPTH: tl.constexpr, BLOCK_D: tl.constexpr, HAS_LEFT: tl.constexpr,
     HAS_RIGHT: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A tile of queries of a head."""
+    """Compute a tile of queries of a head."""
     start, h, b = tl.program_id(0) * BLOCK, tl.program_id(1), tl.program_id(2)
     n = tl.load(lengths + b).to(tl.int32)
     i = start + tl.arange(0, BLOCK)
@@ -191,8 +175,8 @@ def _forward(
         query = load(q, b, h, i, n, frames, heads, DEPTH, BLOCK_D)
         content = biased(query, u, h, DEPTH, BLOCK_D)
         place = biased(query, w, h, DEPTH, BLOCK_D)
-        first, last = keys_seen(start, tl.minimum(start + BLOCK, n), n, size, left, right, HAS_LEFT,
-                                HAS_RIGHT)  # fmt: skip
+        first, last = visible_keys(start, tl.minimum(start + BLOCK, n), n, size, left, right,
+                                   HAS_LEFT, HAS_RIGHT)  # fmt: skip
         first = first // BLOCK * BLOCK
         band = distances(p, h, frames - BLOCK + first - start, frames, heads, DEPTH, BLOCK_D,
                           BLOCK)  # fmt: skip
@@ -203,15 +187,15 @@ def _forward(
             far = product(place, tl.trans(band), PRECISION)
             key = load(k, b, h, j, n, frames, heads, DEPTH, BLOCK_D)
             scores = product(content, tl.trans(key), PRECISION) + by_key(near, far, BLOCK)
-            seen = sees(i[:, None], j[None, :], n, size, left, right, HAS_LEFT, HAS_RIGHT)
-            scores = tl.where(seen, scores * (scale * LOG2E), -INFINITY)
+            mask = visible(i[:, None], j[None, :], n, size, left, right, HAS_LEFT, HAS_RIGHT)
+            scores = tl.where(mask, scores * (scale * LOG2E), -INFINITY)
             higher = tl.maximum(top, tl.max(scores, 1))
             base = tl.where(higher == -INFINITY, 0.0, higher)  # nothing seen yet: no inf - inf
             weights = tl.exp2(scores - base[:, None])
             shrink = tl.exp2(top - base)
             total = total * shrink + tl.sum(weights, 1)
             if DROPPED:
-                weights *= kept(i[:, None], j[None, :], seed, drop, b, h, frames, heads)
+                weights *= dropout_factor(i[:, None], j[None, :], seed, drop, b, h, frames, heads)
             value = load(v, b, h, j, n, frames, heads, DEPTH, BLOCK_D)
             acc = acc * shrink[:, None]
             acc += product(weights.to(value.dtype), value, PRECISION)
@@ -221,7 +205,7 @@ def _forward(
     nothing = total == 0.0
     acc = tl.where(nothing[:, None], 0.0, acc / tl.where(nothing, 1.0, total)[:, None])
     store(out, acc, b, h, i, frames, heads, DEPTH, BLOCK_D)
-    # Infinity makes all weights zero on the way back.
+    # Infinity makes all weights zero in the backward pass.
     total = tl.where(nothing, INFINITY, top + tl.log2(tl.where(nothing, 1.0, total)))
     tl.store(lse + (b * heads + h) * frames + i, total, mask=i < frames)
 
@@ -234,7 +218,7 @@ def _backward_queries(
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dq of a tile of queries, its part of du and dw, and `delta`, output times gradient.
+    """Compute dq of a tile of queries, its part of du and dw, and `delta`, output times gradient.
 
     `sums` is (2, B, H, tiles, Dh).
     """
@@ -254,16 +238,16 @@ def _backward_queries(
         norm = tl.load(lse + row, mask=i < n, other=INFINITY)
         content = biased(query, u, h, DEPTH, BLOCK_D)
         place = biased(query, w, h, DEPTH, BLOCK_D)
-        first, last = keys_seen(start, tl.minimum(start + BLOCK, n), n, size, left, right, HAS_LEFT,
-                                HAS_RIGHT)  # fmt: skip
+        first, last = visible_keys(start, tl.minimum(start + BLOCK, n), n, size, left, right,
+                                   HAS_LEFT, HAS_RIGHT)  # fmt: skip
         first = first // BLOCK * BLOCK
         band = distances(p, h, frames - BLOCK + first - start, frames, heads, DEPTH, BLOCK_D,
                           BLOCK)  # fmt: skip
         near = product(place, tl.trans(band), PRECISION)
-        waiting = tl.zeros((BLOCK, BLOCK), tl.float32)  # what the tile before has for `near`
+        waiting = tl.zeros((BLOCK, BLOCK), tl.float32)  # the last tile's part of `near`
         for begin in range(first, last, BLOCK):
             j = begin + tl.arange(0, BLOCK)
-            # Loaded again rather than kept: registers are what this kernel has least of.
+            # Loaded again, to save registers.
             before = distances(p, h, frames - BLOCK + begin - start, frames, heads, DEPTH, BLOCK_D,
                                 BLOCK)  # fmt: skip
             band = distances(p, h, frames + begin - start, frames, heads, DEPTH, BLOCK_D, BLOCK)
@@ -271,12 +255,12 @@ def _backward_queries(
             key = load(k, b, h, j, n, frames, heads, DEPTH, BLOCK_D)
             value = load(v, b, h, j, n, frames, heads, DEPTH, BLOCK_D)
             scores = product(content, tl.trans(key), PRECISION) + by_key(near, far, BLOCK)
-            seen = sees(i[:, None], j[None, :], n, size, left, right, HAS_LEFT, HAS_RIGHT)
-            scores = tl.where(seen, scores * (scale * LOG2E), -INFINITY)
+            mask = visible(i[:, None], j[None, :], n, size, left, right, HAS_LEFT, HAS_RIGHT)
+            scores = tl.where(mask, scores * (scale * LOG2E), -INFINITY)
             weights = tl.exp2(scores - norm[:, None])
             dweights = product(grad, tl.trans(value), PRECISION)
             if DROPPED:
-                dweights *= kept(i[:, None], j[None, :], seed, drop, b, h, frames, heads)
+                dweights *= dropout_factor(i[:, None], j[None, :], seed, drop, b, h, frames, heads)
             dscores = weights * (dweights - mean[:, None])
             dcontent += product(dscores.to(key.dtype), key, PRECISION)
             dnear, dfar = by_distance(dscores, BLOCK)
@@ -301,7 +285,7 @@ def _backward_keys(
     seed, drop, length, DEPTH: tl.constexpr, BLOCK_D: tl.constexpr, HAS_LEFT: tl.constexpr,
     HAS_RIGHT: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of a tile of keys."""
+    """Compute dk and dv of a tile of keys."""
     begin, h, b = tl.program_id(0) * BLOCK, tl.program_id(1), tl.program_id(2)
     n = tl.load(lengths + b).to(tl.int32)
     j = begin + tl.arange(0, BLOCK)
@@ -327,16 +311,16 @@ def _backward_keys(
             band = distances(p, h, frames + begin - start, frames, heads, DEPTH, BLOCK_D, BLOCK)
             far = product(place, tl.trans(band), PRECISION)
             scores = product(content, tl.trans(key), PRECISION) + by_key(near, far, BLOCK)
-            seen = sees(i[:, None], j[None, :], n, size, left, right, HAS_LEFT, HAS_RIGHT)
-            scores = tl.where(seen, scores * (scale * LOG2E), -INFINITY)
+            mask = visible(i[:, None], j[None, :], n, size, left, right, HAS_LEFT, HAS_RIGHT)
+            scores = tl.where(mask, scores * (scale * LOG2E), -INFINITY)
             weights = tl.exp2(scores - norm[:, None])
             dweights = product(grad, tl.trans(value), PRECISION)
-            given = weights
+            used = weights
             if DROPPED:
-                keep = kept(i[:, None], j[None, :], seed, drop, b, h, frames, heads)
-                given = weights * keep
+                keep = dropout_factor(i[:, None], j[None, :], seed, drop, b, h, frames, heads)
+                used = weights * keep
                 dweights *= keep
-            dvalue += product(tl.trans(given.to(grad.dtype)), grad, PRECISION)
+            dvalue += product(tl.trans(used.to(grad.dtype)), grad, PRECISION)
             dscores = weights * (dweights - mean[:, None])
             dkey += product(tl.trans(dscores.to(content.dtype)), content, PRECISION)
     store(dk, dkey * scale, b, h, j, frames, heads, DEPTH, BLOCK_D)
@@ -350,7 +334,10 @@ def _backward_distances(
     seed, drop, length, DEPTH: tl.constexpr, BLOCK_D: tl.constexpr, HAS_LEFT: tl.constexpr,
     HAS_RIGHT: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dp of a block of distances, over every splits-th item. Scores are (queries, distances)."""
+    """Compute dp of a block of distances, over every splits-th item.
+
+    Scores are (queries, distances).
+    """
     number, h, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     # Rows r of p from T - BLOCK + ahead on: keys j = r - (T - 1) + i, ahead of their queries by
     # least to most. With queries from `start` on, keys are in the blocks at start + ahead - BLOCK
@@ -385,15 +372,15 @@ def _backward_distances(
             key = load(k, b, h, two, n, frames, heads, DEPTH, BLOCK_D)
             block = to_distance(block, product(content, tl.trans(key), PRECISION), BLOCK)
             scores = block + product(place, tl.trans(band), PRECISION)
-            seen = sees(i[:, None], j, n, size, left, right, HAS_LEFT, HAS_RIGHT) & (j >= 0)
-            scores = tl.where(seen, scores * (scale * LOG2E), -INFINITY)
+            mask = visible(i[:, None], j, n, size, left, right, HAS_LEFT, HAS_RIGHT) & (j >= 0)
+            scores = tl.where(mask, scores * (scale * LOG2E), -INFINITY)
             weights = tl.exp2(scores - norm[:, None])
             value = load(v, b, h, one, n, frames, heads, DEPTH, BLOCK_D)
             block = product(grad, tl.trans(value), PRECISION)
             value = load(v, b, h, two, n, frames, heads, DEPTH, BLOCK_D)
             dweights = to_distance(block, product(grad, tl.trans(value), PRECISION), BLOCK)
             if DROPPED:
-                dweights *= kept(i[:, None], j, seed, drop, b, h, frames, heads)
+                dweights *= dropout_factor(i[:, None], j, seed, drop, b, h, frames, heads)
             dscores = weights * (dweights - mean[:, None])
             dband += product(tl.trans(dscores.to(place.dtype)), place, PRECISION)
     r = frames - BLOCK + ahead + tl.arange(0, BLOCK)

@@ -1,15 +1,10 @@
 """CTC forward-backward for GPUs: two programs an item, one from each end.
 
-The states are those of `lattice.ctc_lattice`: blank after u tokens and the u-th token,
-columns u of two planes, all of an item side by side in one block. A frame is two sums of logarithms
-and a shift by a column; the scores of the next frame are on their way meanwhile. Scores on arcs are
-added where they stand: a loop of one kernel costs nothing a call. Where the gradient is wanted a
-program goes from the end at the same time, and a second kernel puts both together, frame by frame.
-
-Sums are in float64, as on other devices: that is what the gradient of long items wants, and two
-numbers a column and frame are few.
-
-Legend: see `speechattn.kernels.lattice.ctc`; C = U + 1 columns of a plane.
+The states are those of `lattice.ctc_lattice`: blank after u tokens and the u-th token, columns u of
+two planes, all of an item side by side in one block. A frame is two sums of logarithms and a shift
+by a column, while the scores of the next frame are loaded. Scores of arcs are added arc by arc. For
+the gradient another program goes from the end at the same time, and a second kernel multiplies
+both, frame by frame. Sums are in float64, as on other devices, for the gradient of long items.
 """
 
 import torch
@@ -31,11 +26,11 @@ def forward_backward(
     first_scores: Tensor | None,
     repeat_score: float,
     modified: bool,
-    learns: bool,
+    needs_grad: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Sums over all alignments, and what they visit; see `speechattn.kernels.lattice.ctc.ctc`.
+    """Sum over all alignments, and compute posteriors; see `speechattn.kernels.lattice.ctc.ctc`.
 
-    Holds two tensors of (B, T, 2, C) float64 where `learns`, else nothing of that size.
+    With `needs_grad` two tensors of (B, T, 2, C) float64 are needed.
 
     Args:
         log_probs: (B, T, V) float32 or float64.
@@ -45,7 +40,7 @@ def forward_backward(
         first_scores: (B, T) or None.
         repeat_score: for each further frame of a token.
         modified: equal tokens may follow each other without a blank.
-        learns: whether the posteriors are wanted.
+        needs_grad: compute the posteriors.
 
     Returns:
         (B,) float64, the logarithm of the sum; posteriors of blank (B, T) and of each token
@@ -59,7 +54,7 @@ def forward_backward(
     columns = tokens.shape[1] + 1
     total = log_probs.new_empty(batch, dtype=torch.float64)
     blank = token = reached = None
-    if learns:
+    if needs_grad:
         reached = total.new_empty(2, batch, frames, 2, columns)
         blank = log_probs.new_empty(batch, frames)
         token = log_probs.new_empty(batch, frames, columns - 1)
@@ -67,13 +62,13 @@ def forward_backward(
     warps = min(max(block // _COLUMNS_A_WARP, 1), _MOST_WARPS)
     if batch > 0:
         with torch.cuda.device_of(log_probs):  # Triton launches on the current one
-            _recursion[(2 if learns else 1, batch)](
+            _recursion[(2 if needs_grad else 1, batch)](
                 log_probs, lengths, tokens, token_lengths, first_scores,
                 total.new_full((1,), repeat_score),  # a plain number would come in 32 bits
                 total, reached, batch, frames, units, columns, HAS_FIRST=first_scores is not None,
-                MODIFIED=modified, LEARNS=learns, BLOCK=block, num_warps=warps,
+                MODIFIED=modified, NEEDS_GRAD=needs_grad, BLOCK=block, num_warps=warps,
             )  # fmt: skip
-            if learns and frames > 0:
+            if needs_grad and frames > 0:
                 _posteriors[(frames, batch)](
                     reached, total, lengths, token_lengths, blank, token, batch, frames, columns,
                     BLOCK=block, num_warps=warps,
@@ -83,7 +78,7 @@ def forward_backward(
 
 @triton.jit
 def _either(a, b):
-    """log(exp(a) + exp(b)), minus infinity for two of them, NaN for one."""
+    """Compute log(exp(a) + exp(b)); it keeps NaN, and two minus infinities give minus infinity."""
     above = a > b  # a GPU's maximum would drop NaN
     high, low = tl.where(above, a, b), tl.where(above, b, a)
     return high + tl.log(1.0 + tl.exp(low - tl.where(high == -INFINITY, 0.0, high)))
@@ -93,7 +88,7 @@ def _either(a, b):
 def _scores(
     log_probs, first_scores, text, there, b, t, n, frames, units, HAS_FIRST: tl.constexpr
 ):  # fmt: skip
-    """Of blank (), of the tokens (C,), and of a token's beginning () in frame t; 0 beyond n."""
+    """Load the scores of blank (), tokens (C,) and a token's first frame () at t; 0 beyond n."""
     real = (t >= 0) & (t < n)
     row = tl.cast(b, tl.int64) * frames + t
     blank = tl.load(log_probs + row * units, mask=real, other=0.0).to(tl.float64)
@@ -107,13 +102,13 @@ def _scores(
 @triton.jit
 def _recursion(
     log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, total, reached, batch,
-    frames, units, columns, HAS_FIRST: tl.constexpr, MODIFIED: tl.constexpr, LEARNS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    frames, units, columns, HAS_FIRST: tl.constexpr, MODIFIED: tl.constexpr,
+    NEEDS_GRAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """An item, from its start (and its total) or from its end.
+    """Compute the recursion of an item from its start, with its total, or from its end.
 
-    From the start, `reached` is the sum over all ways to a state, with its score in that frame;
-    from the end over all ways from it, without.
+    From the start, `reached` is the sum over all paths to a state, with its score in that frame;
+    from the end over all paths from it, without.
     """
     from_end, b = tl.program_id(0), tl.program_id(1)
     n = tl.load(lengths + b).to(tl.int32)
@@ -128,7 +123,7 @@ def _recursion(
     if not MODIFIED:
         follows = follows & (tl.load(at + 1, mask=follows, other=0) != text)
     rows = reached
-    if LEARNS:
+    if NEEDS_GRAD:
         item = tl.cast(from_end, tl.int64) * batch + b
         rows = reached + item * frames * 2 * columns + u
     never = tl.full((BLOCK,), -INFINITY, tl.float64)
@@ -146,7 +141,7 @@ def _recursion(
             enter = tl.gather(tl.where(follows | (u == 0), both, blank), before, 0) + first
             token = tl.where(there, _either(token + repeat, enter) + scores, never)
             blank = tl.where(u <= words, both + score, never)
-            if LEARNS:
+            if NEEDS_GRAD:
                 tl.store(rows + t * 2 * columns, blank, mask=u < columns)
                 tl.store(rows + (t * 2 + 1) * columns, token, mask=u < columns)
             score, scores, first = score_later, scores_later, first_later
@@ -177,7 +172,7 @@ def _posteriors(
     reached, total, lengths, token_lengths, blank, token, batch, frames, columns,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """How probable it is that a frame of an item is blank, and each of the tokens."""
+    """Compute the posteriors of blank and of each token in a frame of an item."""
     t, b = tl.program_id(0), tl.program_id(1)
     n = tl.load(lengths + b).to(tl.int32)
     words = tl.load(token_lengths + b).to(tl.int32)

@@ -165,14 +165,16 @@ def test_the_public_function_comes_here(device, monkeypatch):
     results = []
     for name in ("torch", "triton"):
         monkeypatch.setenv("SPEECHATTN_KERNELS", name)
-        results.append(block_sparse_attention(*tensors, lengths, layout, 3, query_lengths=lengths))
+        results.append(
+            block_sparse_attention(*tensors, lengths, layout=layout, block=3, query_lengths=lengths)
+        )
     torch.testing.assert_close(*results)
     module = sys.modules["speechattn.kernels.attention.triton.block_sparse"]
     monkeypatch.setattr(module, "block_sparse_attention", None)
     with pytest.raises(TypeError):
-        block_sparse_attention(*tensors, lengths, layout, 3)
+        block_sparse_attention(*tensors, lengths, layout=layout, block=3)
     doubles = (x.double() for x in tensors)
-    block_sparse_attention(*doubles, lengths, layout, 3)  # without a kernel
+    block_sparse_attention(*doubles, lengths, layout=layout, block=3)  # without a kernel
 
 
 def test_no_frames(device):

@@ -45,9 +45,9 @@ def test_relative_attention(both, device, monkeypatch):
     torch.manual_seed(0)
     q, p, bias = (torch.randn(s, device=device) for s in ((2, 5, 2, 8), (9, 2, 8), (2, 8)))
     lengths = torch.tensor([5, 3], device=device)
-    a, b = both(lambda: relative_attention(q, q, q, p, bias, bias, lengths))
+    a, b = both(lambda: relative_attention(q, q, q, p, bias, bias, lengths=lengths))
     assert torch.allclose(a, b, atol=1e-6)
     module = sys.modules["speechattn.kernels.attention.triton.relative"]
     monkeypatch.setattr(module, "relative_attention", None)
     with pytest.raises(TypeError):
-        both(lambda: relative_attention(q, q, q, p, bias, bias, lengths))
+        both(lambda: relative_attention(q, q, q, p, bias, bias, lengths=lengths))

@@ -32,7 +32,7 @@ def compare(tensors, lengths, tolerance, causal=True):
     """With the definition in float64, each to its own size."""
     doubles = [x.detach().double().requires_grad_() for x in tensors]
     y = reference(*doubles, lengths, causal)
-    z = gated_linear_attention(*tensors, lengths, causal)
+    z = gated_linear_attention(*tensors, lengths, causal=causal)
     assert z.dtype == tensors[2].dtype and torch.isfinite(z).all()
     assert (y - z).abs().max() < tolerance * max(1, y.abs().max())
     weight = torch.randn_like(y)
@@ -86,7 +86,7 @@ def test_closed_gates(causal, device):
     q, k, v, gates = tensors
     doubles = [x.detach().double().requires_grad_() for x in tensors]
     y = reference(*doubles, lengths, causal)
-    z = gated_linear_attention(*tensors, lengths, causal)
+    z = gated_linear_attention(*tensors, lengths, causal=causal)
     assert (y - z).abs().max() < 1e-5 * y.abs().max()
     weight = torch.randn_like(y)
     expected = torch.autograd.grad((y * weight).sum(), doubles[:3])
@@ -105,9 +105,9 @@ def test_what_stands_in_the_padding(device):
     tensors, lengths = inputs([5, 20], device)
     hidden = ~padding_mask(lengths, 20)[..., None, None]
     for causal in (True, False):
-        y = gated_linear_attention(*tensors, lengths, causal)
+        y = gated_linear_attention(*tensors, lengths, causal=causal)
         filled = [x.detach().masked_fill(hidden, math.nan).requires_grad_() for x in tensors]
-        z = gated_linear_attention(*filled, lengths, causal)
+        z = gated_linear_attention(*filled, lengths, causal=causal)
         assert torch.equal(y, z) and z[0, 5:].abs().max() == 0
         for g in torch.autograd.grad(z.sum(), filled):
             assert torch.isfinite(g).all() and g[0, 5:].abs().max() == 0

@@ -73,14 +73,14 @@ def test_more_columns_than_a_warp_has(device):
 
 def test_what_stands_in_the_padding(device):
     log_probs, lengths, texts, token_lengths, first_scores = cases(device)
-    alone = ctc(log_probs, lengths, texts, token_lengths, first_scores)
+    alone = ctc(log_probs, lengths, texts, token_lengths, first_scores=first_scores)
     fits = alone.isfinite()
     (g,) = torch.autograd.grad(alone[fits].sum(), log_probs)
     beyond = torch.arange(8, device=device) >= lengths[:, None]
     filled = log_probs.detach().masked_fill(beyond[..., None], math.nan).requires_grad_()
     scores = first_scores.masked_fill(beyond, math.nan)
     hidden = torch.arange(3, device=device) >= token_lengths[:, None]
-    padded = ctc(filled, lengths, texts.masked_fill(hidden, -1), token_lengths, scores)
+    padded = ctc(filled, lengths, texts.masked_fill(hidden, -1), token_lengths, first_scores=scores)
     (h,) = torch.autograd.grad(padded[fits].sum(), filled)
     assert torch.equal(padded, alone) and torch.equal(g, h)
     assert h[beyond].abs().max() == 0
