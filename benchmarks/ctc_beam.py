@@ -189,7 +189,9 @@ def vocabulary_rows(v: int, frames: int, rounds: int) -> list[dict]:
     title = f"CTC prefix beam, batch of {BATCH}, {frames} frames, V {v}, beam {BEAM}"
 
     def ours(units: int = 20, skip: float = 1.0) -> list[list[int]]:
-        found = ctc_beam_search(log_probs, lengths, BEAM, 1, units, skip)
+        found = ctc_beam_search(
+            log_probs, lengths, beam_size=BEAM, nbest=1, frame_units=units, blank_skip=skip
+        )
         return [nbest[0].tokens for nbest in found]
 
     def loop(units: int, search: Callable = loop_search) -> list[list[int]]:
@@ -243,7 +245,7 @@ def fused_rows(v: int, frames: int, rounds: int) -> list[dict]:
 
     def ours() -> list[list[int]]:
         scorers = {"lm": (Bigram(table, BATCH), LM_WEIGHT)}
-        found = ctc_beam_search(log_probs, lengths, BEAM, scorers=scorers)
+        found = ctc_beam_search(log_probs, lengths, beam_size=BEAM, scorers=scorers)
         return [nbest[0].tokens for nbest in found]
 
     def loop() -> list[list[int]]:

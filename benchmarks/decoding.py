@@ -30,10 +30,10 @@ from speechattn import Transcriber
 from speechattn.data.batches.dataset import read_cuts
 from speechattn.data.crops.store import CropStore
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
-from speechattn.decoding import CtcPrefixScorer, DecodeOptions, Hypothesis, joint_search, rescore
-from speechattn.decoding.rescoring import add_decoder
+from speechattn.decoding import CtcPrefixScorer, Hypothesis, JointSearch
+from speechattn.decoding.rescoring import add_decoder, rescore
 from speechattn.deploy.packing import PackedLinear, pack
-from speechattn.deploy.quantisation import quantise
+from speechattn.deploy.quantization import quantize
 from speechattn.importing.espnet import decoder_weights
 from speechattn.model.output import ModelOutput
 from speechattn.transcribe.manifests import CutBatches
@@ -104,13 +104,13 @@ class Models:
         # ESPnet ends hypotheses one step before the longest length: were the least as long as the
         # longest, it would find none and search once more.
         least = ratio - 1 / int(lengths.min())
-        options = DecodeOptions(
+        options = JointSearch(
             beam_size=beam, ctc_weight=WEIGHT, min_length_ratio=ratio, max_length_ratio=ratio
         )
         evidence = ModelOutput(hidden, lengths, self.ctc.log_softmax(hidden), self.ours)
 
         def ours() -> list[list[int]]:
-            return [nbest[0].tokens for nbest in joint_search([evidence], options)]
+            return [nbest[0].tokens for nbest in options.search([evidence])]
 
         def theirs(margin: int) -> list[list[int]]:
             searched = self.espnet["search"](
@@ -210,7 +210,7 @@ def quantised_rows(models: Models, seconds: int, beam: int, rounds: int) -> list
     runs = {"float32": models.searches(lengths, beam)["ours"]}
     whole = models.ours
     for scheme in ("int8", "bf16"):
-        models.ours = quantise(copy.deepcopy(models.plain), scheme)
+        models.ours = quantize(copy.deepcopy(models.plain), scheme)
         torch.manual_seed(1)
         runs[scheme] = models.searches(lengths, beam)["ours"]
     models.ours = whole
@@ -359,10 +359,11 @@ def in_espnet(decoder: TransformerDecoder) -> nn.Module:
 def trained_rows(folder: Path, cuts: Path, crops: Path | None) -> list[dict]:
     """Best tokens of a trained model by both searches, CTC without a window in both."""
     transcriber = Transcriber.from_pretrained(folder)
-    model, options = transcriber.model, transcriber.decode_options
+    recogniser = transcriber.recogniser
+    model, options = recogniser.model, recogniser.search
     theirs = in_espnet(model.decoder)
     store = CropStore(crops) if crops is not None else None
-    batches = CutBatches(transcriber, read_cuts(cuts, model.modalities, store), store)
+    batches = CutBatches(recogniser, read_cuts(cuts, model.modalities, store), store)
     eos, same, better, total, worst = model.vocab_size - 1, 0, 0, 0, 0.0
     head = Ctc.__new__(Ctc)
     nn.Module.__init__(head)
@@ -377,10 +378,8 @@ def trained_rows(folder: Path, cuts: Path, crops: Path | None) -> list[dict]:
         pre_beam_score_key="full",
     )
     for batch in batches:
-        evidence = model.evidence(
-            batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
-        )
-        for i, nbest in enumerate(joint_search(evidence, options)):
+        evidence = model.outputs(batch.audio, batch.audio_lengths, batch.video, batch.video_lengths)
+        for i, nbest in enumerate(options.search(evidence)):
             best = searched(evidence[0].hidden[i, : int(evidence[0].lengths[i])])[0]
             tokens = best.yseq[1:].tolist()
             total += 1

@@ -21,7 +21,7 @@ from rows import against_peer, in_turn, row, save, spread
 
 from speechattn import Transcriber
 from speechattn.data.batches.dataset import read_cuts
-from speechattn.decoding import DecodeOptions
+from speechattn.decoding import TransducerBeamSearch
 from speechattn.decoding.transducer import transducer_search
 from speechattn.transcribe.manifests import CutBatches
 
@@ -45,14 +45,14 @@ def main() -> int:
         )
         return 0
     torch.set_num_threads(1)
-    how = DecodeOptions(method="transducer_beam", beam_size=options.beam)
-    transcriber = Transcriber.from_pretrained(options.model, how)
-    model = transcriber.model
+    how = TransducerBeamSearch(beam_size=options.beam)
+    transcriber = Transcriber.from_pretrained(options.model, search=how)
+    model = transcriber.recogniser.model
     if model.frame_reducer is None:
         parser.error(f"{options.model} has no frame_reducer")
     cuts = read_cuts(options.cuts, model.modalities, None)
-    batches = list(CutBatches(transcriber, cuts))
-    heard = [model.evidence(b.audio, b.audio_lengths)[0] for b in batches]
+    batches = list(CutBatches(transcriber.recogniser, cuts))
+    heard = [model.outputs(b.audio, b.audio_lengths)[0] for b in batches]
     whole = [replace(e, frame_reducer=None) for e in heard]
     runs = {
         "skipping": lambda: [transducer_search(e, how, {}) for e in heard],

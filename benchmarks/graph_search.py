@@ -40,12 +40,13 @@ from kaldialign import edit_distance
 from rows import in_turn, row, save, spread
 
 from speechattn.data.tokenizers.tokenizer import SentencePieceTokenizer, Tokenizer
-from speechattn.decoding import DecodeOptions
+from speechattn.decoding import CtcGreedySearch
 from speechattn.decoding.fst.build import build_graph
-from speechattn.decoding.fst.decode import GraphDecoder
+from speechattn.decoding.fst.decode import DecodingGraph
 from speechattn.decoding.fst.graph import Graph
 from speechattn.decoding.fst.lexicon import Lexicon, most_frequent
 from speechattn.decoding.fst.online_search import OnlineSearch
+from speechattn.decoding.fst.width import SearchWidth
 from speechattn.evaluation.text import normalize, split_units
 from speechattn.lm.word_ngram import train_word_ngram
 
@@ -53,12 +54,11 @@ WORDS, UNITS, READ, TARGET = 10_000, 500, 60, 50.0
 FRAME, RATE, CHUNK = 0.04, 15.0, 16  # seconds; characters a second; frames of a stream
 SURE, ALIKE, MISTAKEN, NOISE, CONFUSED = 8.0, 5.0, 9.0, 1.0, 0.12
 DEFAULT = "kaldi-decoder (default)"
-# By name, the library and how wide.
-SEARCHES = {
-    DEFAULT: ("kaldi", {}),
-    "kaldi-decoder, beam 16, 7,000 states": ("kaldi", {"graph_beam": 16.0, "graph_states": 7000}),
-    "k2py": ("k2py", {}),
-    "search of streams": ("", {}),
+# By name, the library and the width of the search.
+WIDTHS = {
+    DEFAULT: ("kaldi", SearchWidth(12.0, max_active=2000)),
+    "kaldi-decoder, beam 16, 7,000 states": ("kaldi", SearchWidth(16.0, max_active=7000)),
+    "search of streams": ("", SearchWidth(12.0, max_active=2000)),
 }
 
 
@@ -146,7 +146,7 @@ def read_text(path: Path, folder: Path, quick: bool) -> tuple[Task, list[dict]]:
         [" ".join(s) for s in rest], vocab_size=200 if quick else UNITS
     )
     begun = time.perf_counter()
-    train_word_ngram(rest, vocabulary, folder / "counted.arpa", 3)
+    train_word_ngram(rest, vocabulary, folder / "counted.arpa", order=3)
     counted = time.perf_counter() - begun
     begun = time.perf_counter()
     graph = build_graph(
@@ -176,32 +176,30 @@ def read_model(model: Path, cuts: Path, graph: Path, weight: float, count: int) 
     from speechattn.data.batches.batch import Item, collate
     from speechattn.transcribe.transcriber import Transcriber
 
-    transcriber = Transcriber.from_pretrained(model, DecodeOptions(method="ctc_greedy"))
+    recogniser = Transcriber.from_pretrained(model, search=CtcGreedySearch()).recogniser
     scores, said = [], []
     for cut in CutSet.from_file(cuts).subset(first=count):
         batch = collate([Item(cut.id, "", [], cut.load_audio()[0].astype(np.float32))])
         with torch.inference_mode():
-            (evidence,) = transcriber.model.evidence(batch.audio, batch.audio_lengths, None, None)
-        scores.append(evidence.log_probs[0].float().numpy() / weight)
+            (output,) = recogniser.model.outputs(batch.audio, batch.audio_lengths, None, None)
+        scores.append(output.log_probs[0].float().numpy() / weight)
         text = " ".join(s.text for s in cut.supervisions)
         said.append(split_units(normalize(text), "word"))
     made = Graph.load(graph)
     title = f"{len(made.words):,} words of {graph.name}, a model's {len(scores)} recordings"
-    shift = transcriber.model.frame_shift
-    return Task(title, graph, made, transcriber.tokenizer, scores, said, shift)
+    shift = recogniser.model.frame_shift
+    return Task(title, graph, made, recogniser.tokenizer, scores, said, shift)
 
 
 def search_of(graph: Graph, name: str) -> Callable[[np.ndarray], Sequence[int]]:
     """From (T, V) to the events of the best path."""
-    library, width = SEARCHES[name]
+    library, width = WIDTHS[name]
     if library:
-        options = DecodeOptions(method="ctc_graph", graph_library=library, **width)
-        search = GraphDecoder(graph).search(options)
+        search = DecodingGraph(graph).search(library, width)
         return lambda scores: search.search(scores).events
-    options = DecodeOptions(method="ctc_graph")
 
     def streamed(scores: np.ndarray) -> list[int]:
-        search, events = OnlineSearch(graph, options.graph_beam, options.graph_states), []
+        search, events = OnlineSearch(graph, width.beam, width.max_active), []
         for start in range(0, len(scores), CHUNK):
             events += search.accept(scores[start : start + CHUNK])
             search.best()  # which a stream shows
@@ -222,7 +220,7 @@ def search_rows(task: Task, rounds: int) -> list[dict]:
 
         return run
 
-    times = in_turn({name: over_all(name) for name in SEARCHES}, rounds)
+    times = in_turn({name: over_all(name) for name in WIDTHS}, rounds)
     seconds = task.shift * sum(map(len, task.scores))
     rows = []
     for name, values in times.items():
@@ -263,7 +261,7 @@ def memory_rows(task: Task, scratch: Path) -> list[dict]:
     file = scratch / "scores.npz"
     np.savez(file, *task.scores)
     rows = []
-    for name, (_, width) in SEARCHES.items():
+    for name, (_, width) in WIDTHS.items():
         if width:
             continue
         command = [sys.executable, __file__, "--serve", str(task.folder), str(file), name]

@@ -49,7 +49,7 @@ def join(data: Path, minutes: float, path: Path) -> list[int]:
     import numpy as np
     import soundfile
 
-    from speechattn.data.media.container import read_audio
+    from speechattn.data.media import read_audio
 
     said, numbers, read = 0, [], {}
     order = np.random.default_rng(1)
@@ -82,13 +82,14 @@ def transcribe(model: Path, options: Path | None, long_form: dict, path: Path) -
     import torch
 
     from speechattn import Transcriber
-    from speechattn.decoding import DecodeOptions
+    from speechattn.data.long_form import LongFormOptions
+    from speechattn.decoding.config import chosen_search
     from speechattn.transcribe.joining import Joiner, split_units
-    from speechattn.transcribe.long_files import LongFormOptions, transcribe_long
+    from speechattn.transcribe.long_files import transcribe_long
 
     torch.set_num_threads(2)
-    decoding = DecodeOptions.load(options) if options else None
-    transcriber = Transcriber.from_pretrained(model, decoding)
+    search = chosen_search({}, search=str(options)) if options else None
+    transcriber = Transcriber.from_pretrained(model, search=search)
     joiners, windows = [], []
 
     class Watched(Joiner):
@@ -104,7 +105,9 @@ def transcribe(model: Path, options: Path | None, long_form: dict, path: Path) -
 
     speechattn.transcribe.long_files.Joiner = Watched
     begun = time.perf_counter()
-    found = transcribe_long(transcriber, path, LongFormOptions(**long_form))
+    recogniser = transcriber.recogniser
+    with recogniser.reader.open(path) as media:
+        found = transcribe_long(recogniser, media, LongFormOptions(**long_form))
     seconds = time.perf_counter() - begun
     return {
         "words": [(w.text, (w.start + w.end) / 2) for w in found.words],
@@ -119,10 +122,10 @@ def transcribe(model: Path, options: Path | None, long_form: dict, path: Path) -
 def alone(model: Path, options: Path | None, data: Path) -> list[list[str]]:
     """What the model hears in every sentence of the test set, read by itself."""
     from speechattn import Transcriber
-    from speechattn.decoding import DecodeOptions
+    from speechattn.decoding.config import chosen_search
 
-    decoding = DecodeOptions.load(options) if options else None
-    transcriber = Transcriber.from_pretrained(model, decoding)
+    search = chosen_search({}, search=str(options)) if options else None
+    transcriber = Transcriber.from_pretrained(model, search=search)
     found = transcriber.transcribe([path for path, _ in sentences(data)])
     return [transcript.text.split() for transcript in found]
 
@@ -218,7 +221,9 @@ def main() -> int:
     parser.add_argument("--overlap", type=float, default=4.0, help="seconds")
     parser.add_argument("--at-silence", action="store_true", help="end windows at silence")
     parser.add_argument("--silence", type=float, default=0.3, help="seconds of it")
-    parser.add_argument("--options", type=Path, help="decode options, the model's own by default")
+    parser.add_argument(
+        "--options", type=Path, help="YAML with a section `search`; the model's own by default"
+    )
     options = parser.parse_args()
     if options.model is None or options.data is None:
         print("long_form: nothing to read: give --model and --data")

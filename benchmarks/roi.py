@@ -32,7 +32,7 @@ from rows import in_turn, row, save, spread
 from speechattn.data.crops.roi import MouthCropper, MtcnnDetector, RoiItem, extract
 from speechattn.data.crops.roi.crop import MEAN_FACE, similarity
 from speechattn.data.crops.store import CropStore, CropWriter, encode
-from speechattn.data.media.container import iter_frames, iter_video
+from speechattn.data.media import iter_frames, iter_video
 
 REAL_TIME = 4.0
 AGAINST_BASELINE = 2.0

@@ -67,9 +67,9 @@ class Run:
 
 def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
     """Stream a recording by the clock of its input."""
-    from speechattn.transcribe.streaming.session import SpeechStream
+    from speechattn.transcribe.streaming.session import StreamingSession
 
-    stream = SpeechStream(transcriber, options)
+    stream = StreamingSession(transcriber.recogniser, options)
     run = Run([], [], [], "", [], [], 0.0)
     done = 0.0  # when the computer has time again
     waiting: list[tuple[str, float, float]] = []  # words that are shown, not final
@@ -109,10 +109,11 @@ def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
 def random_model(layers: int):
     """A Conformer of 12 layers and 256 units, by chunks of 640 ms."""
     from speechattn.data.tokenizers.tokenizer import CharTokenizer
-    from speechattn.decoding import DecodeOptions
+    from speechattn.decoding import CtcGreedySearch
     from speechattn.encoders import ConformerEncoder
     from speechattn.frontends import LogMelFbank
     from speechattn.model.speech_model import SpeechModel, Stream
+    from speechattn.transcribe.recogniser import Recogniser
     from speechattn.transcribe.transcriber import Transcriber
 
     torch.manual_seed(0)
@@ -122,7 +123,7 @@ def random_model(layers: int):
     )
     tokenizer = CharTokenizer.train(["".join(map(chr, range(0x4E00, 0x4E00 + VOCABULARY)))])
     model = SpeechModel(tokenizer.vocab_size, Stream(frontend, encoder)).eval()
-    return Transcriber(model, tokenizer, DecodeOptions(method="ctc_greedy"))
+    return Transcriber(Recogniser(model, tokenizer, CtcGreedySearch()))
 
 
 def recordings(cuts, seconds: float, apart: bool) -> list[tuple[np.ndarray, list]]:
@@ -179,31 +180,33 @@ def whole_text(transcriber, options, sound: np.ndarray) -> str:
     from speechattn.data.batches.batch import Item, collate
     from speechattn.transcribe.streaming.encoder import chunks_of
 
-    encoder = transcriber.model.streams["audio"].encoder
+    encoder = transcriber.recogniser.model.streams["audio"].encoder
     own = encoder.chunks
     encoder.chunks = chunks_of(encoder, "audio", options.chunk_size, options.left_context)
-    text = transcriber.recognise(collate([Item("all", "", [], sound)]))[0].text
+    text = transcriber.recogniser.recognise(collate([Item("all", "", [], sound)]))[0].text
     encoder.chunks = own
     return text
 
 
-def measure(transcriber, method: str, options, given, args) -> list[dict]:
+def measure(transcriber, search, options, given, args) -> list[dict]:
     """The rows of one search."""
     from dataclasses import replace
 
+    from speechattn.transcribe.recogniser import Recogniser
     from speechattn.transcribe.transcriber import Transcriber
 
-    decode = replace(transcriber.decode_options, method=method, beam_size=args.beam_size)
-    fusion = transcriber.fusion
-    if method != "ctc_graph":
-        fusion = replace(fusion, graph=None)
-    transcriber = Transcriber(
-        transcriber.model, transcriber.tokenizer, decode, transcriber.cropper.options, fusion=fusion
-    )
+    r = transcriber.recogniser
+    fusion = r.fusion if search.needs_graph else replace(r.fusion, graph=None)
+    roi = r.reader.cropper.options
+    transcriber = Transcriber(Recogniser(r.model, r.tokenizer, search, fusion, roi=roi))
+    method = type(search).__name__
     piece = max(int(args.piece * RATE), 1)
     listen(transcriber, options, given[0][0][: 3 * RATE], piece)  # warm
     runs = [listen(transcriber, options, sound, piece) for sound, _ in given]
-    encoder, shift = transcriber.model.streams["audio"].encoder, transcriber.model.frame_shift
+    encoder, shift = (
+        transcriber.recogniser.model.streams["audio"].encoder,
+        transcriber.recogniser.model.frame_shift,
+    )
     chunk = (options.chunk_size or encoder.chunks.size) * shift
     length = sum(len(sound) for sound, _ in given) / RATE
     apart = f" in {len(given)} streams" if len(given) > 1 else ""
@@ -264,13 +267,13 @@ def main() -> int:
         parser.error("--model and --cuts go together")
     torch.set_num_threads(args.threads)
 
-    from speechattn.decoding import DecodeOptions
+    from speechattn.decoding import CtcBeamSearch, CtcGreedySearch, GraphSearch
     from speechattn.transcribe.streaming.session import StreamOptions
     from speechattn.transcribe.transcriber import Transcriber
 
     seconds = 15.0 if args.quick else 60 * args.minutes
     options = StreamOptions(args.chunk_size, args.left_context, endpoint_seconds=args.endpoint)
-    methods = ["ctc_greedy", "ctc_beam"]
+    searches = [CtcGreedySearch(), CtcBeamSearch(beam_size=args.beam_size)]
     if args.model is None:
         transcriber = random_model(2 if args.quick else 12)
         draw = np.random.default_rng(0)
@@ -279,15 +282,14 @@ def main() -> int:
     else:
         from lhotse import CutSet
 
-        method = "ctc_greedy" if args.graph is None else "ctc_graph"
-        decode = DecodeOptions(method=method)
-        transcriber = Transcriber.from_pretrained(args.model, decode, graph=args.graph)
+        search = CtcGreedySearch() if args.graph is None else GraphSearch()
+        transcriber = Transcriber.from_pretrained(args.model, search=search, graph=args.graph)
         given = recordings(CutSet.from_file(args.cuts), seconds, args.apart)
         if args.graph is not None:
-            methods.append("ctc_graph")
+            searches.append(GraphSearch())
     rows = []
-    for method in methods:
-        rows += measure(transcriber, method, options, given, args)
+    for search in searches:
+        rows += measure(transcriber, search, options, given, args)
     for r in rows:
         print(f"{r['name']}: {r['ours']:.4g} {r['unit']}, target {r['target']}")
     save(rows, args.json)

@@ -20,7 +20,7 @@ class MediaError(SpeechattnError):
         self.path = str(path)
         self.reason = reason
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
         # Crosses process borders in the ROI workers; the default would replay one argument.
         return type(self), (self.path, self.reason)
 
@@ -31,3 +31,16 @@ class NoFaceError(MediaError):
 
 class ConfigError(SpeechattnError):
     """A configuration that does not fit together; names the key."""
+
+
+def require(good: bool, key: str, value: object, wanted: str) -> None:
+    """Raise `ConfigError` unless an option has a value that it may have.
+
+    Args:
+        good: whether it has.
+        key: the option's name.
+        value: what it was set to.
+        wanted: what it has to be, as "at least 1".
+    """
+    if not good:
+        raise ConfigError(f"{key} has to be {wanted}, got {value!r}")

@@ -160,7 +160,10 @@ def tiny_model_dir(
         elif not path.exists():
             config = {
                 "model": tiny_model(modality),
-                "decode": {"beam_size": 3, "max_length_ratio": 0.3},
+                "search": {
+                    "class_path": "JointSearch",
+                    "init_args": {"beam_size": 3, "max_length_ratio": 0.3},
+                },
                 "roi": {"size": 20, "smoothing": 3},
             }
             torch.manual_seed(1)

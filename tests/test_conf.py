@@ -7,7 +7,7 @@ import torch
 
 from speechattn.config import build, read_yaml
 from speechattn.data.batches.datamodule import DataOptions
-from speechattn.decoding import DecodeOptions
+from speechattn.decoding.config import search_of
 from speechattn.losses import JointLoss
 from speechattn.model.directory import build_model
 from speechattn.training.options import TrainingOptions
@@ -29,6 +29,8 @@ OURS = {
     "avsr_video.yaml": (41, "52.49"),
     "cnvsrc2023_baseline.yaml": (5906, "252.36"),
     "efficient_conformer_ctc_13m.yaml": (256, "13.28"),
+    # 10.83 M as published, without the CTC head that every model has here
+    "efficient_conformer_transducer_11m.yaml": (1000, "11.03"),
     "npu_aslp2023.yaml": (4470, "47.54"),
     "npu_aslp2024.yaml": (4470, "54.67"),
 }
@@ -51,15 +53,18 @@ def test_size(name):
 @pytest.mark.parametrize("name", FILES)
 def test_other_sections(name):
     config = read_yaml(CONF / name)
-    assert set(config) <= {"model", "loss", "data", "training", "decode", "roi"}
+    assert set(config) <= {"model", "loss", "data", "training", "search", "roi"}
     build(JointLoss, config["loss"], "loss")
     build(TrainingOptions, config["training"], "training")
-    build(DecodeOptions, config["decode"], "decode")
-    data = config["data"]
-    for transform in data.get("audio_transforms", ()):
-        if transform["class_path"].endswith("AddNoise"):  # the command line names its sound
-            transform.setdefault("init_args", {})["noise"] = "noise.wav"
-    build(DataOptions, data, "data")
+    search_of(config)
+    build(DataOptions, config["data"], "data")
+
+
+def test_efficient_conformer_transducer_is_as_published():
+    model = make("efficient_conformer_transducer_11m.yaml", 1000)
+    size = model.num_parameters() - sum(p.numel() for p in model.ctc.parameters())
+    assert size == 10_826_640
+    assert model.transducer.predictor.embedding.padding_idx == 0
 
 
 def test_sizes_are_of_files():
@@ -75,7 +80,7 @@ def test_npu_aslp_years_are_one_step_apart():
         "model.decoder.class_path",
         "model.decoder.init_args.reverse_blocks",
         "loss.reverse_weight",
-        "decode.reverse_weight",
+        "search.init_args.reverse_weight",
     }
 
 

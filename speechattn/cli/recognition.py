@@ -104,7 +104,7 @@ def add_decoding_commands(command) -> None:
 
 
 def add_search(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--options", type=Path, help="YAML of decode options; else the model's")
+    sub.add_argument("--search", help="class of the search, or a YAML file; else the model's")
     sub.add_argument(
         "--set",
         action="append",
@@ -157,13 +157,13 @@ def decode(args: Namespace) -> None:
 
     with profiled(args.profile):
         decode_cuts(
-            load_transcriber(args),
+            load_transcriber(args).recogniser,
             args.cuts,
             args.output,
-            args.crops,
-            read_noise(args),
-            args.batch_seconds,
-            args.details,
+            crops=args.crops,
+            noise=read_noise(args),
+            batch_seconds=args.batch_seconds,
+            details=args.details,
         )
 
 
@@ -171,45 +171,39 @@ def load_transcriber(args: Namespace):
     """The model that a command names, with the decode options that it names."""
     import torch
 
-    from speechattn.decoding import DecodeOptions
-    from speechattn.model.directory import read_options
+    from speechattn.decoding.config import chosen_search
+    from speechattn.model.directory import read_config
     from speechattn.transcribe.transcriber import Transcriber
 
     if args.threads is not None:
         if args.threads < 1:
             raise ConfigError(f"--threads {args.threads}: at least 1")
         torch.set_num_threads(args.threads)
-    options = DecodeOptions.load(args.options) if args.options else None
-    if args.overrides:
-        options = changed_options(options or read_options(args.model), args.overrides)
+    search = chosen_search(
+        read_config(args.model),
+        search=args.search,
+        overrides=args.overrides,
+        allow=args.allow,
+        where=args.model,
+    )
     return Transcriber.from_pretrained(
         args.model,
-        options,
-        args.device,
-        args.allow,
-        args.precision,
-        args.ngram,
-        args.hot_words,
-        args.quantize,
-        args.lm,
-        args.graph,
-        args.graph_ngram,
+        search=search,
+        device=args.device,
+        allow=args.allow,
+        precision=args.precision,
+        quantize=args.quantize,
+        lm=args.lm,
+        ngram=args.ngram,
+        hot_words=args.hot_words,
+        graph=args.graph,
+        graph_ngram=args.graph_ngram,
     )
-
-
-def changed_options(options, overrides: list[str]):
-    """Decode options with KEY=VALUE applied."""
-    from speechattn.config import build, override
-    from speechattn.decoding import DecodeOptions
-
-    values = asdict(options)
-    override(values, overrides)
-    return build(DecodeOptions, values, "decode")
 
 
 def export(args: Namespace) -> None:
     """speechattn export"""
-    from speechattn.deploy.exported import export_dir
+    from speechattn.deploy.export import export_dir
 
     for path in export_dir(args.model, args.output, args.allow):
         logger.info("written to %s", path)
@@ -217,17 +211,18 @@ def export(args: Namespace) -> None:
 
 def stream(args: Namespace) -> None:
     """speechattn stream"""
-    from speechattn.transcribe.streaming.input import pieces_of_file, pieces_of_pipe, slowly
+    from speechattn.data.reader import in_real_time, pieces_of_pipe
     from speechattn.transcribe.streaming.session import StreamOptions
 
     transcriber = load_transcriber(args)
+    reader = transcriber.recogniser.reader
     if args.file != "-":
-        pieces = pieces_of_file(transcriber, args.file)
-        pieces = slowly(pieces) if args.live else pieces
-    elif "video" in transcriber.model.modalities:
+        pieces = reader.pieces(args.file)
+        pieces = in_real_time(pieces) if args.live else pieces
+    elif reader.uses_video:
         raise ConfigError("a pipe carries sound alone, and this model reads lips: give a file")
     else:
-        pieces = pieces_of_pipe(sys.stdin.buffer, transcriber.model.sample_rate)
+        pieces = pieces_of_pipe(sys.stdin.buffer, reader.sample_rate)
     options = StreamOptions(args.chunk_size, args.left_context, endpoint_seconds=args.endpoint)
     for update in transcriber.stream(pieces, options):
         if args.format == "json":
@@ -261,7 +256,7 @@ def transcribe(args: Namespace) -> int:
         task = progress.add_task("transcribe", total=len(args.files))
         for start in range(0, len(args.files), args.batch_size):
             some = args.files[start : start + args.batch_size]
-            transcripts += transcriber.transcribe(some, args.batch_size)
+            transcripts += transcriber.transcribe(some, batch_size=args.batch_size)
             progress.advance(task, len(some))
     if args.output_dir is not None:
         args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,13 @@
-"""From encoder output to token sequences: searches, their scorers, alignment in time.
+"""From model outputs to token sequences: searches, their scorers, alignment in time.
 
 Legend of this package: B utterances, K beam (hypotheses kept for an utterance), H hypotheses held
 for an utterance at a step (1 at the start, at most K), N = B * H hypotheses in a batch, those of
 an utterance adjacent, S candidates that may extend a hypothesis, T frames, U tokens, V units,
 P scorers.
 
-Search (`joint`), scores (`scorers`) and model are apart: the search knows scorers by a protocol
-of three methods and never sees a network.
+`search` has the components that a configuration names, each with its options; the algorithms under
+them (`beam_search`, `ctc_beam`, `transducer`, `fst`) know scorers by a protocol of three methods
+and never see a network.
 """
 
 from speechattn.decoding.alignment import (
@@ -17,41 +18,58 @@ from speechattn.decoding.alignment import (
     token_times,
     word_times,
 )
+from speechattn.decoding.beam_search import beam_search
 from speechattn.decoding.boosting import BoostScorer, ContextGraph
 from speechattn.decoding.ctc import AlignmentError, TokenSpan, ctc_forced_align, ctc_greedy
 from speechattn.decoding.ctc_beam import ctc_beam_search
-from speechattn.decoding.dispatch import check_options, decode
+from speechattn.decoding.fusion import NO_FUSION, Fusion
 from speechattn.decoding.hypothesis import Hypothesis
-from speechattn.decoding.joint import beam_search, joint_search
-from speechattn.decoding.options import DecodeOptions
-from speechattn.decoding.rescoring import rescore
 from speechattn.decoding.scorers import CtcPrefixScorer, DecoderScorer, PartialScorer, Scorer
-from speechattn.decoding.shallow_fusion import ShallowFusion
+from speechattn.decoding.search import (
+    CtcBeamSearch,
+    CtcGreedySearch,
+    CtcRescoringSearch,
+    FusedSearch,
+    GraphRescoringSearch,
+    GraphSearch,
+    JointSearch,
+    NbestSearch,
+    Search,
+    TransducerBeamSearch,
+    TransducerGreedySearch,
+)
 from speechattn.decoding.transducer import transducer_beam, transducer_greedy
 
 __all__ = [
     "AlignmentError",
     "BoostScorer",
     "ContextGraph",
+    "CtcBeamSearch",
+    "CtcGreedySearch",
     "CtcPrefixScorer",
-    "DecodeOptions",
+    "CtcRescoringSearch",
     "DecoderScorer",
+    "FusedSearch",
+    "Fusion",
+    "GraphRescoringSearch",
+    "GraphSearch",
     "Hypothesis",
+    "JointSearch",
+    "NO_FUSION",
+    "NbestSearch",
     "PartialScorer",
     "Scorer",
-    "ShallowFusion",
+    "Search",
     "TokenSpan",
     "TokenTime",
+    "TransducerBeamSearch",
+    "TransducerGreedySearch",
     "WordTime",
     "beam_search",
-    "check_options",
     "ctc_beam_search",
     "ctc_forced_align",
     "ctc_greedy",
-    "decode",
     "hypothesis_times",
-    "joint_search",
-    "rescore",
     "surest_times",
     "token_times",
     "transducer_beam",

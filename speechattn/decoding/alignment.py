@@ -47,7 +47,7 @@ class WordTime:
 
 
 def token_times(log_probs: Tensor, tokens: list[int], frame_shift: float) -> list[TokenTime]:
-    """The time of each token on the most probable CTC path.
+    """Return the time of each token on the most probable CTC path.
 
     CTC emits a token for as long as it is sure of it, which is often one frame: a start is where
     the model recognised the token, an end is not where the sound stopped.
@@ -67,7 +67,7 @@ def token_times(log_probs: Tensor, tokens: list[int], frame_shift: float) -> lis
 
 
 def surest_times(
-    evidence: Sequence[ModelOutput], row: int, tokens: list[int]
+    outputs: Sequence[ModelOutput], row: int, tokens: list[int]
 ) -> tuple[ModelOutput, list[TokenTime]]:
     """`token_times` of one utterance by the model that is surest of these tokens, and that model.
 
@@ -75,10 +75,10 @@ def surest_times(
         AlignmentError: too few frames for so many tokens, in every model.
     """
     found, errors = [], []
-    for e in evidence:
+    for output in outputs:
         try:
-            log_probs = e.log_probs[row, : int(e.lengths[row])]
-            found.append((e, token_times(log_probs, tokens, e.frame_shift)))
+            log_probs = output.log_probs[row, : int(output.lengths[row])]
+            found.append((output, token_times(log_probs, tokens, output.frame_shift)))
         except AlignmentError as error:
             errors.append(error)
     if not found:
@@ -87,7 +87,7 @@ def surest_times(
 
 
 def hypothesis_times(
-    evidence: Sequence[ModelOutput], row: int, found: Hypothesis
+    outputs: Sequence[ModelOutput], row: int, found: Hypothesis
 ) -> list[TokenTime]:
     """When the tokens of a hypothesis were said.
 
@@ -97,7 +97,7 @@ def hypothesis_times(
     Raises:
         AlignmentError: too few frames for so many tokens, in every model.
     """
-    used, times = surest_times(evidence, row, found.tokens)
+    used, times = surest_times(outputs, row, found.tokens)
     if found.frames is not None:
         shift = used.frame_shift
         times = [
@@ -160,7 +160,7 @@ def word_times(times: Sequence[TokenTime], pieces: Sequence[str]) -> list[WordTi
 
 
 def _separates(character: str) -> bool:
-    """Whether a character only says that a word ends here, and takes no time."""
+    """Return whether a character only says that a word ends here, and takes no time."""
     return character == WORD_START or character.isspace()
 
 

@@ -36,6 +36,7 @@ EMPTY = 0, -1, BLANK
 def ctc_beam_search(
     log_probs: Tensor,
     lengths: Tensor,
+    *,
     beam_size: int = 10,
     nbest: int = 1,
     frame_units: int = 20,
@@ -43,7 +44,9 @@ def ctc_beam_search(
     length_bonus: float = 0.0,
     scorers: Mapping[str, tuple[Scorer, float]] | None = None,
 ) -> list[list[Hypothesis]]:
-    """The most probable token sequences, each the sum of all CTC paths that the beam kept of it.
+    """Return the most probable token sequences by CTC, as a beam finds them.
+
+    A score is the sum of all paths that the beam kept of a sequence.
 
     With a beam that drops nothing the scores are exact. Otherwise they lack the paths whose
     beginnings were dropped: a score is at most the true one. <sos/eos> is never a label.
@@ -85,7 +88,16 @@ def ctc_beam_search(
         )
     b, _, v = log_probs.shape
     device = log_probs.device
-    beam = PrefixBeam(b, v, device, beam_size, frame_units, blank_skip, length_bonus, scorers)
+    beam = PrefixBeam(
+        b,
+        v,
+        device,
+        beam_size=beam_size,
+        frame_units=frame_units,
+        blank_skip=blank_skip,
+        length_bonus=length_bonus,
+        scorers=scorers,
+    )
     units, chosen = beam.accept(log_probs, lengths)
     return _collect(units, chosen, beam, min(nbest, beam_size))
 
@@ -109,6 +121,7 @@ class PrefixBeam:
         batch: int,
         vocab_size: int,
         device: torch.device,
+        *,
         beam_size: int = 10,
         frame_units: int = 20,
         blank_skip: float = 1.0,
@@ -171,108 +184,137 @@ TOTAL, ENDS_BLANK, ENDS_LABEL, KEY, PARENT, LAST, TWICE = range(7)
 
 
 def _search(frames: Frames, bits: Tensor, extra: PrefixScores | None) -> Tensor:
-    """Run over the frames, and changes what is known of the prefixes, `bits` (B, 7, 1 + K).
+    """Run over the frames, and change what is known of the prefixes, `bits` (B, 7, 1 + K).
 
     Returns:
         For every frame what each place was taken by, (B, T, K) indices in [0, (1 + K) * (1 + S)),
         by old place, from 1, and by `units`.
     """
-    b, t, s = frames.growth.shape
-    k = bits.size(2) - 1
-    like = frames.growth
-    # What a step reads or writes is cut out of these tensors once, and written in place: with so
-    # few numbers most of the time goes into making tensors.
-    real = bits.view(torch.float64)
-    nothing, beam, keys = bits[:, :, :1].clone(), bits[..., 1:], bits[:, None, KEY]
-    before = real[:, : ENDS_BLANK + 1].flatten(1)
-    total, ends_blank, ends_label = real[:, : ENDS_LABEL + 1, 1:].unbind(1)  # (B, K) each
-    _, _, _, _, parent, last, twice = beam.unbind(1)
-    total_of, parent_of, last_of = (x[..., None] for x in (total, parent, last))
-    # What a prefix was, and what it becomes if it grows.
-    old, new = torch.empty_like(beam), torch.empty_like(beam)
-    old_key, old_last = old[:, KEY], old[:, LAST]
-    _, new_blank, new_label = new.view(torch.float64)[:, : ENDS_LABEL + 1].unbind(1)
-    new_blank.fill_(-math.inf)
-    _, _, _, new_key, new_parent, new_last, new_twice = new.unbind(1)
-    # Every candidate's score: a row a place, first of what stays, then of what grows. Row 0 is
-    # for what is thrown away.
-    held = like.new_full((b, 1 + k, 1 + s), -math.inf)
-    stay, grown, flat = held[:, 1:, 0], held[:, 1:, 1:], held.flatten(1)
-    starts = torch.arange(1, k + 1, device=like.device) * (1 + s)
-    # What is written over growth, and where: first of prefixes that end in the token already.
-    instead = like.new_full((b, 2 * k), -math.inf)
-    where = torch.empty(b, 2 * k, dtype=torch.int64, device=like.device)
-    again, at_again, at_child = instead[:, :k], where[:, :k], where[:, k:]
-    # Where a prefix's last token is among the units, and where its parent is; 0 for nowhere.
-    same = torch.zeros(2, b, k, 1 + max(k, s), dtype=torch.bool, device=like.device)
-    same_unit, same_key, same = same[0, ..., : 1 + s], same[1, ..., : 1 + k], same.view(torch.uint8)
-    found = torch.empty(2, b, k, dtype=torch.int64, device=like.device)
-    column, place = found
-    stays = torch.empty(b, k, dtype=torch.bool, device=like.device)
-    origin = torch.empty(b, k, dtype=torch.int64, device=like.device)
-    origins = origin[:, None].expand(b, 7, k)
-    # All but the total, which the choice of the best brings along.
-    mix = stays[:, None], old[:, 1:], new[:, 1:]
-    mixed = beam[:, 1:]
-    # Once full, a beam of possible prefixes stays full.
-    full = extra is None and frames.possible and s + 1 >= k
-
-    chosen = torch.empty(t, b, k, dtype=torch.int64, device=like.device)
+    b, t, _ = frames.growth.shape
+    work = _Workspace(frames, bits, extra)
+    chosen = torch.empty(t, b, work.k, dtype=torch.int64, device=bits.device)
     rows = zip(chosen, *(x.unbind(1) for x in frames.inputs()), strict=True)
     for i, (index, start, blank, units, unit_of, growth, closed, gap) in enumerate(rows):
         if frames.gaps[i]:
             # A blank was said in between.
-            torch.where(gap, total, ends_blank, out=ends_blank)
-            ends_label.masked_fill_(gap, -math.inf)
-        torch.eq(last_of, unit_of, out=same_unit)
-        torch.eq(parent_of, keys, out=same_key)
-        torch.argmax(same, 3, out=found)
-        own = frames.log_probs.take(start + last)  # (B, K)
+            torch.where(gap, work.total, work.ends_blank, out=work.ends_blank)
+            work.ends_label.masked_fill_(gap, -math.inf)
+        own = frames.log_probs.take(start + work.last)  # (B, K)
         if frames.padded[i]:
             own = own + closed
-
-        # Grow. The token that a prefix ends in counts again only after a blank; and what a child
-        # in the beam gets from its parent there is no prefix of its own. (What is nowhere among
-        # the units, or has no parent there, is written to column 0 or row 0.)
-        torch.add(total_of, growth, out=grown)
-        torch.add(ends_blank, own, out=again)
-        torch.add(starts, column, out=at_again)
-        torch.add(column, place, alpha=1 + s, out=at_child)
-        flat.scatter_(1, where, instead)
-        # Stay, by a blank, by the last token again, or from the parent.
-        path = before.gather(1, torch.add(place, twice, alpha=1 + k))
-        torch.add(total, blank, out=ends_blank)
-        torch.add(torch.logaddexp(ends_label, path), own, out=ends_label)
-        torch.logaddexp(ends_blank, ends_label, out=stay)
-
-        if extra is None:
-            torch.topk(flat, k, 1, out=(total, index))
-        else:
-            rank, at = extra.rank(held[:, 1:], units).topk(k, dim=1)
-            torch.add(at, 1 + s, out=index)
-            torch.gather(flat, 1, index, out=total)
-        torch.div(index, 1 + s, rounding_mode="floor", out=origin)
-        torch.gather(units, 1, index.sub(origin, alpha=1 + s), out=new_last)
-        torch.eq(new_last, BLANK, out=stays)
-        if extra is not None:
-            extra.follow(at, origin - 1, new_last, ~(stays | (rank == -math.inf)))
-        torch.gather(bits, 2, origins, out=old)
-        new_label.copy_(total)
-        torch.mul(old_key ^ new_last, HASH_TIMES, out=new_key)
-        new_parent.copy_(old_key)
-        torch.eq(old_last, new_last, out=new_twice)
-        torch.where(*mix, out=mixed)
-        if not full:
-            # An empty place may stand for a prefix that is elsewhere: it has no relatives.
-            empty = (total if extra is None else rank) == -math.inf
-            beam.copy_(torch.where(empty[:, None], nothing, beam))
-    torch.where(frames.tail, total, ends_blank, out=ends_blank)
-    ends_label.masked_fill_(frames.tail, -math.inf)
+        work.score(unit_of, growth, own, blank)
+        work.choose(index, units)
+    torch.where(frames.tail, work.total, work.ends_blank, out=work.ends_blank)
+    work.ends_label.masked_fill_(frames.tail, -math.inf)
     return chosen.transpose(0, 1)
 
 
+class _Workspace:
+    """Tensors that each frame reads and writes in place, views of them cut out once.
+
+    With so few numbers a frame, most of the time would go into making tensors.
+    """
+
+    def __init__(self, frames: Frames, bits: Tensor, extra: PrefixScores | None):
+        b, _, s = frames.growth.shape
+        k = bits.size(2) - 1
+        like = frames.growth
+        self.k, self.s, self.bits, self.extra = k, s, bits, extra
+        real = bits.view(torch.float64)
+        self.nothing, self.beam, self.keys = (
+            bits[:, :, :1].clone(),
+            bits[..., 1:],
+            bits[:, None, KEY],
+        )
+        self.before = real[:, : ENDS_BLANK + 1].flatten(1)
+        self.total, self.ends_blank, self.ends_label = real[:, : ENDS_LABEL + 1, 1:].unbind(
+            1
+        )  # (B, K)
+        _, _, _, _, parent, self.last, self.twice = self.beam.unbind(1)
+        self.total_of, self.parent_of, self.last_of = (
+            x[..., None] for x in (self.total, parent, self.last)
+        )
+        # What a prefix was, and what it becomes if it grows.
+        self.old, new = torch.empty_like(self.beam), torch.empty_like(self.beam)
+        self.old_key, self.old_last = self.old[:, KEY], self.old[:, LAST]
+        _, new_blank, self.new_label = new.view(torch.float64)[:, : ENDS_LABEL + 1].unbind(1)
+        new_blank.fill_(-math.inf)
+        _, _, _, self.new_key, self.new_parent, self.new_last, self.new_twice = new.unbind(1)
+        # Every candidate's score: a row a place, first of what stays, then of what grows. Row 0 is
+        # for what is thrown away.
+        self.held = like.new_full((b, 1 + k, 1 + s), -math.inf)
+        self.stay, self.grown = self.held[:, 1:, 0], self.held[:, 1:, 1:]
+        self.flat = self.held.flatten(1)
+        self.starts = torch.arange(1, k + 1, device=like.device) * (1 + s)
+        # What is written over growth, and where: first of prefixes that end in the token already.
+        self.instead = like.new_full((b, 2 * k), -math.inf)
+        self.where = torch.empty(b, 2 * k, dtype=torch.int64, device=like.device)
+        self.again, self.at_again, self.at_child = (
+            self.instead[:, :k], self.where[:, :k], self.where[:, k:]
+        )  # fmt: skip
+        # Where a prefix's last token is among the units, and where its parent is; 0 for nowhere.
+        same = torch.zeros(2, b, k, 1 + max(k, s), dtype=torch.bool, device=like.device)
+        self.same_unit, self.same_key = same[0, ..., : 1 + s], same[1, ..., : 1 + k]
+        self.same = same.view(torch.uint8)
+        self.places = torch.empty(2, b, k, dtype=torch.int64, device=like.device)
+        self.column, self.place = self.places
+        self.stays = torch.empty(b, k, dtype=torch.bool, device=like.device)
+        self.origin = torch.empty(b, k, dtype=torch.int64, device=like.device)
+        self.origins = self.origin[:, None].expand(b, 7, k)
+        # All but the total, which the choice of the best brings along.
+        self.mix = self.stays[:, None], self.old[:, 1:], new[:, 1:]
+        self.mixed = self.beam[:, 1:]
+        # Once full, a beam of possible prefixes stays full.
+        self.full = extra is None and frames.possible and s + 1 >= k
+
+    def score(self, unit_of: Tensor, growth: Tensor, own: Tensor, blank: Tensor) -> None:
+        """Score what each prefix may become in a frame."""
+        torch.eq(self.last_of, unit_of, out=self.same_unit)
+        torch.eq(self.parent_of, self.keys, out=self.same_key)
+        torch.argmax(self.same, 3, out=self.places)
+        # Grow. The token that a prefix ends in counts again only after a blank; and what a child
+        # in the beam gets from its parent there is no prefix of its own. (What is nowhere among
+        # the units, or has no parent there, is written to column 0 or row 0.)
+        torch.add(self.total_of, growth, out=self.grown)
+        torch.add(self.ends_blank, own, out=self.again)
+        torch.add(self.starts, self.column, out=self.at_again)
+        torch.add(self.column, self.place, alpha=1 + self.s, out=self.at_child)
+        self.flat.scatter_(1, self.where, self.instead)
+        # Stay, by a blank, by the last token again, or from the parent.
+        path = self.before.gather(1, torch.add(self.place, self.twice, alpha=1 + self.k))
+        torch.add(self.total, blank, out=self.ends_blank)
+        torch.add(torch.logaddexp(self.ends_label, path), own, out=self.ends_label)
+        torch.logaddexp(self.ends_blank, self.ends_label, out=self.stay)
+
+    def choose(self, index: Tensor, units: Tensor) -> None:
+        """Keep the best candidates; `index` (B, K) gets what each place was taken by."""
+        extra, s = self.extra, self.s
+        if extra is None:
+            torch.topk(self.flat, self.k, 1, out=(self.total, index))
+        else:
+            rank, at = extra.rank(self.held[:, 1:], units).topk(self.k, dim=1)
+            torch.add(at, 1 + s, out=index)
+            torch.gather(self.flat, 1, index, out=self.total)
+        torch.div(index, 1 + s, rounding_mode="floor", out=self.origin)
+        torch.gather(units, 1, index.sub(self.origin, alpha=1 + s), out=self.new_last)
+        torch.eq(self.new_last, BLANK, out=self.stays)
+        if extra is not None:
+            grows = ~(self.stays | (rank == -math.inf))
+            extra.follow(at, self.origin - 1, self.new_last, grows)
+        torch.gather(self.bits, 2, self.origins, out=self.old)
+        self.new_label.copy_(self.total)
+        torch.mul(self.old_key ^ self.new_last, HASH_TIMES, out=self.new_key)
+        self.new_parent.copy_(self.old_key)
+        torch.eq(self.old_last, self.new_last, out=self.new_twice)
+        torch.where(*self.mix, out=self.mixed)
+        if not self.full:
+            # An empty place may stand for a prefix that is elsewhere: it has no relatives.
+            empty = (self.total if extra is None else rank) == -math.inf
+            self.beam.copy_(torch.where(empty[:, None], self.nothing, self.beam))
+
+
 def _collect(units: Tensor, chosen: Tensor, beam: PrefixBeam, nbest: int) -> list[list[Hypothesis]]:
-    """The hypotheses of the last beam, best first."""
+    """Return the hypotheses of the last beam, best first."""
     ctc = beam.total
     score, parts = ctc, {"ctc": ctc}
     if beam.extra is not None:
@@ -299,7 +341,8 @@ def _collect(units: Tensor, chosen: Tensor, beam: PrefixBeam, nbest: int) -> lis
 
 
 def trace(units: Tensor, chosen: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Where prefixes at `place` (B, n) come from, over the frames of one `PrefixBeam.accept`.
+    """Return where prefixes at `place` (B, n) come from, over the frames of one
+    `PrefixBeam.accept`.
 
     Returns:
         What each frame added to them, a token or blank, (B, n, T); and their places before the

@@ -24,7 +24,7 @@ MAX_LOGITS = 2**27
 
 
 def rescore(
-    evidence: Sequence[ModelOutput],
+    outputs: Sequence[ModelOutput],
     nbest: list[list[Hypothesis]],
     attention_weight: float,
     reverse_weight: float,
@@ -35,7 +35,7 @@ def rescore(
     reverse`; the other scores stay.
 
     Args:
-        evidence: of the models that were searched, all with a BidirectionalDecoder.
+        outputs: of the models that were searched, all with a BidirectionalDecoder.
         nbest: of each utterance, each hypothesis with a score `decoder` of every model.
         attention_weight: that the search gave to the scores `decoder`, before the models' weights.
         reverse_weight: share of the right-to-left score, 0..1.
@@ -43,29 +43,32 @@ def rescore(
     Returns:
         The same hypotheses, each with a score `reverse` of every model and a new total, best first.
     """
-    for e in evidence:
-        share = e.weight * attention_weight * reverse_weight
-        reverse = reverse_scores(e, nbest)
+    for output in outputs:
+        share = output.weight * attention_weight * reverse_weight
+        reverse = reverse_scores(output, nbest)
         nbest = [
-            [add_reverse(h, e, share, score) for h, score in zip(hypotheses, scores, strict=True)]
+            [
+                add_reverse(h, output, share, score)
+                for h, score in zip(hypotheses, scores, strict=True)
+            ]
             for hypotheses, scores in zip(nbest, reverse, strict=True)
         ]
     return [sorted(hypotheses, key=lambda h: -h.score) for hypotheses in nbest]
 
 
-def add_reverse(h: Hypothesis, e: ModelOutput, share: float, score: float) -> Hypothesis:
-    """With `share` of one model's left-to-right score replaced by the right-to-left one."""
-    total = h.score + share * (score - h.scores[e.label("decoder")])
-    return replace(h, score=total, scores={**h.scores, e.label("reverse"): score})
+def add_reverse(h: Hypothesis, output: ModelOutput, share: float, score: float) -> Hypothesis:
+    """Replace `share` of one model's left-to-right score by its right-to-left one."""
+    total = h.score + share * (score - h.scores[output.label("decoder")])
+    return replace(h, score=total, scores={**h.scores, output.label("reverse"): score})
 
 
 def add_decoder(
-    e: ModelOutput, nbest: list[list[Hypothesis]], attention_weight: float
+    output: ModelOutput, nbest: list[list[Hypothesis]], attention_weight: float
 ) -> list[list[Hypothesis]]:
     """Give what CTC alone found a score `decoder`, which takes its share from the score `ctc`.
 
     Args:
-        e: of the model that was searched, with a decoder.
+        output: of the model that was searched, with a decoder.
         nbest: of each utterance, each hypothesis with a score `ctc` of weight 1.
         attention_weight: share of the decoder, 0..1; CTC keeps the rest.
 
@@ -73,7 +76,7 @@ def add_decoder(
         The same hypotheses with new totals, best first.
     """
     results = []
-    for hypotheses, scores in zip(nbest, decoder_scores(e, nbest), strict=True):
+    for hypotheses, scores in zip(nbest, decoder_scores(output, nbest), strict=True):
         rescored = [
             replace(
                 h,
@@ -118,18 +121,18 @@ def lm_scores(lm: TransformerLm, nbest: list[list[Hypothesis]]) -> list[list[flo
     return nbest_scores(score, nbest, lm.vocab_size, lm.output.weight.device)
 
 
-def decoder_scores(e: ModelOutput, nbest: list[list[Hypothesis]]) -> list[list[float]]:
+def decoder_scores(output: ModelOutput, nbest: list[list[Hypothesis]]) -> list[list[float]]:
     """Log-probability of each hypothesis left to right, <eos> included."""
     sequences = [[h.tokens for h in hypotheses] for hypotheses in nbest]
-    predict = e.decoder.predict_tree
-    return tree_scores(predict, sequences, e.hidden, e.lengths, e.decoder.vocab_size)
+    predict = output.decoder.predict_tree
+    return tree_scores(predict, sequences, output.hidden, output.lengths, output.decoder.vocab_size)
 
 
-def reverse_scores(e: ModelOutput, nbest: list[list[Hypothesis]]) -> list[list[float]]:
+def reverse_scores(output: ModelOutput, nbest: list[list[Hypothesis]]) -> list[list[float]]:
     """Log-probability of each hypothesis right to left, <eos> included."""
     sequences = [[h.tokens[::-1] for h in hypotheses] for hypotheses in nbest]
-    predict = e.decoder.reverse_tree
-    return tree_scores(predict, sequences, e.hidden, e.lengths, e.decoder.vocab_size)
+    predict = output.decoder.reverse_tree
+    return tree_scores(predict, sequences, output.hidden, output.lengths, output.decoder.vocab_size)
 
 
 def nbest_scores(
@@ -138,7 +141,7 @@ def nbest_scores(
     vocab_size: int,
     device: torch.device,
 ) -> list[list[float]]:
-    """A score of each hypothesis, all of them in one pass.
+    """Return a score of each hypothesis, all of them in one pass.
 
     Args:
         score: of sequences behind <sos> (N, U), their lengths (N,) and the utterances (B,) that

@@ -17,7 +17,6 @@ parent, also in the beam, that grows by its last token. So merging is finding pa
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,41 +25,17 @@ from speechattn.decoders.predictor import PredictorState
 from speechattn.decoders.transducer import Transducer
 from speechattn.decoding.ctc_beam import EMPTY, HASH_START, HASH_TIMES
 from speechattn.decoding.hypothesis import Hypothesis
-from speechattn.decoding.options import DecodeOptions
 from speechattn.decoding.prefix_scores import PrefixScores
 from speechattn.decoding.scorers import Scorer
 from speechattn.masks import padding_mask
-from speechattn.model.output import ModelOutput
 from speechattn.units import BLANK
-
-
-def transducer_search(
-    evidence: ModelOutput, options: DecodeOptions, scorers: Mapping[str, tuple[Scorer, float]]
-) -> list[list[Hypothesis]]:
-    """What the options' method finds in the frames that the model's reducer leaves."""
-    hidden, lengths, index = evidence.hidden, evidence.lengths, None
-    if evidence.frame_reducer is not None:
-        hidden, lengths, index = evidence.frame_reducer(hidden, lengths, evidence.log_probs)
-    head = evidence.transducer
-    if options.method == "transducer_greedy":
-        found = [[h] for h in transducer_greedy(head, hidden, lengths, options.frame_tokens)]
-    else:
-        found = transducer_beam(
-            head, hidden, lengths, options.beam_size, options.nbest, options.length_bonus, scorers
-        )
-    if index is None:
-        return found
-    return [
-        [replace(h, frames=[frames[t] for t in h.frames]) for h in hypotheses]
-        for hypotheses, frames in zip(found, index.tolist(), strict=True)
-    ]
 
 
 @torch.inference_mode()
 def transducer_greedy(
     head: Transducer, hidden: Tensor, lengths: Tensor, frame_tokens: int = 1
 ) -> list[Hypothesis]:
-    """The best unit after what was said, again and again; blank goes on to the next frame.
+    """Take the best unit after what was said, again and again; blank goes on to the next frame.
 
     <sos/eos> is never said: a transducer is not trained on it.
 
@@ -107,12 +82,15 @@ def transducer_beam(
     head: Transducer,
     hidden: Tensor,
     lengths: Tensor,
+    *,
     beam_size: int = 4,
     nbest: int = 1,
     length_bonus: float = 0.0,
     scorers: Mapping[str, tuple[Scorer, float]] | None = None,
 ) -> list[list[Hypothesis]]:
-    """The most probable token sequences, each the sum of all paths that the beam kept of it.
+    """Return the most probable token sequences, as a beam finds them.
+
+    A score is the sum of all paths that the beam kept of a sequence.
 
     Paths say one token a frame at most. With a beam that drops nothing the scores are exact, of a
     model with the topology "modified".
@@ -134,75 +112,108 @@ def transducer_beam(
     """
     if beam_size < 1 or nbest < 1:
         raise ValueError(f"beam_size and nbest are 1 at least, not {beam_size} and {nbest}")
-    b, t, _ = hidden.shape
-    k, v = beam_size, head.vocab_size
-    device = hidden.device
+    b, k = hidden.size(0), beam_size
     extra = None
     if scorers or length_bonus:
-        extra = PrefixScores(scorers or {}, length_bonus, b, k, v, device)
+        extra = PrefixScores(scorers or {}, length_bonus, b, k, head.vocab_size, hidden.device)
+    beam = _Beam(head, b, k, hidden.device, extra)
     frames = head.joiner.encoder_projection(hidden)[:, :, None]  # (B, T, 1, D)
-    real = padding_mask(lengths, t)
-    units = torch.arange(v - 1, device=device).expand(b, -1)
-    total = torch.full((b, k), -math.inf, dtype=torch.float64, device=device)
-    total[:, 0] = 0.0
-    keys, parents, last = (torch.full((b, k), x, device=device) for x in EMPTY)
-    keys[:, 0] = HASH_START
-    predicted, state = _step(head, last.flatten(), head.predictor.init_state(b * k))
-    rows = torch.arange(b, device=device)[:, None]
-    # Where each place's path was before each frame, and what it said there: (B, K) each.
-    came, said = [], []
+    real = padding_mask(lengths, hidden.size(1))
     for frame, here in zip(frames.unbind(1), real.unbind(1), strict=True):
-        logits = head.joiner(frame, predicted.view(b, k, -1), project=False)
+        beam.read(frame, here)
+    return _collect(beam.total, beam.came, beam.said, extra, min(nbest, k))
+
+
+class _Beam:
+    """The hypotheses of a beam search, frame by frame.
+
+    Attributes:
+        total: (B, K) float64, log-probability of each.
+        came: by frame, where each place's path was before it, (B, K).
+        said: by frame, what each place's path said in it, (B, K).
+    """
+
+    def __init__(
+        self, head: Transducer, batch: int, beam: int, device: torch.device,
+        extra: PrefixScores | None,
+    ):  # fmt: skip
+        self.head, self.extra = head, extra
+        shape = (batch, beam)
+        self.units = torch.arange(head.vocab_size - 1, device=device).expand(batch, -1)
+        self.total = torch.full(shape, -math.inf, dtype=torch.float64, device=device)
+        self.total[:, 0] = 0.0
+        self.keys, self.parents, self.last = (torch.full(shape, x, device=device) for x in EMPTY)
+        self.keys[:, 0] = HASH_START
+        state = head.predictor.init_state(batch * beam)
+        self.predicted, self.state = _step(head, self.last.flatten(), state)
+        self.rows = torch.arange(batch, device=device)[:, None]
+        self.own = torch.arange(beam, device=device).expand(batch, -1)
+        self.came: list[Tensor] = []
+        self.said: list[Tensor] = []
+
+    def read(self, frame: Tensor, here: Tensor) -> None:
+        """Go on over a frame (B, 1, D), which utterances `here` (B,) have."""
+        held, parent, via_parent = self._scores(frame, here)
+        v = held.size(-1)
+        rank = held.flatten(1) if self.extra is None else self.extra.rank(held, self.units)
+        worth, at = rank.topk(self.total.size(1), dim=1)
+        origin = at.div(v, rounding_mode="floor")
+        token = at - origin * v
+        grows = (token != BLANK) & (worth > -math.inf)
+        if self.extra is not None:
+            self.extra.follow(at, origin, token, grows)
+        self.total = held.flatten(1).gather(1, at)
+        turned = via_parent.gather(1, origin) & ~grows
+        self.came.append(torch.where(turned, parent.gather(1, origin), origin))
+        self.said.append(torch.where(turned, self.last.gather(1, origin), token))
+        self._grow(origin, token, grows, empty=worth == -math.inf)
+
+    def _scores(self, frame: Tensor, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Score staying (unit 0) and growing by each unit, (B, K, V - 1).
+
+        Returns:
+            Also the place of each one's parent, and which of the two paths to the same text the
+            times of its tokens are taken from, (B, K) each.
+        """
+        k = self.total.size(1)
+        predicted = self.predicted.view(len(here), k, -1)
+        logits = self.head.joiner(frame, predicted, project=False)
         log_probs = logits.float().log_softmax(-1).double()[..., :-1]  # (B, K, V - 1)
         # Padding is certain blank: what has been said stays.
         log_probs = log_probs.masked_fill(~here[:, None, None], -math.inf)
         log_probs[..., BLANK].masked_fill_(~here[:, None], 0.0)
-        held = total[..., None] + log_probs
+        held = self.total[..., None] + log_probs
         # Who is whose parent: at most one is anyone's.
-        kin = parents[:, :, None] == keys[:, None]  # (B, K, K)
+        kin = self.parents[:, :, None] == self.keys[:, None]  # (B, K, K)
         is_child, parent = kin.any(2), kin.to(torch.uint8).argmax(2)  # (B, K)
         stays = held[..., BLANK].clone()
-        path = held[rows, parent, last].masked_fill(~is_child, -math.inf)
+        path = held[self.rows, parent, self.last].masked_fill(~is_child, -math.inf)
         # A parent grown by its child's last token is the child (of others a blank is written over,
         # which is then written anew).
-        own = torch.arange(k, device=device).expand(b, -1)
-        spent = (torch.where(is_child, parent, own), torch.where(is_child, last, BLANK))
-        held[rows, spent[0], spent[1]] = -math.inf
+        place = torch.where(is_child, parent, self.own)
+        held[self.rows, place, torch.where(is_child, self.last, BLANK)] = -math.inf
         held[..., BLANK] = torch.logaddexp(stays, path)
-        # Which of the two paths the times of the tokens are taken from.
-        via_parent = path > stays
+        return held, parent, path > stays
 
-        rank = held.flatten(1) if extra is None else extra.rank(held, units)
-        worth, at = rank.topk(k, dim=1)
-        origin = at.div(v - 1, rounding_mode="floor")
-        token = at - origin * (v - 1)
-        grows = (token != BLANK) & (worth > -math.inf)
-        if extra is not None:
-            extra.follow(at, origin, token, grows)
-        total = held.flatten(1).gather(1, at)
-        turned = via_parent.gather(1, origin) & ~grows
-        came.append(torch.where(turned, parent.gather(1, origin), origin))
-        said.append(torch.where(turned, last.gather(1, origin), token))
-
-        index = (rows * k + origin).flatten()
-        before = head.predictor.select((predicted, *state), index)
+    def _grow(self, origin: Tensor, token: Tensor, grows: Tensor, empty: Tensor) -> None:
+        """Move on to the chosen hypotheses, (B, K) each."""
+        index = (self.rows * self.total.size(1) + origin).flatten()
+        before = self.head.predictor.select((self.predicted, *self.state), index)
         before = before[0], before[1:]
-        after = _step(head, token.flatten(), before[1])
-        predicted, state = _where(grows.flatten(), after, before)
-        old_keys = keys.gather(1, origin)
+        after = _step(self.head, token.flatten(), before[1])
+        self.predicted, self.state = _where(grows.flatten(), after, before)
+        old_keys = self.keys.gather(1, origin)
         keys = torch.where(grows, (old_keys ^ token) * HASH_TIMES, old_keys)
-        parents = torch.where(grows, old_keys, parents.gather(1, origin))
-        last = torch.where(grows, token, last.gather(1, origin))
+        parents = torch.where(grows, old_keys, self.parents.gather(1, origin))
+        last = torch.where(grows, token, self.last.gather(1, origin))
         # An empty place may stand for a text that is elsewhere: it has no relatives.
-        empty = worth == -math.inf
-        keys, parents, last = (
+        self.keys, self.parents, self.last = (
             x.masked_fill(empty, y) for x, y in zip((keys, parents, last), EMPTY, strict=True)
         )
-    return _collect(total, came, said, extra, min(nbest, k))
 
 
 def _step(head: Transducer, tokens: Tensor, state: PredictorState) -> tuple[Tensor, PredictorState]:
-    """The joiner's part of the predictor after one more token (N,), (N, D), and the state."""
+    """Return the predictor's part of the joiner (N, D) after one more token (N,), and the state."""
     predicted, state = head.predictor.step(tokens, state)
     return head.joiner.predictor_projection(predicted), state
 
@@ -210,7 +221,7 @@ def _step(head: Transducer, tokens: Tensor, state: PredictorState) -> tuple[Tens
 def _where(
     which: Tensor, new: tuple[Tensor, PredictorState], old: tuple[Tensor, PredictorState]
 ) -> tuple[Tensor, PredictorState]:
-    """A step's outcome for the hypotheses which (N,), and what was before it for the others."""
+    """Return the outcome of a step where `which` (N,) is true, else what was before it."""
 
     def mixed(x: Tensor, y: Tensor) -> Tensor:
         return torch.where(which.view(-1, *(1 for _ in x.shape[1:])), x, y)
@@ -225,7 +236,7 @@ def _collect(
     extra: PrefixScores | None,
     nbest: int,
 ) -> list[list[Hypothesis]]:
-    """The hypotheses of the last beam (B, K), best first."""
+    """Return the hypotheses of the last beam (B, K), best first."""
     score, parts = total, {"transducer": total}
     if extra is not None:
         added, others = extra.finish()

@@ -1,7 +1,7 @@
 """The model directory: config.yaml, model.safetensors, the tokenizer's files and meta.json.
 
 `config.yaml` holds what made the model (`model:`, or `ensemble:` for several), how it decodes
-(`decode:`), how mouths are cut out of its videos (`roi:`) and how long files are cut into windows
+(`search:`), how mouths are cut out of its videos (`roi:`) and how long files are cut into windows
 (`long_form:`). No pickle is read, and no class outside the package is built unless the caller
 allows its package.
 """
@@ -17,13 +17,12 @@ from torch import Tensor
 
 from speechattn.config import build, check_sections, read_yaml
 from speechattn.data.tokenizers.tokenizer import Tokenizer
-from speechattn.decoding import DecodeOptions
 from speechattn.errors import ConfigError
 from speechattn.model.ensemble import Ensemble
 from speechattn.model.saved import CONFIG, META, WEIGHTS, write_trained
 from speechattn.model.speech_model import SpeechModel
 
-SECTIONS = ("model", "ensemble", "decode", "roi", "long_form")
+SECTIONS = ("model", "ensemble", "search", "roi", "long_form")
 FILE_KEY = "statistics"  # of normalisation, the one argument of a model's parts that is a file
 
 
@@ -85,7 +84,7 @@ def save_model_dir(
 
     Args:
         folder: made if it is not there.
-        config: sections `model` or `ensemble`, and optionally `decode`, `roi` and `long_form`.
+        config: sections `model` or `ensemble`, and optionally `search`, `roi` and `long_form`.
         weights: the model's state dict.
         tokenizer: its files go beside.
         meta: facts about the training, JSON values.
@@ -95,7 +94,7 @@ def save_model_dir(
 
 
 def without_files(section: Any) -> Any:
-    """A section without the files that training read: what was in them is among the weights."""
+    """Return a section without the files that training read; the weights hold what was in them."""
     if isinstance(section, dict):
         return {k: without_files(v) for k, v in section.items() if k != FILE_KEY}
     if isinstance(section, list):
@@ -104,20 +103,15 @@ def without_files(section: Any) -> Any:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The configuration of a model directory."""
+    """Return the configuration of a model directory."""
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise ConfigError(f"{folder} is no model directory: {CONFIG} is missing")
     return read_yaml(path)
 
 
-def read_options(folder: str | Path) -> DecodeOptions:
-    """How the model of a directory decodes."""
-    return build(DecodeOptions, read_config(folder).get("decode", {}), "decode")
-
-
 def read_meta(folder: str | Path) -> dict[str, Any]:
-    """The facts about a model's training; empty if there are none."""
+    """Return the facts about a model's training; empty if there are none."""
     path = Path(folder) / META
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 

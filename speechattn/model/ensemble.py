@@ -50,7 +50,7 @@ class Ensemble(nn.Module):
         self.sample_rate = self._common("sample_rate", "audio")
 
     def _common(self, attribute: str, modality: Modality | None = None) -> float:
-        """What the models, or those of a modality if there are any, agree in."""
+        """Return what the models, or those of a modality if there are any, agree in."""
         values = {
             name: getattr(model, attribute)
             for name, model in self.models.items()
@@ -63,34 +63,34 @@ class Ensemble(nn.Module):
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """What the models take together."""
+        """Return what the models take together."""
         taken = {m for model in self.models.values() for m in model.modalities}
         return tuple(m for m in ("audio", "video") if m in taken)
 
     @property
     def decoders(self) -> list[Decoder | None]:
-        """The decoder of each model."""
+        """Return the decoder of each model."""
         return [decoder for model in self.models.values() for decoder in model.decoders]
 
     @property
     def transducers(self) -> list[Transducer | None]:
-        """The transducer of each model."""
+        """Return the transducer of each model."""
         return [head for model in self.models.values() for head in model.transducers]
 
-    def evidence(
+    def outputs(
         self,
         audio: Tensor | None = None,
         audio_lengths: Tensor | None = None,
         video: Tensor | None = None,
         video_lengths: Tensor | None = None,
     ) -> list[ModelOutput]:
-        """What each model makes of a batch; arguments as of `SpeechModel.encode`."""
+        """Return each model's output for a batch; arguments as of `SpeechModel.encode`."""
         return [
-            replace(e, weight=self.weights[name], name=name)
+            replace(output, weight=self.weights[name], name=name)
             for name, model in self.models.items()
-            for e in model.evidence(audio, audio_lengths, video, video_lengths)
+            for output in model.outputs(audio, audio_lengths, video, video_lengths)
         ]
 
     def num_parameters(self) -> int:
-        """How many numbers the models learned."""
+        """Return how many numbers the models learned."""
         return sum(p.numel() for p in self.parameters())

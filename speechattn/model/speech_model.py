@@ -1,10 +1,9 @@
 """SpeechModel: streams of sound and lips, their fusion, a CTC head and a decoder."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
@@ -80,15 +79,15 @@ class SpeechModel(nn.Module):
 
     Args:
         vocab_size: V, the tokenizer's units with blank, unknown and sos/eos.
-        audio: the stream that hears, (B, N) waveforms in [-1, 1].
-        video: the stream that sees, (B, T, 1, H, W) mouth crops in [0, 255].
+        audio: the stream of sound, (B, N) waveforms in [-1, 1].
+        video: the stream of lips, (B, T, 1, H, W) mouth crops in [0, 255].
         fusion: joins the two; needed when both are there.
         decoder: attention decoder, a TransformerDecoder where a configuration names no class;
             without one and without `transducer` the model is CTC only.
         ctc_dropout: dropout before the CTC head.
-        crop_size: side of the square that the model sees of each mouth crop, in pixels.
-        sample_rate: of the sound that the model hears, in Hz.
-        video_fps: frames a second of the video that the model sees.
+        crop_size: side of the square that the model takes of each mouth crop, in pixels.
+        sample_rate: of the sound, in Hz.
+        video_fps: frames a second of the video.
         frame_shift: seconds from one hidden frame to the next.
         transducer: reads hidden frames beside or instead of the decoder.
         frame_reducer: drops frames that CTC says are blank before `transducer` reads them.
@@ -179,17 +178,17 @@ class SpeechModel(nn.Module):
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """What the model takes: ('audio',), ('video',) or both."""
+        """Return what the model takes: ('audio',), ('video',) or both."""
         return tuple(self.streams)
 
     @property
     def decoders(self) -> list[Decoder | None]:
-        """The decoder, as an `Ensemble` lists its models'."""
+        """Return the decoder, as an `Ensemble` lists its models'."""
         return [self.decoder]
 
     @property
     def transducers(self) -> list[Transducer | None]:
-        """The transducer, likewise."""
+        """Return the transducer, likewise."""
         return [self.transducer]
 
     def encode_streams(
@@ -199,7 +198,7 @@ class SpeechModel(nn.Module):
         video: Tensor | None = None,
         video_lengths: Tensor | None = None,
     ) -> Encoded:
-        """As `encode`, with each stream's own output."""
+        """Encode, and keep each stream's own output; arguments as of `encode`."""
         given = {"audio": (audio, audio_lengths), "video": (video, video_lengths)}
         streams, intermediate = {}, {}
         for name, stream in self.streams.items():
@@ -225,9 +224,9 @@ class SpeechModel(nn.Module):
         """Raw input to hidden frames.
 
         Args:
-            audio: (B, N) waveforms in [-1, 1], for a model that hears.
+            audio: (B, N) waveforms in [-1, 1], for a model of sound.
             audio_lengths: (B,) samples.
-            video: (B, T, 1, H, W) mouth crops in [0, 255], for a model that sees.
+            video: (B, T, 1, H, W) mouth crops in [0, 255], for a model of lips.
             video_lengths: (B,) frames.
 
         Returns:
@@ -236,19 +235,19 @@ class SpeechModel(nn.Module):
         encoded = self.encode_streams(audio, audio_lengths, video, video_lengths)
         return encoded.hidden, encoded.lengths
 
-    def evidence(
+    def outputs(
         self,
         audio: Tensor | None = None,
         audio_lengths: Tensor | None = None,
         video: Tensor | None = None,
         video_lengths: Tensor | None = None,
     ) -> list[ModelOutput]:
-        """What a search needs of a batch; arguments as of `encode`."""
+        """Return what a search reads of a batch; arguments as of `encode`."""
         hidden, lengths = self.encode(audio, audio_lengths, video, video_lengths)
-        return [self.evidence_of(hidden, lengths, self.ctc_log_probs(hidden))]
+        return [self.output_of(hidden, lengths, self.ctc_log_probs(hidden))]
 
-    def evidence_of(self, hidden: Tensor, lengths: Tensor, log_probs: Tensor) -> ModelOutput:
-        """The evidence in hidden frames (B, T, D), with their CTC log probabilities (B, T, V)."""
+    def output_of(self, hidden: Tensor, lengths: Tensor, log_probs: Tensor) -> ModelOutput:
+        """Return what a search reads of hidden frames (B, T, D) and CTC scores (B, T, V)."""
         return ModelOutput(
             hidden,
             lengths,
@@ -274,18 +273,8 @@ class SpeechModel(nn.Module):
         return self.ctc if self.fusion is None else self.stream_ctc[name]
 
     def num_parameters(self) -> int:
-        """How many numbers the model learns."""
+        """Return how many numbers the model learns."""
         return sum(p.numel() for p in self.parameters())
-
-    @staticmethod
-    def from_pretrained(folder: str | Path, allow: Iterable[str] = ()) -> "SpeechModel":
-        """Read a model directory (see `speechattn.model.directory`) of one model."""
-        from speechattn.model.directory import load_model
-
-        model = load_model(folder, allow)
-        if not isinstance(model, SpeechModel):
-            raise ConfigError(f"{folder} is an ensemble of models: a Transcriber reads it")
-        return model
 
 
 def _log_probs(head: nn.Linear, hidden: Tensor) -> Tensor:

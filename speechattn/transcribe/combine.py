@@ -13,19 +13,20 @@ from rich.progress import track
 from speechattn.config import build
 from speechattn.data.batches.batch import Batch
 from speechattn.data.crops.roi import RoiOptions
+from speechattn.data.long_form import LongFormOptions
 from speechattn.data.tokenizers.tokenizer import Tokenizer
-from speechattn.decoding import DecodeOptions, decode
+from speechattn.decoding import Search
+from speechattn.decoding.config import search_of, search_section
 from speechattn.errors import ConfigError
 from speechattn.model.directory import (
     load_model,
     read_config,
     read_meta,
-    read_options,
     save_model_dir,
 )
 from speechattn.model.ensemble import Ensemble
 from speechattn.model.speech_model import SpeechModel
-from speechattn.transcribe.long_files import LongFormOptions
+from speechattn.transcribe.recogniser import Recogniser
 from speechattn.transcribe.transcriber import Transcriber
 
 logger = logging.getLogger(__name__)
@@ -35,15 +36,15 @@ STEPS = 10  # weights are tried in steps of a tenth
 
 def read_models(
     folders: Mapping[str, str | Path],
-    options: DecodeOptions | None = None,
+    search: Search | None = None,
     allow: Iterable[str] = (),
 ) -> Transcriber:
-    """An ensemble of equal weights.
+    """Return an ensemble of equal weights.
 
     Args:
         folders: model directories by the name that each has in the ensemble.
-        options: how the ensemble is searched; as the first of the models by default, which also
-            tells how long files are cut.
+        search: of the ensemble; that of the first model by default, which also tells how long
+            files are cut.
         allow: packages beside this one whose classes the models may name.
 
     Raises:
@@ -65,16 +66,16 @@ def read_models(
             rois[folder] = build(RoiOptions, config.get("roi", {}), "roi")
     if len(set(rois.values())) > 1:
         raise ConfigError(f"{' and '.join(map(str, rois))} cut mouths out in other ways (roi)")
-    if options is None:
-        options = read_options(first)
+    config = read_config(first)
     ensemble = Ensemble(models, dict.fromkeys(models, 1.0)).eval()
     roi = next(iter(rois.values()), None)
-    long_form = build(LongFormOptions, read_config(first).get("long_form", {}), "long_form")
-    return Transcriber(ensemble, tokenizer, options, roi, long_form=long_form)
+    long_form = build(LongFormOptions, config.get("long_form", {}), "long_form")
+    search = search or search_of(config, allow, where=first)
+    return Transcriber(Recogniser(ensemble, tokenizer, search, roi=roi), long_form)
 
 
 def choose_weights(
-    transcriber: Transcriber, conditions: Mapping[str, Sequence[Batch]]
+    recogniser: Recogniser, conditions: Mapping[str, Sequence[Batch]]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Set an ensemble's weights to those of the fewest token errors.
 
@@ -82,13 +83,13 @@ def choose_weights(
     those nearest to equal shares are taken.
 
     Args:
-        transcriber: an ensemble and how it is searched; its weights are changed.
-        conditions: utterances with transcripts, by a name of what they are heard in.
+        recogniser: an ensemble and its search; the ensemble's weights are changed.
+        conditions: utterances with transcripts, by a name of their noise.
 
     Returns:
         The weights, and with them the token errors in percent by condition.
     """
-    names = list(transcriber.model.models)
+    names = list(recogniser.model.models)
     candidates = sorted(shares(len(names)), key=lambda c: sum(x * x for x in c))
     errors = {name: torch.zeros(len(candidates), dtype=torch.int64) for name in conditions}
     totals = dict.fromkeys(conditions, 0)
@@ -103,7 +104,7 @@ def choose_weights(
                 for tokens, n in zip(batch.tokens.tolist(), batch.token_lengths, strict=True)
             ]
             totals[condition] += sum(map(len, references))
-            for i, found in enumerate(search_each(transcriber, batch, candidates)):
+            for i, found in enumerate(search_each(recogniser, batch, candidates)):
                 errors[condition][i] += sum(
                     edit_distance(ref, hyp)["total"]
                     for ref, hyp in zip(references, found, strict=True)
@@ -117,27 +118,28 @@ def choose_weights(
         )
     best = int(sum(rates.values()).argmin())
     weights = {n: c / STEPS for n, c in zip(names, candidates[best], strict=True)}
-    transcriber.model.weights = weights
+    recogniser.model.weights = weights
     return weights, {name: round(float(rates[name][best]), 4) for name in rates}
 
 
 @torch.inference_mode()
 def search_each(
-    transcriber: Transcriber, batch: Batch, candidates: Sequence[tuple[int, ...]]
+    recogniser: Recogniser, batch: Batch, candidates: Sequence[tuple[int, ...]]
 ) -> Iterator[list[list[int]]]:
-    """The tokens of a batch's utterances by each of the candidate weights."""
-    evidence = transcriber.model.evidence(
+    """Yield the tokens of a batch's utterances by each of the candidate weights."""
+    outputs = recogniser.model.outputs(
         batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
     )
     for candidate in candidates:
         weighed = [
-            replace(e, weight=share / STEPS) for e, share in zip(evidence, candidate, strict=True)
+            replace(output, weight=share / STEPS)
+            for output, share in zip(outputs, candidate, strict=True)
         ]
-        yield [nbest[0].tokens for nbest in decode(weighed, transcriber.decode_options)]
+        yield [nbest[0].tokens for nbest in recogniser.search.search(weighed)]
 
 
 def shares(count: int, total: int = STEPS) -> Iterator[tuple[int, ...]]:
-    """All ways to split `total` into `count` parts of at least 1."""
+    """Yield all ways to split `total` into `count` parts of at least 1."""
     if count == 1:
         yield (total,)
         return
@@ -153,14 +155,15 @@ def save_ensemble(
     meta: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the model directory of an ensemble that `read_models` made of `folders`."""
-    ensemble = transcriber.model
+    recogniser = transcriber.recogniser
+    ensemble = recogniser.model
     config = {
         "ensemble": {
             "weights": dict(ensemble.weights),
             "models": {name: read_config(folder)["model"] for name, folder in folders.items()},
         },
-        "decode": asdict(transcriber.decode_options),
-        "roi": asdict(transcriber.cropper.options),
+        "search": search_section(recogniser.search),
+        "roi": asdict(recogniser.reader.cropper.options),
         "long_form": asdict(transcriber.long_form),
     }
     metas = [read_meta(folder) for folder in folders.values()]
@@ -173,4 +176,4 @@ def save_ensemble(
     corpora = {m["corpus"] for m in metas if "corpus" in m}
     if len(corpora) == 1:
         facts["corpus"] = corpora.pop()
-    save_model_dir(output, config, ensemble.state_dict(), transcriber.tokenizer, facts)
+    save_model_dir(output, config, ensemble.state_dict(), recogniser.tokenizer, facts)

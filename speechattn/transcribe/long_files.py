@@ -10,79 +10,24 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speechattn.data.augment import CenterCrop
 from speechattn.data.batches.batch import Item, collate
-from speechattn.data.crops.ready import READY_CROP, fit, read_crop_array
-from speechattn.data.crops.roi import RoiOptions
-from speechattn.data.media.container import iter_video, probe
-from speechattn.data.media.sound import fit_audio
-from speechattn.data.media.streams import Rolling, stream_audio
-from speechattn.decoding import TokenTime, word_times
-from speechattn.errors import ConfigError, MediaError
+from speechattn.data.long_form import LongFormOptions
+from speechattn.data.media import Rolling, fit_audio
+from speechattn.data.reader import MediaSource
+from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.decoding import TokenTime
 from speechattn.model.ensemble import Ensemble
 from speechattn.model.speech_model import SpeechModel
 from speechattn.transcribe.joining import Joiner
+from speechattn.transcribe.recogniser import Recogniser
 from speechattn.transcribe.silence import quiet_place
 from speechattn.transcribe.transcript import Span, Transcript
-from speechattn.units import SPACE_TOKEN, UNK_MARK, UNK_TOKEN
-
-if TYPE_CHECKING:
-    from speechattn.transcribe.transcriber import Transcriber
-
-# Mouth crops that are read at a time.
-CROP_BLOCK = 100
+from speechattn.units import SPACE_TOKEN
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LongFormOptions:
-    """How long files are cut into windows.
-
-    Attributes:
-        window_seconds: length of a window, rounded to hidden frames. Best near what the model was
-            trained on.
-        overlap_seconds: that two windows share, at most half of a window. What stands in the
-            middle of it has half of this as context on either side.
-        batch_size: windows that are decoded together.
-        at_silence: ends a window within its last `overlap_seconds` where the sound is quiet for
-            long enough, and starts the next one there, without overlap; only where it is not do
-            the two overlap. For a model that does not hear, all do.
-        silence_seconds: how long it has to be quiet for that.
-        max_seconds: files up to this are recognised whole.
-    """
-
-    window_seconds: float = 20.0
-    overlap_seconds: float = 4.0
-    batch_size: int = 4
-    at_silence: bool = False
-    silence_seconds: float = 0.3
-    max_seconds: float = 30.0
-
-    def __post_init__(self):
-        _check(self.window_seconds > 0, "window_seconds", self.window_seconds, "above 0")
-        half = 0 < self.overlap_seconds <= self.window_seconds / 2
-        _check(
-            half, "overlap_seconds", self.overlap_seconds, "above 0 and at most half of a window"
-        )
-        _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        good = 0 < self.silence_seconds <= self.overlap_seconds
-        _check(good, "silence_seconds", self.silence_seconds, "above 0 and at most the overlap")
-        _check(
-            self.max_seconds >= self.window_seconds, "max_seconds", self.max_seconds,
-            "at least window_seconds",
-        )  # fmt: skip
-
-
-def _check(good: bool, key: str, value: object, wanted: str) -> None:
-    if not good:
-        raise ConfigError(f"long_form option {key}: has to be {wanted}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -102,29 +47,14 @@ class Window:
     last: bool
 
 
-def is_long(transcriber: "Transcriber", path: str | Path, options: LongFormOptions) -> bool:
-    """Whether a file says that it is longer than `max_seconds`.
-
-    False for one that says nothing, or cannot be used: reading it tells why.
-    """
-    try:
-        if Path(path).suffix == ".npy":
-            seconds = len(_open_crops(path)) / transcriber.model.video_fps
-        else:
-            seconds = probe(path).duration
-    except (MediaError, OSError, ValueError, EOFError):
-        return False
-    return seconds > options.max_seconds
-
-
 def transcribe_long(
-    transcriber: "Transcriber", path: str | Path, options: LongFormOptions | None = None
+    recogniser: Recogniser, media: MediaSource, options: LongFormOptions | None = None
 ) -> Transcript:
-    """Transcribe a file of any length.
+    """Transcribe a source of any length.
 
     Args:
-        transcriber: the model and how it decodes.
-        path: what `Transcriber.transcribe` takes.
+        recogniser: the model and its search.
+        media: what is read.
         options: of the windows.
 
     Returns:
@@ -135,35 +65,22 @@ def transcribe_long(
         MediaError: the file cannot be used.
     """
     options = options or LongFormOptions()
-    pieces = transcriber.tokenizer.tokens
-    joiner = Joiner(space=SPACE_TOKEN in pieces)
+    tokenizer = recogniser.tokenizer
+    joiner = Joiner(space=SPACE_TOKEN in tokenizer.tokens)
     end = 0.0
-    for batch in _batches(windows(transcriber, path, options), options.batch_size):
-        found = transcriber.recognise(collate([window.item for window in batch]))
+    for batch in _batches(windows(recogniser, media, options), options.batch_size):
+        found = recogniser.recognise(collate([window.item for window in batch]))
         if batch[0].last and batch[0].start == 0:
-            return replace(found[0], id=str(path))
+            return replace(found[0], id=media.name)
         for window, transcript in zip(batch, found, strict=True):
-            tokens = transcript.tokens or _spread(transcriber, transcript)
+            tokens = transcript.tokens or _spread(tokenizer, transcript)
             joiner.add(_shifted(tokens, window.start), window.start, window.end)
             end = window.end
-        logger.debug("%s: %.0f s done", path, end)
-    return to_transcript(str(path), joiner.tokens(), transcriber, end)
-
-
-def to_transcript(
-    name: str, tokens: list[Span], transcriber: "Transcriber", duration: float
-) -> Transcript:
-    """Tokens in time to a whole transcript."""
-    tokenizer = transcriber.tokenizer
+        logger.debug("%s: %.0f s done", media.name, end)
     ids = {piece: i for i, piece in enumerate(tokenizer.tokens)}
-    times = [TokenTime(ids[t.text], t.start, t.end, t.confidence) for t in tokens]
-    words = [
-        Span(w.word.replace(UNK_TOKEN, UNK_MARK), w.start, w.end, w.confidence)
-        for w in word_times(times, tokenizer.tokens)
-    ]
-    confidence = float(np.mean([t.confidence for t in tokens])) if tokens else 0.0
+    times = [TokenTime(ids[t.text], t.start, t.end, t.confidence) for t in joiner.tokens()]
     text = tokenizer.decode([time.token for time in times])
-    return Transcript(name, text, tokens, words, confidence, duration)
+    return recogniser.timed_transcript(media.name, text, times, end)
 
 
 def _batches(found: Iterator[Window], size: int) -> Iterator[list[Window]]:
@@ -181,9 +98,10 @@ def _shifted(tokens: list[Span], seconds: float) -> list[Span]:
     return [replace(t, start=t.start + seconds, end=t.end + seconds) for t in tokens]
 
 
-def _spread(transcriber: "Transcriber", transcript: Transcript) -> list[Span]:
-    """Tokens of a text that CTC has no times for, one after the other at equal distances."""
-    tokenizer = transcriber.tokenizer
+def _spread(tokenizer: Tokenizer, transcript: Transcript) -> list[Span]:
+    """Return the tokens of a text that CTC has no times for, one after the other at equal
+    distances.
+    """
     ids = tokenizer.encode(transcript.text)
     step = transcript.duration / max(1, len(ids))
     return [Span(tokenizer.tokens[k], i * step, (i + 1) * step, 0.0) for i, k in enumerate(ids)]
@@ -193,16 +111,16 @@ def _spread(transcriber: "Transcriber", transcript: Transcript) -> list[Span]:
 
 
 def windows(
-    transcriber: "Transcriber", path: str | Path, options: LongFormOptions
+    recogniser: Recogniser, media: MediaSource, options: LongFormOptions
 ) -> Iterator[Window]:
-    """The windows of a file, in order.
+    """Yield the windows of a file, in order.
 
     The last one is as long as the others, as far as the file is: it starts earlier, not shorter.
 
     Raises:
         MediaError: the file cannot be used.
     """
-    source = _Source(transcriber, path)
+    source = _Source(recogniser, media)
     step = source.step
     size = max(2, round(options.window_seconds / step))
     overlap = min(max(1, round(options.overlap_seconds / step)), size // 2)
@@ -216,7 +134,7 @@ def windows(
             yield source.window(start, None, end)
             return
         stop, follow, shared = start + size, start + size - overlap, True
-        if options.at_silence and source.hears:
+        if options.at_silence and source.uses_audio:
             quiet = source.quiet(start, stop, follow, options.silence_seconds)
             if quiet is not None:
                 stop = follow = quiet
@@ -229,18 +147,18 @@ def windows(
 class _Source:
     """A file as the model takes it, in steps on which hidden frames and pictures begin."""
 
-    def __init__(self, transcriber: "Transcriber", path: str | Path):
-        model = transcriber.model
-        self.path = path
+    def __init__(self, recogniser: Recogniser, media: MediaSource):
+        model = recogniser.model
+        self.name = media.name
         self.step = common_step(model)
-        self.hears = "audio" in model.modalities
+        self.uses_audio = "audio" in model.modalities
         self._sample_rate, self._fps = _exact(model.sample_rate), _exact(model.video_fps)
-        self._crop = CenterCrop(model.crop_size)
+        self._crop = recogniser.reader.center
         self._video = self._audio = None
         if "video" in model.modalities:
-            self._video = Rolling(stream_mouth(transcriber, path))
-        if self.hears:
-            self._audio = Rolling(stream_audio(path, model.sample_rate))
+            self._video = Rolling(media.crops())
+        if self.uses_audio:
+            self._audio = Rolling(media.sound())
         # Where there are pictures, they say how long the file is.
         self._clock = (
             (self._video, self._fps) if self._video is not None
@@ -248,7 +166,7 @@ class _Source:
         )  # fmt: skip
 
     def end(self, stop: int) -> Fraction | None:
-        """Seconds of the file if it ends not after step `stop`, else None."""
+        """Return the seconds of the file if it ends not after step `stop`, else None."""
         stream, rate = self._clock
         last = round(stop * self.step * rate)
         stream.fill(last + 1)
@@ -266,28 +184,30 @@ class _Source:
                 audio = fit_audio(audio, round(len(video) / self._fps * self._sample_rate))
         if video is not None:
             video = self._crop(video)
-        name = f"{self.path} from {float(begin):g} s"
+        name = f"{self.name} from {float(begin):g} s"
         return Window(Item(name, "", [], audio, video), float(begin), float(end), stop is None)
 
     def _cut(self, stream: Rolling, rate: Fraction, begin: Fraction, end: Fraction) -> np.ndarray:
         return stream.get(round(begin * rate), round(end * rate))
 
     def quiet(self, start: int, stop: int, earliest: int, seconds: float) -> int | None:
-        """The step in the middle of the longest quiet stretch after `earliest`, if there is one."""
+        """Return the step in the middle of the longest quiet stretch after `earliest`, if there is
+        one.
+        """
         sound = self._cut(self._audio, self._sample_rate, start * self.step, stop * self.step)
         rate = float(self._sample_rate)
         at = quiet_place(sound, rate, float((earliest - start) * self.step), seconds)
         return None if at is None else start + max(1, round(at / self.step))
 
     def forget(self, before: int) -> None:
-        """What lies before a step is not asked for again."""
+        """Forget what lies before a step."""
         for stream, rate in ((self._video, self._fps), (self._audio, self._sample_rate)):
             if stream is not None:
                 stream.forget(round(before * self.step * rate))
 
 
 def common_step(model: SpeechModel | Ensemble) -> Fraction:
-    """The shortest time that is a whole number of hidden frames, of pictures and of samples."""
+    """Return the shortest time of a whole number of hidden frames, pictures and samples."""
     models = model.models.values() if isinstance(model, Ensemble) else [model]
     times = [_exact(m.frame_shift) for m in models]
     if "video" in model.modalities:
@@ -302,47 +222,3 @@ def common_step(model: SpeechModel | Ensemble) -> Fraction:
 
 def _exact(value: float) -> Fraction:
     return Fraction(value).limit_denominator(10000)
-
-
-# ----------------------------------------------------------------------------------- mouth crops
-
-
-def stream_mouth(transcriber: "Transcriber", path: str | Path) -> Iterator[np.ndarray]:
-    """The crops of `Transcriber.read_mouth` in pieces (n, H, H) uint8.
-
-    Files of crops are read as they are asked for. A face video is followed to its end first, which
-    tells who the speaker is; until then its crops wait on disk.
-
-    Raises:
-        MediaError: as there.
-    """
-    options = transcriber.cropper.options
-    if Path(path).suffix == ".npy":
-        yield from _stream_crops(path, options)
-        return
-    info = probe(path)
-    if not info.has_video:
-        transcriber.read_mouth(path)  # says what is wrong
-    if not info.width == info.height <= READY_CROP * options.size:
-        yield from transcriber.cropper.stream(path)
-        return
-    frames = iter_video(path, options.fps)
-    while some := [frame.grey() for frame in islice(frames, CROP_BLOCK)]:
-        yield fit(np.stack(some), options, path)
-
-
-def _stream_crops(path: str | Path, options: RoiOptions) -> Iterator[np.ndarray]:
-    try:
-        shape, kind = _open_crops(path).shape, _open_crops(path).dtype
-    except (OSError, ValueError, EOFError):
-        shape, kind = (), None
-    if kind != np.uint8 or len(shape) != 3 or 0 in shape or shape[1] != shape[2]:
-        read_crop_array(path, options)  # says what is wrong
-        raise MediaError(path, "cannot be read as a numpy array")
-    for start in range(0, shape[0], CROP_BLOCK):
-        # Mapped anew each time: pages that were read are given back.
-        yield fit(np.array(_open_crops(path)[start : start + CROP_BLOCK]), options, path)
-
-
-def _open_crops(path: str | Path) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="r")

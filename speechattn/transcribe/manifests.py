@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from lhotse.cut import Cut
 from rich.progress import track
 
@@ -18,22 +19,23 @@ from speechattn.data.batches.loader import Readable, collate_read
 from speechattn.data.batches.sampler import PaddedFrameBatches
 from speechattn.data.crops.store import CropStore
 from speechattn.data.tables import write_table
-from speechattn.decoding import AlignmentError, DecodeOptions, surest_times
-from speechattn.decoding.dispatch import TRANSDUCER
-from speechattn.deploy.export import OnnxDecoder
+from speechattn.decoding import AlignmentError, surest_times
+from speechattn.decoding.config import search_section
 from speechattn.errors import SpeechattnError
+from speechattn.files import write_text
+from speechattn.transcribe.recogniser import Recogniser
 from speechattn.transcribe.timing import PartTimes
-from speechattn.transcribe.transcriber import Transcriber
 
 logger = logging.getLogger(__name__)
 
-PARTIAL = "transcripts.jsonl"
+PARTIAL, SEARCH = "transcripts.jsonl", "search.yaml"
 
 
 def decode_cuts(
-    transcriber: Transcriber,
+    recogniser: Recogniser,
     cuts_path: str | Path,
     output: str | Path,
+    *,
     crops: str | Path | None = None,
     noise: AddNoise | None = None,
     batch_seconds: float = 60.0,
@@ -49,10 +51,10 @@ def decode_cuts(
     the next run tries them again.
 
     Args:
-        transcriber: the model and how it decodes.
+        recogniser: the model and its search.
         cuts_path: Lhotse cuts.
         output: a folder.
-        crops: folder of mouth crops, for a model that sees.
+        crops: folder of mouth crops, for a model of lips.
         noise: mixed into every utterance, the same way each time.
         batch_seconds: cap on a batch's padded size, in seconds.
         details: how many utterances are looked at closely.
@@ -65,19 +67,10 @@ def decode_cuts(
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    model = transcriber.model
+    model = recogniser.model
     store = CropStore(crops) if crops is not None else None
     cuts = read_cuts(cuts_path, model.modalities, store)
-    options, fusion = output / "options.yaml", output / "fusion.json"
-    if options.exists() and DecodeOptions.load(options) != transcriber.decode_options:
-        logger.warning("%s was decoded with other options: starting anew", output)
-        (output / PARTIAL).unlink(missing_ok=True)
-    sources = json.dumps(transcriber.fusion.sources, indent=2)
-    if options.exists() and (fusion.read_text() if fusion.exists() else "{}") != sources:
-        logger.warning("%s: other language models or hot words: starting anew", output)
-        (output / PARTIAL).unlink(missing_ok=True)
-    transcriber.decode_options.save(options)
-    fusion.write_text(sources)
+    start_anew_if_changed(output, recogniser)
     done = read_partial(output / PARTIAL)
     left = [cut for cut in cuts if cut.id not in done]
     failed: list[str] = []
@@ -88,26 +81,26 @@ def decode_cuts(
     if left:
         (output / "details").mkdir(exist_ok=True)
         with (output / PARTIAL).open("a", encoding="utf-8") as file:
-            batches = CutBatches(transcriber, left, store, noise, batch_seconds)
+            batches = CutBatches(recogniser, left, store, noise, batch_seconds)
             batches = iter(track(batches, description=f"decode {output.name}"))
-            while (batch := timed_next(batches, transcriber.times)) is not None:
+            while (batch := timed_next(batches, recogniser.times)) is not None:
                 for reason in batch.failed:
                     logger.warning("cannot be read, its text is empty: %s", reason)
                 failed += batch.failed
                 if not len(batch):
                     continue
-                found = transcriber.recognise(batch)
+                found = recogniser.recognise(batch)
                 # Before the transcripts: what has one is not looked at again.
                 for i, transcript in enumerate(found):
                     if transcript.id in chosen:
-                        write_details(output / "details", transcriber, batch, i, transcript.text)
+                        write_details(output / "details", recogniser, batch, i, transcript.text)
                 for transcript in found:
                     done[transcript.id] = transcript.text
                     file.write(json.dumps(asdict(transcript), ensure_ascii=False) + "\n")
                 file.flush()
-        write_timing(output / "timing.json", transcriber.times)
+        write_timing(output / "timing.json", recogniser.times)
         reducer = getattr(model, "frame_reducer", None)
-        if reducer is not None and transcriber.decode_options.method in TRANSDUCER:
+        if reducer is not None and recogniser.search.needs_transducer:
             logger.info("the transducer read %.1f %% of the frames", 100 * reducer.share())
     if cuts and not done:
         raise SpeechattnError(f"{cuts_path}: no utterance can be read; the first: {failed[0]}")
@@ -120,6 +113,20 @@ def decode_cuts(
     return output / "hyp.tsv"
 
 
+def start_anew_if_changed(output: Path, recogniser: Recogniser) -> None:
+    """Write the search and its sources; drop what an earlier run decoded otherwise."""
+    search = yaml.safe_dump(search_section(recogniser.search), sort_keys=False)
+    sources = json.dumps(recogniser.fusion.sources, indent=2)
+    for path, content, what in (
+        (output / SEARCH, search, "another search"),
+        (output / "fusion.json", sources, "other language models or hot words"),
+    ):
+        if path.exists() and path.read_text(encoding="utf-8") != content:
+            logger.warning("%s was decoded with %s: starting anew", output, what)
+            (output / PARTIAL).unlink(missing_ok=True)
+        write_text(path, content)
+
+
 def write_failures(path: Path, failed: Sequence[str]) -> None:
     """Write what cannot be read, `id: reason`, as a table; no file where there is none."""
     path.unlink(missing_ok=True)
@@ -130,13 +137,13 @@ def write_failures(path: Path, failed: Sequence[str]) -> None:
 
 
 def timed_next(batches: Iterator[Batch], times: PartTimes) -> Batch | None:
-    """The next batch, the time to load it counted; None behind the last."""
+    """Return the next batch, the time to load it counted; None behind the last."""
     with times.of("load"):
         return next(batches, None)
 
 
 def write_timing(path: Path, times: PartTimes) -> None:
-    """Write and logs where the time went."""
+    """Write and log where the time went."""
     logger.info("%s", times)
     content = {
         "input_seconds": times.input_seconds,
@@ -152,26 +159,26 @@ class CutBatches:
     What cannot be read is left out of its batch, which says so (`Batch.failed`) and may be empty.
 
     Args:
-        transcriber: the model that will read them.
+        recogniser: the model that will read them.
         cuts: the utterances, those of about the same length together.
-        store: mouth crops, for a model that sees.
+        store: mouth crops, for a model of lips.
         noise: mixed into every utterance, the same way each time.
         batch_seconds: cap on a batch's padded size, in seconds.
     """
 
     def __init__(
         self,
-        transcriber: Transcriber,
+        recogniser: Recogniser,
         cuts: Sequence[Cut],
         store: CropStore | None = None,
         noise: AddNoise | None = None,
         batch_seconds: float = 60.0,
     ):
-        model = transcriber.model
+        model = recogniser.model
         self.dataset = Readable(
             SpeechDataset(
                 cuts,
-                transcriber.tokenizer,
+                recogniser.tokenizer,
                 model.modalities,
                 store,
                 audio_transforms=[noise] if noise is not None else (),
@@ -205,19 +212,19 @@ def read_partial(path: Path) -> dict[str, str]:
 
 
 @torch.inference_mode()
-def write_details(folder: Path, transcriber: Transcriber, batch: Batch, i: int, text: str) -> None:
+def write_details(folder: Path, recogniser: Recogniser, batch: Batch, i: int, text: str) -> None:
     """Save what the model saw in one utterance, for the report; of several, the surest one."""
-    tokenizer = transcriber.tokenizer
-    one = single(batch, i).to(transcriber.device)
-    with transcriber.times.paused():
-        evidence = transcriber.model.evidence(
+    tokenizer = recogniser.tokenizer
+    one = single(batch, i).to(recogniser.device)
+    with recogniser.times.paused():
+        outputs = recogniser.model.outputs(
             one.audio, one.audio_lengths, one.video, one.video_lengths
         )
     tokens = tokenizer.encode(text)
     try:
-        shown, _ = surest_times(evidence, 0, tokens)
+        shown, _ = surest_times(outputs, 0, tokens)
     except AlignmentError:
-        shown = evidence[0]
+        shown = outputs[0]
     content = {
         "ctc": shown.log_probs[0].exp().half().cpu().numpy(),
         "tokens": np.array([tokenizer.tokens[t] for t in tokens]),
@@ -225,9 +232,10 @@ def write_details(folder: Path, transcriber: Transcriber, batch: Batch, i: int, 
         "text": text,
         "reference": batch.texts[i],
     }
-    if shown.decoder is not None and not isinstance(shown.decoder, OnnxDecoder):
-        inputs = torch.tensor([[tokenizer.sos_eos_id, *tokens]], device=transcriber.device)
-        count = torch.tensor([inputs.shape[1]], device=transcriber.device)
+    # The decoder of exported graphs tells no attention weights.
+    if shown.decoder is not None and getattr(shown.decoder, "scores_sequences", True):
+        inputs = torch.tensor([[tokenizer.sos_eos_id, *tokens]], device=recogniser.device)
+        count = torch.tensor([inputs.shape[1]], device=recogniser.device)
         attention = shown.decoder.cross_attention(inputs, count, shown.hidden, shown.lengths)
         content["cross_attention"] = attention[:, 0].half().cpu().numpy()
     if one.video is not None:
@@ -236,7 +244,7 @@ def write_details(folder: Path, transcriber: Transcriber, batch: Batch, i: int, 
 
 
 def single(batch: Batch, i: int) -> Batch:
-    """The i-th item as a batch of its own, without padding."""
+    """Return the i-th item as a batch of its own, without padding."""
     n = int(batch.token_lengths[i])
     one = Batch(
         [batch.ids[i]],

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Format = Literal["txt", "json", "srt", "vtt", "tsv"]
 FORMATS: tuple[Format, ...] = ("txt", "json", "srt", "vtt", "tsv")
@@ -59,7 +59,7 @@ class Transcript:
         confidence: mean of the tokens' confidences; 0 where there are none.
         duration: seconds of input.
         error: why there is no transcript, if there is none.
-        nbest: the readings found, best first; as many as the decode option `nbest` asks for.
+        nbest: the readings found, best first; as many as `search.nbest` asks for.
     """
 
     id: str
@@ -70,6 +70,13 @@ class Transcript:
     duration: float = 0.0
     error: str | None = None
     nbest: list[Alternative] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        found = f"error={self.error!r}" if self.error is not None else repr(self.text)
+        return (
+            f"Transcript({self.id!r}, {found}, {self.duration:.2f} s, "
+            f"confidence {self.confidence:.2f})"
+        )
 
 
 def format_transcripts(transcripts: Sequence[Transcript], kind: Format) -> str:
@@ -97,7 +104,7 @@ def format_transcripts(transcripts: Sequence[Transcript], kind: Format) -> str:
     return _subtitles(done, kind, named=len(transcripts) > 1)
 
 
-def _rounded(value):
+def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 4)
     if isinstance(value, dict):

@@ -19,11 +19,10 @@ from speechattn.attention import (
 )
 from speechattn.config import ConfigError, build
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
-from speechattn.decoding import DecodeOptions
-from speechattn.decoding.joint import joint_search
+from speechattn.decoding import JointSearch
 from speechattn.decoding.prefix_tree import tree_scores
 from speechattn.deploy.packing import pack
-from speechattn.deploy.quantisation import quantise
+from speechattn.deploy.quantization import quantize
 from speechattn.lm.transformer import TransformerLm, sequence_scores
 from speechattn.model.output import ModelOutput
 
@@ -184,8 +183,8 @@ def test_a_wide_beam_finds_the_best_of_all(tokens, memory):
     decoder = make(tokens, memory, v)
     hidden = make_memory()[:, :4]
     ctc = (2 * torch.randn(3, 4, v, generator=torch.Generator().manual_seed(5))).log_softmax(-1)
-    options = DecodeOptions(beam_size=40, ctc_weight=0.3, nbest=2, pre_beam_ratio=1.0)
-    results = joint_search([ModelOutput(hidden, lengths, ctc, decoder)], options)
+    options = JointSearch(beam_size=40, ctc_weight=0.3, nbest=2, pre_beam_ratio=1.0)
+    results = options.search([ModelOutput(hidden, lengths, ctc, decoder)])
     for b, t in enumerate(lengths.tolist()):
         found = []
         for sequence in (s for u in range(t + 1) for s in product((1, 2), repeat=u)):
@@ -209,11 +208,11 @@ def test_a_wide_beam_finds_the_best_of_all(tokens, memory):
 def test_a_narrow_beam_gives_true_scores_and_the_same_in_a_batch(tokens, memory):
     decoder, frames = make(tokens, memory), make_memory()
     ctc = torch.randn(3, T, V, generator=torch.Generator().manual_seed(5)).log_softmax(-1)
-    options = DecodeOptions(beam_size=4, nbest=3, length_bonus=0.5)
-    together = joint_search([ModelOutput(frames, LENGTHS, ctc, decoder)], options)
+    options = JointSearch(beam_size=4, nbest=3, length_bonus=0.5)
+    together = options.search([ModelOutput(frames, LENGTHS, ctc, decoder)])
     for b, t in enumerate(LENGTHS.tolist()):
         one = ModelOutput(frames[b : b + 1, :t], LENGTHS[b : b + 1], ctc[b : b + 1, :t], decoder)
-        (alone,) = joint_search([one], options)
+        (alone,) = options.search([one])
         assert [h.tokens for h in alone] == [h.tokens for h in together[b]]
         for h in alone:
             fed = torch.tensor([[EOS, *h.tokens]])
@@ -249,14 +248,14 @@ def test_mixed_precision(tokens, memory):
 def test_packed_and_quantised_layers(tokens, memory):
     """Nothing reads the weight of a layer that inference replaces."""
     frames, ctc = make_memory().float(), torch.randn(3, T, V).log_softmax(-1)
-    options = DecodeOptions(beam_size=3)
+    options = JointSearch(beam_size=3)
     plain = make(tokens, memory).float()
-    (wanted, *_) = joint_search([ModelOutput(frames, LENGTHS, ctc, plain)], options)
+    (wanted, *_) = options.search([ModelOutput(frames, LENGTHS, ctc, plain)])
     packed = pack(copy.deepcopy(plain))
-    (found, *_) = joint_search([ModelOutput(frames, LENGTHS, ctc, packed)], options)
+    (found, *_) = options.search([ModelOutput(frames, LENGTHS, ctc, packed)])
     assert found[0].score == pytest.approx(wanted[0].score, abs=1e-3)
-    quantised = quantise(copy.deepcopy(plain), "int8", smallest=0)
-    (found, *_) = joint_search([ModelOutput(frames, LENGTHS, ctc, quantised)], options)
+    quantised = quantize(copy.deepcopy(plain), "int8", smallest=0)
+    (found, *_) = options.search([ModelOutput(frames, LENGTHS, ctc, quantised)])
     assert math.isfinite(found[0].score)
 
 
@@ -264,7 +263,8 @@ def test_packed_and_quantised_layers(tokens, memory):
 @torch.no_grad()
 def test_language_models(tokens):
     torch.manual_seed(0)
-    lm = TransformerLm(V, D, H, 32, 2, embed_size=8, self_attention=TOKENS[tokens]).double().eval()
+    lm = TransformerLm(V, D, H, 32, num_blocks=2, embed_size=8, self_attention=TOKENS[tokens])
+    lm = lm.double().eval()
     fed = torch.randint(0, V, (3, 9))
     expected = lm(fed, torch.full((3,), 9)).log_softmax(-1)
     tree = lm.init_state(3)

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from speechattn.decoding.beam_search import beam_search
 from speechattn.decoding.boosting import BoostScorer, ContextGraph
-from speechattn.decoding.joint import beam_search
-from speechattn.decoding.options import DecodeOptions
 from speechattn.errors import ConfigError
 
 V = 7
@@ -148,12 +147,10 @@ def test_a_phrase_wins_in_the_search():
         def select(self, state, index):
             return state[index]
 
-    options = DecodeOptions(beam_size=3, ctc_weight=0.0)
-
     def best(phrases):
         boost = BoostScorer(ContextGraph.build(phrases, V), 1)
         full = {"acoustic": (Acoustic(), 1.0), "boost": (boost, 1.0)}
-        return beam_search(full, {}, torch.tensor([3]), V, options)[0][0]
+        return beam_search(full, {}, lengths=torch.tensor([3]), vocab_size=V, beam_size=3)[0][0]
 
     assert best([]).tokens == [2, 3, 2]
     found = best([[4, 5, 4]])

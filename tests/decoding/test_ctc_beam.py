@@ -204,7 +204,7 @@ def test_fused_scores_are_those_of_the_slow_search(kind, weight, bonus):
 
 def test_a_length_bonus_alone():
     log_probs = posteriors(2, 1, 20, 10)
-    found = ctc_beam_search(log_probs, torch.tensor([20]), 4, nbest=4, length_bonus=2.0)
+    found = ctc_beam_search(log_probs, torch.tensor([20]), beam_size=4, nbest=4, length_bonus=2.0)
     check(found[0], slow_search(log_probs[0], 4, 8, 2.0))
 
 
@@ -214,7 +214,7 @@ def test_a_prefix_that_a_scorer_forbids_is_not_found():
     lm.table[:, 3] = -math.inf
     lm.table[2, 2] = -math.inf
     lengths = torch.tensor([25, 11])
-    results = ctc_beam_search(log_probs, lengths, 5, nbest=5, scorers={"lm": (lm, 0.4)})
+    results = ctc_beam_search(log_probs, lengths, beam_size=5, nbest=5, scorers={"lm": (lm, 0.4)})
     for row, t in enumerate(lengths.tolist()):
         for h in results[row]:
             assert 3 not in h.tokens
@@ -227,7 +227,7 @@ def test_a_scorer_is_asked_once_for_each_prefix():
     log_probs = posteriors(0, 3, 30, 12, sharp=4.0, blank=8.0)
     lm = Bigram(3, 12, 3)
     k, lengths = 4, torch.tensor([30, 20, 30])
-    ctc_beam_search(log_probs, lengths, k, scorers={"lm": (lm, 0.1)})
+    ctc_beam_search(log_probs, lengths, beam_size=k, scorers={"lm": (lm, 0.1)})
     assert lm.asked < 0.5 * int(lengths.sum()) * k
 
 
@@ -237,7 +237,9 @@ def test_a_transformer_decoder_as_a_scorer():
     decoder = TransformerDecoder(v, 8, 8, 2, 16, 2).eval()
     hidden, log_probs = torch.randn(3, 14, 8), posteriors(6, 3, 14, v, blank=0.0)
     scorer = DecoderScorer(decoder, hidden, lengths)
-    results = ctc_beam_search(log_probs, lengths, 4, nbest=4, scorers={"decoder": (scorer, 0.5)})
+    results = ctc_beam_search(
+        log_probs, lengths, beam_size=4, nbest=4, scorers={"decoder": (scorer, 0.5)}
+    )
     for row in range(3):
         for h in results[row]:
             fed = torch.tensor([[v - 1, *h.tokens]])
@@ -260,7 +262,15 @@ def test_a_ragged_batch_gives_what_single_utterances_give(skip):
         lm = Bigram(1, 25, rows.stop - rows.start)
         t = max(1, int(lengths[rows].max()))
         return [
-            ctc_beam_search(log_probs[rows, :t], lengths[rows], 5, 5, 6, skip, scorers=scorers)
+            ctc_beam_search(
+                log_probs[rows, :t],
+                lengths[rows],
+                beam_size=5,
+                nbest=5,
+                frame_units=6,
+                blank_skip=skip,
+                scorers=scorers,
+            )
             for scorers in (None, {"lm": (lm, 0.3)})
         ]
 
@@ -282,7 +292,9 @@ def test_skipped_frames_are_certain_blanks_and_cost_no_more_than_stated():
     for seed in range(8):
         log_probs = posteriors(seed, 4, 6, 4, blank=2.0)
         for threshold in (0.5, 0.9):
-            results = ctc_beam_search(log_probs, lengths, 200, nbest=200, blank_skip=threshold)
+            results = ctc_beam_search(
+                log_probs, lengths, beam_size=200, nbest=200, blank_skip=threshold
+            )
             for row, t in enumerate(lengths.tolist()):
                 check(results[row], slow_search(log_probs[row, :t], 200, 2, skip=threshold))
                 true = by_enumeration(log_probs[row, :t])
@@ -299,14 +311,16 @@ def test_a_word_repeated_over_a_skipped_frame_is_two_words():
     sure = torch.tensor([-40.0, -40.0, 0.0, -40.0]).log_softmax(-1)
     blank = torch.tensor([0.0, -40.0, -40.0, -40.0]).log_softmax(-1)
     for frames, text in (([sure, blank, blank, sure], [2, 2]), ([blank, sure, sure, blank], [2])):
-        found = ctc_beam_search(torch.stack(frames)[None], torch.tensor([4]), 3, blank_skip=0.99)
+        found = ctc_beam_search(
+            torch.stack(frames)[None], torch.tensor([4]), beam_size=3, blank_skip=0.99
+        )
         assert found[0][0].tokens == text
 
 
 def test_greedy_and_beam_hypotheses_have_times():
     lengths = torch.tensor([30, 8])
     log_probs = posteriors(1, 2, 30, 12, blank=2.0)
-    beams = ctc_beam_search(log_probs, lengths, 4, nbest=4, blank_skip=0.95)
+    beams = ctc_beam_search(log_probs, lengths, beam_size=4, nbest=4, blank_skip=0.95)
     for row, t in enumerate(lengths.tolist()):
         for h in [ctc_greedy(log_probs, lengths)[row], *beams[row]]:
             times = token_times(log_probs[row, :t], h.tokens, 0.04)
@@ -315,12 +329,12 @@ def test_greedy_and_beam_hypotheses_have_times():
 
 
 def test_no_frames_at_all_and_impossible_units():
-    found = ctc_beam_search(torch.zeros(2, 0, 5), torch.tensor([0, 0]), 3, nbest=3)
+    found = ctc_beam_search(torch.zeros(2, 0, 5), torch.tensor([0, 0]), beam_size=3, nbest=3)
     assert [[h.tokens for h in x] for x in found] == [[[]], [[]]]
     assert found[0][0].scores == {"ctc": 0.0, "length": 0.0}
     log_probs = torch.full((1, 3, 5), -math.inf)
     log_probs[0, [0, 1, 2], [2, 0, 2]] = 0.0
-    found = ctc_beam_search(log_probs, torch.tensor([3]), 3, nbest=3)
+    found = ctc_beam_search(log_probs, torch.tensor([3]), beam_size=3, nbest=3)
     assert [(h.tokens, h.score) for h in found[0]] == [([2, 2], 0.0)]
 
 
@@ -341,7 +355,7 @@ def test_places_that_units_of_no_probability_leave_empty_stay_empty(seed):
     log_probs = (2 * torch.randn(2, t, v, generator=generator)).log_softmax(-1)
     log_probs[torch.rand(log_probs.shape, generator=generator) < 0.3] = -math.inf
     lengths = torch.tensor([t, t - 2])
-    for row, found in enumerate(ctc_beam_search(log_probs, lengths, k, nbest=k)):
+    for row, found in enumerate(ctc_beam_search(log_probs, lengths, beam_size=k, nbest=k)):
         wanted = slow_search(log_probs[row, : lengths[row]], k, v)
         wanted = [x for x in wanted if x[0] > -math.inf]
         if wanted:
@@ -355,7 +369,9 @@ def test_an_impossible_utterance_says_nothing():
     """Every token but none at all is forbidden, and then that too."""
     log_probs = posteriors(0, 2, 12, 6)
     log_probs[1, 3] = -math.inf
-    (possible, *_), (impossible, *more) = ctc_beam_search(log_probs, torch.tensor([12, 12]), 4, 4)
+    (possible, *_), (impossible, *more) = ctc_beam_search(
+        log_probs, torch.tensor([12, 12]), beam_size=4, nbest=4
+    )
     assert possible.tokens and possible.score > -math.inf
     assert (impossible.tokens, impossible.score, more) == ([], -math.inf, [])
     assert impossible.scores == {"ctc": -math.inf, "length": 0}
@@ -364,9 +380,13 @@ def test_an_impossible_utterance_says_nothing():
 def test_nan_stays_in_its_utterance():
     log_probs = posteriors(0, 3, 12, 70)
     lengths = torch.tensor([12, 9, 4])
-    wanted = ctc_beam_search(log_probs, lengths, 4, 4, scorers={"lm": (Bigram(1, 70, 3), 0.3)})
+    wanted = ctc_beam_search(
+        log_probs, lengths, beam_size=4, nbest=4, scorers={"lm": (Bigram(1, 70, 3), 0.3)}
+    )
     log_probs[1, 5, 7] = math.nan
-    found = ctc_beam_search(log_probs, lengths, 4, 4, scorers={"lm": (Bigram(1, 70, 3), 0.3)})
+    found = ctc_beam_search(
+        log_probs, lengths, beam_size=4, nbest=4, scorers={"lm": (Bigram(1, 70, 3), 0.3)}
+    )
     assert [found[0], found[2]] == [wanted[0], wanted[2]]
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from speechattn.decoders import TransformerDecoder
-from speechattn.decoding import CtcPrefixScorer, DecodeOptions, joint_search
+from speechattn.decoding import CtcPrefixScorer, JointSearch
 from speechattn.importing.espnet import decoder_weights
 from speechattn.model.output import ModelOutput
 
@@ -74,9 +74,9 @@ def test_best_hypotheses(weight, length_bonus, beam):
         ours, theirs, ctc = make(seed)
         lengths = torch.tensor([26, 14, 20, 9, 17])
         hidden = torch.randn(5, 26, D)
-        options = DecodeOptions(beam_size=beam, ctc_weight=weight, length_bonus=length_bonus)
+        options = JointSearch(beam_size=beam, ctc_weight=weight, length_bonus=length_bonus)
         log_probs = ctc.log_softmax(hidden)
-        found = joint_search([ModelOutput(hidden, lengths, log_probs, ours)], options)
+        found = options.search([ModelOutput(hidden, lengths, log_probs, ours)])
         beam_search = search.BatchBeamSearch(
             {
                 "decoder": theirs,

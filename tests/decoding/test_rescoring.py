@@ -8,13 +8,12 @@ from torch import nn
 
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.decoding import (
-    DecodeOptions,
+    CtcBeamSearch,
+    CtcGreedySearch,
+    CtcRescoringSearch,
+    Fusion,
     Hypothesis,
-    ShallowFusion,
-    check_options,
-    decode,
-    joint_search,
-    rescore,
+    JointSearch,
     rescoring,
 )
 from speechattn.errors import ConfigError
@@ -40,7 +39,7 @@ class Model(nn.Module):
         elif decoder == "left":
             self.decoder = TransformerDecoder(V, D, 16, 2, 32, 1)
 
-    def evidence(self, hidden, lengths):
+    def outputs(self, hidden, lengths):
         log_probs = (4 * self.head(hidden)).log_softmax(-1)
         return [ModelOutput(hidden, lengths, log_probs, self.decoder)]
 
@@ -57,15 +56,15 @@ def right_to_left(decoder: BidirectionalDecoder, row: int, tokens: list[int]) ->
     return total
 
 
-@pytest.mark.parametrize("method", ["joint", "attention"])
+@pytest.mark.parametrize("ctc_weight", [0.3, 0.0])
 @pytest.mark.parametrize("weight", [0.3, 1.0])
 @torch.no_grad()
-def test_decoding_ranks_by_both_directions(method, weight):
+def test_decoding_ranks_by_both_directions(ctc_weight, weight):
     model = Model().eval()
-    options = DecodeOptions(method=method, beam_size=6, length_bonus=0.2, nbest=6)
-    plain = decode(model.evidence(HIDDEN, LENGTHS), options)
-    both = decode(model.evidence(HIDDEN, LENGTHS), replace(options, reverse_weight=weight))
-    attention_weight = 1.0 if method == "attention" else 0.7
+    options = JointSearch(ctc_weight=ctc_weight, beam_size=6, length_bonus=0.2, nbest=6)
+    plain = options.search(model.outputs(HIDDEN, LENGTHS))
+    both = replace(options, reverse_weight=weight).search(model.outputs(HIDDEN, LENGTHS))
+    attention_weight = 1 - ctc_weight
     moved = 0
     for row, (before, after) in enumerate(zip(plain, both, strict=True)):
         scores = {tuple(h.tokens): h for h in before}
@@ -75,8 +74,8 @@ def test_decoding_ranks_by_both_directions(method, weight):
             reverse = right_to_left(model.decoder, row, list(tokens))
             attention = (1 - weight) * h.scores["decoder"] + weight * reverse
             rest = 0.2 * h.scores["length"]
-            if method == "joint":
-                rest += 0.3 * h.scores["ctc"]
+            if ctc_weight:
+                rest += ctc_weight * h.scores["ctc"]
             wanted[tokens] = attention_weight * attention + rest, reverse
         order = sorted(wanted, key=lambda tokens: -wanted[tokens][0])
         assert [tuple(h.tokens) for h in after] == order
@@ -93,10 +92,10 @@ def test_decoding_ranks_by_both_directions(method, weight):
 def test_the_best_may_come_from_the_whole_beam():
     """One hypothesis is wanted, and one that the search ranked lower is the best by both."""
     model = Model().eval()
-    options = DecodeOptions(beam_size=6, reverse_weight=0.5)
-    wide = decode(model.evidence(HIDDEN, LENGTHS), replace(options, nbest=6))
-    best = decode(model.evidence(HIDDEN, LENGTHS), options)
-    searched = decode(model.evidence(HIDDEN, LENGTHS), DecodeOptions(beam_size=6))
+    options = JointSearch(beam_size=6, reverse_weight=0.5)
+    wide = replace(options, nbest=6).search(model.outputs(HIDDEN, LENGTHS))
+    best = options.search(model.outputs(HIDDEN, LENGTHS))
+    searched = JointSearch(beam_size=6).search(model.outputs(HIDDEN, LENGTHS))
     assert [h[0].tokens for h in best] == [h[0].tokens for h in wide]
     assert [h[0].tokens for h in best] != [h[0].tokens for h in searched]
     assert all(len(h) == 1 for h in best)
@@ -106,13 +105,13 @@ def test_the_best_may_come_from_the_whole_beam():
 def test_a_batch_gives_what_its_utterances_give(monkeypatch):
     model = Model().eval()
     lengths = torch.tensor([14, 7, 0, 10])  # nothing is heard in the third
-    options = DecodeOptions(beam_size=4, nbest=4, reverse_weight=0.4)
-    together = decode(model.evidence(HIDDEN, lengths), options)
+    options = JointSearch(beam_size=4, nbest=4, reverse_weight=0.4)
+    together = options.search(model.outputs(HIDDEN, lengths))
     monkeypatch.setattr(rescoring, "MAX_LOGITS", 1)  # one utterance a pass
-    apart = decode(model.evidence(HIDDEN, lengths), options)
+    apart = options.search(model.outputs(HIDDEN, lengths))
     assert together[2] == [Hypothesis([], 0.0)]
     for row in (0, 1, 3):
-        (alone,) = decode(model.evidence(HIDDEN[row : row + 1], lengths[row : row + 1]), options)
+        (alone,) = options.search(model.outputs(HIDDEN[row : row + 1], lengths[row : row + 1]))
         for found in (together[row], apart[row]):
             assert [h.tokens for h in found] == [h.tokens for h in alone]
             for a, b in zip(alone, found, strict=True):
@@ -126,7 +125,7 @@ def test_uneven_lists():
     decoder = Model().eval().decoder
     lists = [[[1, 2, 3], []], [[4]], [[], [5], [6, 6]], []]
     nbest = [[Hypothesis(tokens, -1.0, {"decoder": -1.0}) for tokens in row] for row in lists]
-    found = rescore(Model().eval().evidence(HIDDEN, LENGTHS), nbest, 1.0, 1.0)
+    found = rescoring.rescore(Model().eval().outputs(HIDDEN, LENGTHS), nbest, 1.0, 1.0)
     assert found[3] == []
     for row, hypotheses in enumerate(found):
         assert sorted(h.tokens for h in hypotheses) == sorted(lists[row])
@@ -138,36 +137,35 @@ def test_uneven_lists():
 @torch.no_grad()
 def test_without_weight_nothing_changes():
     model = Model().eval()
-    options = DecodeOptions(beam_size=4, nbest=2)
-    found = decode(model.evidence(HIDDEN, LENGTHS), options)
-    assert found == joint_search(model.evidence(HIDDEN, LENGTHS), options)
+    options = JointSearch(beam_size=4, nbest=2)
+    found = options.search(model.outputs(HIDDEN, LENGTHS))
+    assert found == options.search(model.outputs(HIDDEN, LENGTHS))
     assert "reverse" not in found[0][0].scores
 
 
 def test_what_a_model_lacks_is_named():
-    options = DecodeOptions(reverse_weight=0.3)
+    options = JointSearch(reverse_weight=0.3)
     with pytest.raises(ConfigError, match="reverse_weight: 0.3 needs a right-to-left.*Transformer"):
-        decode(Model("left").evidence(HIDDEN, LENGTHS), options)
+        options.search(Model("left").outputs(HIDDEN, LENGTHS))
     with pytest.raises(ConfigError, match="reverse_weight.*ctc_weight 1"):
-        check_options([Model().decoder], replace(options, ctc_weight=1.0))
-    with pytest.raises(ConfigError, match="needs a decoder"):
-        check_options([Model("none").decoder], options)
-    check_options([Model("left").decoder], replace(options, method="ctc_greedy"))
-    check_options([Model().decoder], options)
-    with pytest.raises(ConfigError, match="reverse_weight: has to be in 0..1"):
-        DecodeOptions(reverse_weight=1.2)
+        replace(options, ctc_weight=1.0).search(Model().outputs(HIDDEN, LENGTHS))
+    with pytest.raises(ConfigError, match="needs an attention decoder"):
+        options.search(Model("none").outputs(HIDDEN, LENGTHS))
+    with pytest.raises(ConfigError, match="reverse_weight has to be in 0..1"):
+        JointSearch(reverse_weight=1.2)
 
 
 @pytest.mark.parametrize("reverse", [0.0, 0.4])
 @torch.no_grad()
 def test_what_ctc_found_is_ranked_by_the_decoder(reverse):
-    """`ctc_rescore` on a ragged batch, an utterance of nothing in it, against each text alone."""
+    """A ragged batch, an utterance of nothing in it, against each text alone."""
     model = Model().eval()
     lengths = torch.tensor([14, 7, 0, 10])
-    evidence = model.evidence(HIDDEN, lengths)
-    options = DecodeOptions("ctc_beam", 6, nbest=6, length_bonus=0.1, ctc_weight=0.4)
-    searched = decode(evidence, options)
-    found = decode(evidence, replace(options, method="ctc_rescore", reverse_weight=reverse))
+    evidence = model.outputs(HIDDEN, lengths)
+    options = dict(beam_size=6, nbest=6, length_bonus=0.1)
+    searched = CtcBeamSearch(**options).search(evidence)
+    search = CtcRescoringSearch(**options, ctc_weight=0.4, reverse_weight=reverse)
+    found = search.search(evidence)
     assert found[2] == [Hypothesis([], 0.0)]
     changed = 0
     for row in (0, 1, 3):
@@ -191,8 +189,8 @@ def test_what_ctc_found_is_ranked_by_the_decoder(reverse):
         for h in found[row]:
             assert h.score == pytest.approx(wanted[tuple(h.tokens)], abs=1e-4)
     assert changed
-    with pytest.raises(ConfigError, match="needs a decoder"):
-        decode(Model("none").evidence(HIDDEN, LENGTHS), replace(options, method="ctc_rescore"))
+    with pytest.raises(ConfigError, match="needs an attention decoder"):
+        search.search(Model("none").outputs(HIDDEN, LENGTHS))
 
 
 def distance(a: list[int], b: list[int]) -> int:
@@ -222,9 +220,9 @@ def test_least_risk():
 @torch.no_grad()
 def test_least_risk_by_option():
     model = Model().eval()
-    options = DecodeOptions(beam_size=6, nbest=6)
-    nbest = decode(model.evidence(HIDDEN, LENGTHS), options)
-    found = decode(model.evidence(HIDDEN, LENGTHS), replace(options, nbest=1, risk_scale=0.2))
+    options = JointSearch(beam_size=6, nbest=6)
+    nbest = options.search(model.outputs(HIDDEN, LENGTHS))
+    found = replace(options, nbest=1, risk_scale=0.2).search(model.outputs(HIDDEN, LENGTHS))
     assert found == [[h[0]] for h in rescoring.least_risk(nbest, 0.2)]
     assert any(a[0] != b[0] for a, b in zip(found, nbest, strict=True))
 
@@ -242,21 +240,21 @@ def lm_alone(lm: TransformerLm, tokens: list[int]) -> float:
 @pytest.fixture
 def lm():
     torch.manual_seed(5)
-    lm = TransformerLm(V, 16, 2, 32, 1, embed_size=8).eval()
+    lm = TransformerLm(V, 16, 2, 32, num_blocks=1, embed_size=8).eval()
     torch.nn.init.normal_(lm.output.weight, std=0.6)
     return lm
 
 
-@pytest.mark.parametrize("method", ["joint", "ctc_beam", "ctc_rescore"])
+@pytest.mark.parametrize("kind", [JointSearch, CtcBeamSearch, CtcRescoringSearch])
 @torch.no_grad()
-def test_a_language_model_ranks_what_was_found(method, lm):
+def test_a_language_model_ranks_what_was_found(kind, lm):
     model = Model("left").eval()
     lengths = torch.tensor([14, 7, 0, 10])
-    options = DecodeOptions(method=method, beam_size=6, nbest=6)
-    plain = decode(model.evidence(HIDDEN, lengths), options)
+    options = kind(beam_size=6, nbest=6)
+    plain = options.search(model.outputs(HIDDEN, lengths))
     options = replace(options, lm_rescore_weight=0.8)
-    fusion = ShallowFusion(lm)
-    found = decode(model.evidence(HIDDEN, lengths), options, fusion)
+    fusion = Fusion(lm)
+    found = options.search(model.outputs(HIDDEN, lengths), fusion)
     moved = 0
     for row in (0, 1, 3):
         before = {tuple(h.tokens): h for h in plain[row]}
@@ -270,7 +268,7 @@ def test_a_language_model_ranks_what_was_found(method, lm):
     assert moved
     assert found[2] == [Hypothesis([], 0.0)]
     # One hypothesis is wanted, and it is the best of all that were held.
-    best = decode(model.evidence(HIDDEN, lengths), replace(options, nbest=1), fusion)
+    best = replace(options, nbest=1).search(model.outputs(HIDDEN, lengths), fusion)
     assert [h[0].tokens for h in best] == [h[0].tokens for h in found]
 
 
@@ -278,11 +276,11 @@ def test_a_language_model_ranks_what_was_found(method, lm):
 def test_a_language_model_in_the_search_and_after_it_score_alike(lm):
     """With room for every hypothesis both rank them the same."""
     model = Model("left").eval()
-    options = DecodeOptions(beam_size=60, max_length_ratio=0.3, pre_beam_ratio=2.0, nbest=3)
+    options = JointSearch(beam_size=60, max_length_ratio=0.3, pre_beam_ratio=2.0, nbest=3)
     lengths = torch.tensor([7, 7, 5, 7])
-    fusion = ShallowFusion(lm)
-    inside = decode(model.evidence(HIDDEN, lengths), replace(options, lm_weight=0.5), fusion)
-    after = decode(model.evidence(HIDDEN, lengths), replace(options, lm_rescore_weight=0.5), fusion)
+    fusion = Fusion(lm)
+    inside = replace(options, lm_weight=0.5).search(model.outputs(HIDDEN, lengths), fusion)
+    after = replace(options, lm_rescore_weight=0.5).search(model.outputs(HIDDEN, lengths), fusion)
     for a, b in zip(inside, after, strict=True):
         assert [h.tokens for h in a] == [h.tokens for h in b]
         for one, other in zip(a, b, strict=True):
@@ -294,26 +292,30 @@ def test_a_language_model_in_the_search_and_after_it_score_alike(lm):
 def test_both_directions_the_language_model_and_least_risk(lm):
     """In this order: the risk is that of the scores with everything in them."""
     model = Model().eval()
-    options = DecodeOptions(beam_size=6, nbest=6, reverse_weight=0.4)
-    both = decode(model.evidence(HIDDEN, LENGTHS), options)
+    options = JointSearch(beam_size=6, nbest=6, reverse_weight=0.4)
+    both = options.search(model.outputs(HIDDEN, LENGTHS))
     everything = replace(options, lm_rescore_weight=0.3, risk_scale=0.2)
-    found = decode(model.evidence(HIDDEN, LENGTHS), everything, ShallowFusion(lm))
+    found = everything.search(model.outputs(HIDDEN, LENGTHS), Fusion(lm))
     wanted = rescoring.least_risk(rescoring.add_lm(lm, both, 0.3), 0.2)
     for a, b in zip(found, wanted, strict=True):
         assert [h.tokens for h in a] == [h.tokens for h in b]
 
 
 def test_a_language_model_that_would_do_nothing_is_refused(lm):
-    evidence = Model("left").eval().evidence(HIDDEN, LENGTHS)
-    for fusion, options, message in (
-        (ShallowFusion(), {"lm_rescore_weight": 0.3}, "lm_rescore_weight: 0.3 needs a Transformer"),
-        (ShallowFusion(lm), {}, "would change nothing"),
+    evidence = Model("left").eval().outputs(HIDDEN, LENGTHS)
+    for fusion, search, message in (
         (
-            ShallowFusion(lm),
-            {"lm_rescore_weight": 0.3, "method": "ctc_greedy"},
-            "would change nothing",
+            Fusion(),
+            JointSearch(lm_rescore_weight=0.3),
+            "lm_rescore_weight: 0.3 needs a Transformer",
         ),
-        (ShallowFusion(lm), {"lm_rescore_weight": 0.3, "lm_weight": 0.3}, "would count twice"),
+        (Fusion(lm), JointSearch(), "would change nothing"),
+        (Fusion(lm), CtcGreedySearch(), "would change nothing"),
+        (
+            Fusion(lm),
+            JointSearch(lm_rescore_weight=0.3, lm_weight=0.3),
+            "count the language model twice",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
-            decode(evidence, DecodeOptions(**options), fusion)
+            search.search(evidence, fusion)

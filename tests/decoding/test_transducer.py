@@ -8,9 +8,9 @@ import torch
 
 from speechattn.decoders import LstmPredictor, StatelessPredictor, Transducer
 from speechattn.decoding import (
-    DecodeOptions,
-    check_options,
-    decode,
+    CtcGreedySearch,
+    TransducerBeamSearch,
+    TransducerGreedySearch,
     hypothesis_times,
     transducer_beam,
     transducer_greedy,
@@ -96,7 +96,7 @@ def test_greedy(predictor, count):
 @pytest.mark.parametrize("bonus", [0.0, 0.7])
 def test_beam(predictor, k, bonus):
     head, hidden = make(predictor)
-    found = transducer_beam(head, hidden, LENGTHS, k, k, bonus)
+    found = transducer_beam(head, hidden, LENGTHS, beam_size=k, nbest=k, length_bonus=bonus)
     for hypotheses, frames, n in zip(found, hidden, LENGTHS.tolist(), strict=True):
         expected = beam(head, frames[:n], k, lambda text: bonus * len(text))
         assert [h.tokens for h in hypotheses] == [text for text, _ in expected]
@@ -112,7 +112,7 @@ def test_beam(predictor, k, bonus):
 def test_merging_changes_what_is_found():
     """Without parents and children in one beam the searches above would not need any of it."""
     head, hidden = make()
-    best = transducer_beam(head, hidden, LENGTHS, 9)[0][0]
+    best = transducer_beam(head, hidden, LENGTHS, beam_size=9)[0][0]
     path = 0.0
     for t, frame in enumerate(hidden[0]):
         said = sum(at < t for at in best.frames)
@@ -124,7 +124,7 @@ def test_merging_changes_what_is_found():
 def test_a_beam_that_keeps_all_is_the_loss():
     head, hidden = make(vocab=4)
     lengths = torch.tensor([4, 3, 2, 4, 1])
-    found = transducer_beam(head, hidden, lengths, 40, 40)
+    found = transducer_beam(head, hidden, lengths, beam_size=40, nbest=40)
     for b, hypotheses in enumerate(found):
         n = int(lengths[b])
         assert len(hypotheses) == sum(2**u for u in range(n + 1))
@@ -147,11 +147,11 @@ def test_ragged_equals_single():
     noisy = hidden.clone()
     for row, n in zip(noisy, LENGTHS.tolist(), strict=True):
         row[n:] = 1e3
-    together = transducer_beam(head, noisy, LENGTHS, 4, 3)
+    together = transducer_beam(head, noisy, LENGTHS, beam_size=4, nbest=3)
     greedily = transducer_greedy(head, noisy, LENGTHS)
     for b, n in enumerate(LENGTHS.tolist()):
         one = hidden[b : b + 1, :n], LENGTHS[b : b + 1]
-        (alone,) = transducer_beam(head, *one, 4, 3)
+        (alone,) = transducer_beam(head, *one, beam_size=4, nbest=3)
         (first,) = transducer_greedy(head, *one)
         assert (first.tokens, first.frames) == (greedily[b].tokens, greedily[b].frames)
         assert [(h.tokens, h.frames) for h in alone] == [(h.tokens, h.frames) for h in together[b]]
@@ -191,7 +191,12 @@ def favour(text):
 def test_scorers():
     head, hidden = make()
     found = transducer_beam(
-        head, hidden, LENGTHS, 6, 3, scorers={"favourite": (Favourite(len(LENGTHS)), 0.5)}
+        head,
+        hidden,
+        LENGTHS,
+        beam_size=6,
+        nbest=3,
+        scorers={"favourite": (Favourite(len(LENGTHS)), 0.5)},
     )
     moved = 0
     for hypotheses, frames, n in zip(found, hidden, LENGTHS.tolist(), strict=True):
@@ -219,27 +224,29 @@ def evidence(threshold=None):
     )
 
 
-@pytest.mark.parametrize("method", ["transducer_greedy", "transducer_beam"])
-def test_decode(method):
-    e, options = evidence(), DecodeOptions(method=method, beam_size=4, nbest=2)
-    found = decode([e], options)
-    if method == "transducer_greedy":
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_searches(method):
+    e = evidence()
+    if method == "greedy":
+        found = TransducerGreedySearch().search([e])
         assert found == [[h] for h in transducer_greedy(e.transducer, e.hidden, LENGTHS)][:2] + [
             found[2],
             *([h] for h in transducer_greedy(e.transducer, e.hidden, LENGTHS)[3:]),
         ]
     else:
+        found = TransducerBeamSearch(beam_size=4, nbest=2).search([e])
         for b in (0, 1, 3, 4):
             assert [h.tokens for h in found[b]] == [
-                h.tokens for h in transducer_beam(e.transducer, e.hidden, LENGTHS, 4, 2)[b]
+                h.tokens
+                for h in transducer_beam(e.transducer, e.hidden, LENGTHS, beam_size=4, nbest=2)[b]
             ]
     assert found[2][0].tokens == []
 
 
-@pytest.mark.parametrize("method", ["transducer_greedy", "transducer_beam"])
-def test_skipped_frames_keep_their_times(method):
-    e, options = evidence(0.2), DecodeOptions(method=method)
-    found = decode([e], options)
+@pytest.mark.parametrize("options", [TransducerGreedySearch(), TransducerBeamSearch()])
+def test_skipped_frames_keep_their_times(options):
+    e = evidence(0.2)
+    found = options.search([e])
     dropped = 0
     for b, (best, *_) in enumerate(found):
         n = int(LENGTHS[b])
@@ -252,7 +259,7 @@ def test_skipped_frames_keep_their_times(method):
             log_probs=e.log_probs[b : b + 1, kept],
             frame_reducer=None,
         )
-        ((expected, *_),) = decode([alone], options)
+        ((expected, *_),) = options.search([alone])
         assert best.tokens == expected.tokens
         assert (best.frames or []) == [kept[t] for t in expected.frames or []]
     assert dropped > 3
@@ -261,21 +268,21 @@ def test_skipped_frames_keep_their_times(method):
 
 def test_times_are_those_of_the_search():
     e = evidence()
-    (best, *_) = decode([e], DecodeOptions(method="transducer_greedy"))[0]
+    (best, *_) = TransducerGreedySearch().search([e])[0]
     times = hypothesis_times([e], 0, best)
     assert [t.token for t in times] == best.tokens
     assert [t.start for t in times] == pytest.approx([0.04 * t for t in best.frames])
     assert [t.end for t in times] == pytest.approx([0.04 * (t + 1) for t in best.frames])
-    (other, *_) = decode([e], DecodeOptions(method="ctc_greedy"))[0]
+    (other, *_) = CtcGreedySearch().search([e])[0]
     assert other.frames is None and len(hypothesis_times([e], 0, other)) == len(other.tokens)
 
 
 def test_what_cannot_be():
     with pytest.raises(ConfigError, match="needs a transducer"):
-        decode([replace(evidence(), transducer=None)], DecodeOptions(method="transducer_beam"))
+        TransducerBeamSearch().search([replace(evidence(), transducer=None)])
     with pytest.raises(ConfigError, match="reads one model"):
-        check_options([None] * 2, DecodeOptions(method="transducer_beam"), [make()[0]] * 2)
+        TransducerBeamSearch().search([evidence()] * 2)
     with pytest.raises(ConfigError, match="frame_tokens"):
-        DecodeOptions(frame_tokens=0)
+        TransducerGreedySearch(frame_tokens=0)
     with pytest.raises(ValueError, match="beam_size"):
-        transducer_beam(make()[0], make()[1], LENGTHS, 0)
+        transducer_beam(make()[0], make()[1], LENGTHS, beam_size=0)

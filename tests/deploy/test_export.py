@@ -1,6 +1,9 @@
 """ONNX graphs against the modules they were made of, by onnxruntime; ragged batches throughout."""
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +11,9 @@ from torch import nn
 
 from speechattn import Transcriber
 from speechattn.data.tokenizers.tokenizer import Tokenizer
-from speechattn.decoding import DecodeOptions, decode
-from speechattn.deploy.export import OnnxModel, export_onnx
-from speechattn.deploy.exported import export_dir, is_exported, load_exported
+from speechattn.decoding import CtcGreedySearch, CtcRescoringSearch, JointSearch
+from speechattn.deploy.export import EncoderGraph, export_dir, export_onnx, write
+from speechattn.deploy.exported import OnnxModel, is_exported, load_exported, open_session
 from speechattn.errors import ConfigError
 from speechattn.model.directory import build_model, load_model, save_model_dir
 from speechattn.transcribe.manifests import decode_cuts
@@ -42,7 +45,8 @@ def exported(tiny_model_dir, other_dir, tmp_path_factory):
 def other_dir(tiny_model, tiny_model_dir, tmp_path_factory):
     """The directory of a model with an E-Branchformer and a decoder of both directions."""
     folder, other = tmp_path_factory.mktemp("other") / "model", tiny_model_dir("audio")
-    config = {"model": tiny_model("audio", "e_branchformer"), "decode": {"max_length_ratio": 0.5}}
+    search = {"class_path": "JointSearch", "init_args": {"max_length_ratio": 0.5}}
+    config = {"model": tiny_model("audio", "e_branchformer"), "search": search}
     config["model"]["decoder"]["class_path"] = "speechattn.decoders.BidirectionalDecoder"
     config["model"]["decoder"]["init_args"]["reverse_blocks"] = 1
     tokenizer = Tokenizer.load(other)
@@ -72,20 +76,20 @@ def test_graphs_equal_modules(exported, name):
     model, _, graphs, _ = exported(name)
     for batch in (1, 4):
         given = inputs(batch)
-        expected, found = model.evidence(**given), graphs.evidence(**given)
+        expected, found = model.outputs(**given), graphs.outputs(**given)
         for e, f in zip(expected, found, strict=True):
             assert torch.equal(f.lengths, e.lengths)
             assert (f.name, f.weight) == (e.name, e.weight)
             torch.testing.assert_close(f.hidden, e.hidden, rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(f.log_probs, e.log_probs, rtol=1e-3, atol=1e-3)
-        for options in (
-            DecodeOptions(method="ctc_greedy"),
-            DecodeOptions(beam_size=5, nbest=3, max_length_ratio=0.8),
-            DecodeOptions(method="attention", beam_size=1, max_length_ratio=0.8),
+        for search in (
+            CtcGreedySearch(),
+            JointSearch(beam_size=5, nbest=3, max_length_ratio=0.8),
+            JointSearch(ctc_weight=0.0, beam_size=1, max_length_ratio=0.8),
         ):
-            if options.method == "ctc_greedy" and len(expected) > 1:
+            if search.single_model and len(expected) > 1:
                 continue
-            for a, b in zip(decode(expected, options), decode(found, options), strict=True):
+            for a, b in zip(search.search(expected), search.search(found), strict=True):
                 assert [h.tokens for h in a] == [h.tokens for h in b]
                 assert [h.score for h in a] == pytest.approx([h.score for h in b], abs=1e-2)
 
@@ -95,15 +99,16 @@ def test_a_transcriber_of_an_exported_folder(exported, tiny_corpus, tmp_path, na
     _, folder, _, output = exported(name)
     assert is_exported(output) and not is_exported(folder)
     expected, found = (Transcriber.from_pretrained(path) for path in (folder, output))
-    assert found.decode_options == expected.decode_options
-    crops = tiny_corpus.folder / "crops" if "video" in found.model.modalities else None
+    assert found.recogniser.search == expected.recogniser.search
+    assert repr(found) == repr(expected)
+    crops = tiny_corpus.folder / "crops" if "video" in found.recogniser.model.modalities else None
     cuts = tiny_corpus.folder / "cuts_dev.jsonl.gz"
     texts = [
-        decode_cuts(one, cuts, tmp_path / str(i), crops, details=1).read_text()
+        decode_cuts(one.recogniser, cuts, tmp_path / str(i), crops=crops, details=1).read_text()
         for i, one in enumerate((expected, found))
     ]
     assert texts[0] == texts[1]
-    assert min(found.times.seconds[part] for part in ("encoder", "search")) > 0
+    assert min(found.recogniser.times.seconds[part] for part in ("encoder", "search")) > 0
     if name == "audio":
         files = sorted(tiny_corpus.folder.glob("s*.flac"))[:3]
         spoken = [t.text for t in expected.transcribe(files)]
@@ -116,13 +121,50 @@ def test_how_graphs_cannot_be_run(exported):
     _, _, _, output = exported("audio")
     for given, message in (
         ({"device": "cuda"}, "run on the CPU"),
-        ({"quantise": "int8"}, "stay in float32"),
-        ({"decode_options": DecodeOptions(method="ctc_rescore")}, "ctc_rescore"),
-        ({"decode_options": DecodeOptions(reverse_weight=0.3)}, "reverse_weight"),
-        ({"decode_options": DecodeOptions(internal_lm_weight=0.3)}, "internal_lm_weight"),
+        ({"quantize": "int8"}, "stay in float32"),
+        ({"search": CtcRescoringSearch()}, "scores whole hypotheses"),
+        ({"search": JointSearch(reverse_weight=0.3)}, "reverse_weight"),
+        ({"search": JointSearch(internal_lm_weight=0.3)}, "internal_lm_weight"),
     ):
         with pytest.raises(ConfigError, match=message):
             Transcriber.from_pretrained(output, **given)
+
+
+def test_graphs_run_without_the_packages_that_write_them(exported):
+    _, _, _, output = exported("audio")
+    code = (
+        "import sys, torch\n"
+        "sys.modules.update(onnx=None, onnxscript=None)\n"
+        "from speechattn.deploy import prepare\n"
+        "from speechattn.deploy.exported import load_exported\n"
+        f"model = prepare(load_exported({str(output)!r}))\n"
+        "(e,) = model.outputs(torch.zeros(1, 16000), torch.tensor([16000]))\n"
+        "model.decoder.init_state(e.hidden, e.lengths)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_missing_packages(monkeypatch):
+    path = Path("encoder.onnx")
+    for package, extra, run in (
+        ("onnxscript", "export", lambda: write(None, {}, [], path)),
+        ("onnxruntime", "onnx", lambda: open_session(path)),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(
+            ConfigError, match=rf"{package} is not.*\[{extra}\].*clone.*\[{extra}\]"
+        ):
+            run()
+
+
+def test_a_graph_shares_the_weights_of_its_model(tiny_model_dir):
+    model = load_model(tiny_model_dir("av"))
+    kinds = [type(module) for module in model.modules()]
+    graph = EncoderGraph(model)
+    assert [type(module) for module in model.modules()] == kinds
+    own = {id(p) for p in model.parameters()}
+    assert {id(p) for p in graph.parameters()} < own
 
 
 def test_folders_that_are_not_whole(exported, tiny_model_dir, tmp_path):

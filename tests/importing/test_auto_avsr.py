@@ -10,12 +10,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from auto_avsr_reference import Reference, first_generation, random_state, shapes  # noqa: E402
 
-from speechattn.decoding import DecodeOptions
+from speechattn.decoding.config import search_of
 from speechattn.errors import ConfigError
 from speechattn.importing import import_checkpoint
 from speechattn.importing.auto_avsr import read_sizes, weight_names
-from speechattn.model.directory import build_model, read_config
-from speechattn.model.speech_model import SpeechModel
+from speechattn.model.directory import build_model, load_model, read_config
 from speechattn.transcribe.transcriber import Transcriber
 
 UNITS = ["<unk>", *"abcdef"]
@@ -56,7 +55,7 @@ def alone(reference, modality, x, length):
 @pytest.mark.parametrize("modality", ["video", "audio"])
 def test_numbers(tmp_path, units, modality, prelu, names):
     state = random_state(shapes(modality, VOCAB, prelu=prelu))
-    model = SpeechModel.from_pretrained(imported(tmp_path, units, names(state)))
+    model = load_model(imported(tmp_path, units, names(state)))
     assert model.modalities == (modality,)
     reference = Reference(state, heads=2)
     x, lengths = batch_of(modality)
@@ -81,7 +80,7 @@ def test_reversed_decoder(tmp_path, units):
     """CNVSRC 2024: the second decoder reads the same tokens back to front."""
     state = random_state(shapes("video", VOCAB, reverse_layers=1))
     folder = imported(tmp_path, units, first_generation(state), "cnvsrc2024")
-    model = SpeechModel.from_pretrained(folder)
+    model = load_model(folder)
     reference = Reference(state, heads=2)
     tokens, token_lengths = torch.tensor([[8, 2, 3, 1], [8, 5, 4, 0]]), torch.tensor([4, 3])
     memory, lengths = torch.randn(2, 6, 16), torch.tensor([6, 4])
@@ -104,8 +103,8 @@ def test_reversed_decoder(tmp_path, units):
 def test_it_decodes(tmp_path, units, source, weight, reverse):
     state = random_state(shapes("video", VOCAB, reverse_layers=reverse))
     folder = imported(tmp_path, units, state, source)
-    options = DecodeOptions(**read_config(folder)["decode"])
-    assert (options.beam_size, options.ctc_weight) == (40, weight)
+    search = search_of(read_config(folder))
+    assert (search.beam_size, search.ctc_weight) == (40, weight)
     transcriber = Transcriber.from_pretrained(folder)
     crops = tmp_path / "crops.npy"
     np.save(crops, np.random.default_rng(0).integers(0, 256, (6, 96, 96), dtype=np.uint8))

@@ -6,6 +6,8 @@ import pytest
 import torch
 import yaml
 
+from speechattn.decoding import CtcGreedySearch, JointSearch
+from speechattn.decoding.config import search_of
 from speechattn.errors import ConfigError
 from speechattn.importing import import_checkpoint
 from speechattn.importing.espnet import (
@@ -15,8 +17,7 @@ from speechattn.importing.espnet import (
     encoder_names,
 )
 from speechattn.importing.keys import IGNORED, fixed, passed, translate
-from speechattn.model.directory import read_config
-from speechattn.model.speech_model import SpeechModel
+from speechattn.model.directory import load_model, read_config
 
 TOKENS = ["<blank>", "<unk>", "a", "b", "<sos/eos>"]
 V, D = len(TOKENS), 16
@@ -120,7 +121,7 @@ def changed(section=None, **keys):
 @pytest.mark.parametrize("old_names", [False, True], ids=["202611", "2020"])
 def test_weights_land_in_their_places(tmp_path, old_names):
     state = state_dict(old_names)
-    model = SpeechModel.from_pretrained(run(tmp_path, state=state))
+    model = load_model(run(tmp_path, state=state))
     ours = model.state_dict()
     out = "encoder.embed.out.0" if old_names else "encoder.embed.out"
     attention = "decoder.decoders.0.self_attn.linear"
@@ -148,18 +149,16 @@ def test_search(tmp_path):
     decode.write_text(
         "beam_size: 7\nctc_weight: 0.4\npenalty: 0.1\nlm_weight: 0.0\nbatch_size: 1\n"
     )
-    options = read_config(run(tmp_path, decode=decode))["decode"]
-    found = (options["method"], options["beam_size"], options["ctc_weight"])
-    assert found == ("joint", 7, 0.4)
-    assert options["length_bonus"] == 0.1
+    search = search_of(read_config(run(tmp_path, decode=decode)))
+    assert search == JointSearch(beam_size=7, ctc_weight=0.4, length_bonus=0.1)
     (tmp_path / "model").rename(tmp_path / "other")
     for text, reason in (
-        ("maxlenratio: -20", "max_length_ratio: has to be 0 or more, got -20"),
+        ("maxlenratio: -20", "max_length_ratio has to be 0 or more, got -20"),
         ("beam_size: 0", "beam_size"),
         ("ctc_weight: some", "ctc_weight"),
     ):
         decode.write_text(text)
-        with pytest.raises(ConfigError, match=rf"decode\.yaml: .*{reason}"):
+        with pytest.raises(ConfigError, match=rf"(?s)decode\.yaml: .*{reason}"):
             run(tmp_path, decode=decode)
     assert not (tmp_path / "model").exists()
     decode.write_text("lm_weight: 0.3\nnew: 1\n")
@@ -171,8 +170,8 @@ def test_ctc_alone(tmp_path):
     config = changed(model_conf={"ctc_weight": 1.0}, decoder=None)
     state = {n: v for n, v in state_dict().items() if not n.startswith("decoder.")}
     folder = run(tmp_path, config, state)
-    assert SpeechModel.from_pretrained(folder).decoder is None
-    assert read_config(folder)["decode"]["method"] == "ctc_greedy"
+    assert load_model(folder).decoder is None
+    assert search_of(read_config(folder)) == CtcGreedySearch()
 
 
 def test_every_key_in_the_way_is_listed(tmp_path):
@@ -268,7 +267,7 @@ def test_statistics_beside_the_configuration(tmp_path):
     stats = tmp_path / "exp" / "stats" / "train"
     stats.mkdir(parents=True)
     np.savez(stats / "feats_stats.npz", count=2, sum=np.full(20, 6.0), sum_square=np.full(20, 26.0))
-    cmvn = SpeechModel.from_pretrained(run(tmp_path, state=state)).streams["audio"].frontend.cmvn
+    cmvn = load_model(run(tmp_path, state=state)).streams["audio"].frontend.cmvn
     torch.testing.assert_close(cmvn.mean, torch.full((20,), 3.0))
     torch.testing.assert_close(cmvn.istd, torch.full((20,), 0.5))
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from speechattn.decoding.joint import beam_search
-from speechattn.decoding.options import DecodeOptions
+from speechattn.decoding.beam_search import beam_search
 from speechattn.errors import ConfigError
 from speechattn.lm.ngram import NgramLm
 from speechattn.lm.scorers import NgramScorer
@@ -168,9 +167,10 @@ def test_fusion_finds_what_enumeration_finds(tmp_path):
         def select(self, state, index):
             return state[:, index]
 
-    options = DecodeOptions(beam_size=2000, ctc_weight=0.0, nbest=5)
     full = {"acoustic": (Acoustic(), 1.0), "ngram": (NgramScorer(lm, 2), 0.6)}
-    found = beam_search(full, {}, torch.tensor([3, 2]), V, options)
+    found = beam_search(
+        full, {}, lengths=torch.tensor([3, 2]), vocab_size=V, beam_size=2000, nbest=5
+    )
     # The model sees two tokens back, so a sentence that began before them may begin anyhow.
     histories = [
         (u, h) for u in range(4) for h in itertools.product(range(1, EOS), repeat=min(u, 2))
@@ -197,7 +197,7 @@ BASE = {("<s>",): (-99, -0.5), ("</s>",): (-1.0, None), ("b",): (-0.7, -0.25)}
     ("change", "message"),
     [
         (lambda t: t.replace("\\data\\", ""), "no line"),
-        (lambda t: t.replace("\\end\\", ""), "not whole"),
+        (lambda t: t.replace("\\end\\", ""), "incomplete"),
         (lambda t: t.replace("\\2-grams:", ""), r"lm.arpa:13: expected a log-prob"),
         (lambda t: t.replace("ngram 1=3", "ngram 1=4"), "3 1-grams where 4"),
         (lambda t: t.replace("ngram 1=3", "n 1=3"), r"lm.arpa:3: expected 'ngram 1"),

@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 
-from speechattn import SpeechModel
 from speechattn.data.tokenizers.tokenizer import CharTokenizer
 from speechattn.errors import ConfigError
 from speechattn.model.directory import (
@@ -25,7 +24,11 @@ TOKENIZER = CharTokenizer.train(["ab cd ", "口 型"])
 def folder(tmp_path, tiny_model):
     """A model directory, with the model that is in it."""
     torch.manual_seed(3)
-    config = {"model": tiny_model("av"), "decode": {"beam_size": 3}, "training": {"lr": 1.0}}
+    config = {
+        "model": tiny_model("av"),
+        "search": {"class_path": "CtcBeamSearch"},
+        "training": {"lr": 1.0},
+    }
     model = build_model(config["model"], TOKENIZER.vocab_size).eval()
     for name, buffer in model.named_buffers():
         if "running" in name:
@@ -53,7 +56,7 @@ def test_round_trip_gives_identical_numbers(folder):
         assert torch.equal(
             model.decoder(tokens, n, hidden, frames), loaded.decoder(tokens, n, hidden, frames)
         )
-    assert SpeechModel.from_pretrained(path).state_dict().keys() == model.state_dict().keys()
+    assert load_model(path).state_dict().keys() == model.state_dict().keys()
 
 
 def test_what_is_in_it(folder):
@@ -61,7 +64,7 @@ def test_what_is_in_it(folder):
     assert sorted(f.name for f in path.iterdir()) == [
         "config.yaml", "meta.json", "model.safetensors", "tokenizer.json", "tokens.txt"
     ]  # fmt: skip
-    assert read_config(path).keys() == {"model", "decode"}
+    assert read_config(path).keys() == {"model", "search"}
     meta = read_meta(path)
     assert (meta["corpus"], meta["vocab_size"]) == ("口", TOKENIZER.vocab_size)
 
@@ -140,7 +143,7 @@ def test_nonsense_in_place_of_the_model(folder, model):
     (path / "config.yaml").write_text(yaml.safe_dump({"model": model}))
     with pytest.raises(ConfigError, match="model"):
         load_model(path)
-    (path / "config.yaml").write_text("decode: {}\n")
+    (path / "config.yaml").write_text("search: JointSearch\n")
     with pytest.raises(ConfigError, match="one section `model` is needed"):
         load_model(path)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
-from speechattn import SpeechModel, Transcriber
-from speechattn.decoding import DecodeOptions, decode
+from speechattn import Transcriber
+from speechattn.decoding import CtcGreedySearch, JointSearch
 from speechattn.errors import ConfigError
 from speechattn.model.directory import build_ensemble, build_model, load_model
 from speechattn.model.ensemble import Ensemble
@@ -25,7 +25,7 @@ def folders(tiny_model_dir):
 def saved(folders, tmp_path):
     """The directory of an ensemble of sound and lips."""
     transcriber = read_models(folders)
-    transcriber.model.weights = {"audio": 0.3, "video": 0.7}
+    transcriber.recogniser.model.weights = {"audio": 0.3, "video": 0.7}
     save_ensemble(transcriber, folders, tmp_path / "both", {"note": "x"})
     return tmp_path / "both"
 
@@ -43,12 +43,12 @@ def inputs(b: int = 3):
 @torch.inference_mode()
 def test_one_model_alone_and_twice(folders):
     model = load_model(folders["audio"])
-    options = DecodeOptions(beam_size=4, nbest=3)
+    options = JointSearch(beam_size=4, nbest=3)
     audio, audio_lengths, *_ = inputs()
-    alone = decode(model.evidence(audio, audio_lengths), options)
+    alone = options.search(model.outputs(audio, audio_lengths))
     for models in ({"one": model}, {"one": model, "two": load_model(folders["audio"])}):
         ensemble = Ensemble(models, dict.fromkeys(models, 2.0))
-        found = decode(ensemble.evidence(audio, audio_lengths), options)
+        found = options.search(ensemble.outputs(audio, audio_lengths))
         for a, b in zip(alone, found, strict=True):
             assert [h.tokens for h in a] == [h.tokens for h in b]
             assert [h.score for h in a] == pytest.approx([h.score for h in b], abs=1e-4)
@@ -59,15 +59,14 @@ def test_one_model_alone_and_twice(folders):
 
 @torch.inference_mode()
 def test_a_batch_gives_what_its_utterances_give(saved):
-    model, options = load_model(saved), DecodeOptions(beam_size=4)
+    model, options = load_model(saved), JointSearch(beam_size=4)
     audio, audio_lengths, video, video_lengths = inputs()
-    together = decode(model.evidence(audio, audio_lengths, video, video_lengths), options)
+    together = options.search(model.outputs(audio, audio_lengths, video, video_lengths))
     for i in range(3):
         n, t = int(audio_lengths[i]), int(video_lengths[i])
         one = slice(i, i + 1)
-        (alone,) = decode(
-            model.evidence(audio[one, :n], audio_lengths[one], video[one, :t], video_lengths[one]),
-            options,
+        (alone,) = options.search(
+            model.outputs(audio[one, :n], audio_lengths[one], video[one, :t], video_lengths[one])
         )
         assert [h.tokens for h in alone] == [h.tokens for h in together[i]]
         assert alone[0].score == pytest.approx(together[i][0].score, abs=1e-4)
@@ -82,19 +81,15 @@ def test_directory(saved, folders):
         for key, value in load_model(folder).state_dict().items():
             assert torch.equal(model.models[name].state_dict()[key], value)
     meta = json.loads((saved / "meta.json").read_text())
-    assert meta["parameters"] == sum(
-        SpeechModel.from_pretrained(f).num_parameters() for f in folders.values()
-    )
+    assert meta["parameters"] == sum(load_model(f).num_parameters() for f in folders.values())
     assert (meta["note"], meta["modalities"]) == ("x", ["audio", "video"])
     transcriber = Transcriber.from_pretrained(saved)
     first = Transcriber.from_pretrained(folders["audio"])
-    assert transcriber.decode_options == first.decode_options
-    with pytest.raises(ConfigError, match="is an ensemble"):
-        SpeechModel.from_pretrained(saved)
+    assert transcriber.recogniser.search == first.recogniser.search
     with pytest.raises(ConfigError, match="ensemble already"):
         read_models({"a": saved})
     with pytest.raises(ConfigError, match="no section `model`"):
-        initialise(model.models["audio"], [saved], transcriber.tokenizer)
+        initialise(model.models["audio"], [saved], transcriber.recogniser.tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +154,10 @@ def test_long_files_are_cut_as_the_first_model_says(folders, tmp_path):
 
 
 def test_searches_that_need_one_model(saved):
-    with pytest.raises(ConfigError, match="ctc_greedy reads one model"):
-        Transcriber.from_pretrained(saved, DecodeOptions(method="ctc_greedy"))
+    with pytest.raises(ConfigError, match="CtcGreedySearch reads one model"):
+        Transcriber.from_pretrained(saved, search=CtcGreedySearch())
     with pytest.raises(ConfigError, match="right-to-left"):
-        Transcriber.from_pretrained(saved, DecodeOptions(reverse_weight=0.5))
+        Transcriber.from_pretrained(saved, search=JointSearch(reverse_weight=0.5))
 
 
 def test_units_and_mouths_agree(folders, tiny_model, tmp_path):

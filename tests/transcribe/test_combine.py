@@ -7,7 +7,7 @@ import torch
 
 from speechattn.cli import main
 from speechattn.data.batches.batch import Item, collate
-from speechattn.decoding import DecodeOptions
+from speechattn.decoding import JointSearch
 from speechattn.model.directory import load_model, read_meta
 from speechattn.model.output import ModelOutput
 from speechattn.transcribe.combine import choose_weights, shares
@@ -28,7 +28,7 @@ class Two:
         self.models = {name: None for name in said}
         self.said, self.sure, self.weights = said, sure, {}
 
-    def evidence(self, audio, audio_lengths, video, video_lengths):
+    def outputs(self, audio, audio_lengths, video, video_lengths):
         return [
             ModelOutput(
                 torch.zeros(len(rows), 6, 1),
@@ -49,22 +49,22 @@ def test_the_better_model_gets_the_larger_share():
     truth = [[1, 2, 3], [3, 2, 1]]
     wrong = [[1, 2, 4], [4, 2, 1]]
     model = Two({"good": truth, "bad": wrong}, {"good": 5.0, "bad": 5.0})
-    options = DecodeOptions(ctc_weight=1.0, beam_size=10)
-    transcriber = SimpleNamespace(model=model, decode_options=options)
-    weights, errors = choose_weights(transcriber, {"quiet": [batch(truth)]})
+    options = JointSearch(ctc_weight=1.0, beam_size=10)
+    recogniser = SimpleNamespace(model=model, search=options)
+    weights, errors = choose_weights(recogniser, {"quiet": [batch(truth)]})
     # From 0.6 on it is right: the least of these is taken.
     assert weights == model.weights == pytest.approx({"good": 0.6, "bad": 0.4})
     assert errors == {"quiet": 0.0}
-    _, errors = choose_weights(transcriber, {"quiet": [batch(truth)], "loud": [batch(wrong)]})
+    _, errors = choose_weights(recogniser, {"quiet": [batch(truth)], "loud": [batch(wrong)]})
     assert sum(errors.values()) == pytest.approx(100 / 3, abs=1e-3)
 
 
 def test_equal_shares_where_it_makes_no_difference():
     truth = [[1, 2, 3]]
     model = Two({"a": truth, "b": truth, "c": truth}, dict.fromkeys("abc", 5.0))
-    options = DecodeOptions(ctc_weight=1.0, beam_size=4)
-    transcriber = SimpleNamespace(model=model, decode_options=options)
-    weights, _ = choose_weights(transcriber, {"quiet": [batch(truth)]})
+    options = JointSearch(ctc_weight=1.0, beam_size=4)
+    recogniser = SimpleNamespace(model=model, search=options)
+    weights, _ = choose_weights(recogniser, {"quiet": [batch(truth)]})
     assert sorted(weights.values()) == pytest.approx([0.3, 0.3, 0.4])
 
 

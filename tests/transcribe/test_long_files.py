@@ -9,15 +9,9 @@ import soundfile
 import torch
 
 from speechattn import Transcriber
+from speechattn.data.long_form import LongFormOptions
 from speechattn.errors import ConfigError, MediaError
-from speechattn.transcribe import long_files as long_form
-from speechattn.transcribe.long_files import (
-    LongFormOptions,
-    common_step,
-    is_long,
-    transcribe_long,
-    windows,
-)
+from speechattn.transcribe.long_files import common_step, transcribe_long, windows
 from speechattn.transcribe.silence import quiet_place
 from speechattn.transcribe.transcript import Span, Transcript
 
@@ -26,7 +20,17 @@ SHORT = LongFormOptions(window_seconds=2.0, overlap_seconds=0.8, batch_size=3, m
 
 @pytest.fixture
 def load(tiny_model_dir):
-    return lambda modality: Transcriber.from_pretrained(tiny_model_dir(modality))
+    return lambda modality: Transcriber.from_pretrained(tiny_model_dir(modality)).recogniser
+
+
+def opened(recogniser, path):
+    """A file as long files are read."""
+    with recogniser.reader.open(path) as media:
+        return media
+
+
+def transcribe(recogniser, path, options=SHORT):
+    return transcribe_long(recogniser, opened(recogniser, path), options)
 
 
 @pytest.fixture
@@ -48,8 +52,8 @@ def media(tmp_path):
 @pytest.mark.parametrize("modality", ["audio", "video"])
 def test_a_file_that_fits_into_a_window(load, media, modality, seconds):
     path = media(max(seconds, 0.04)) / ("a.wav" if modality == "audio" else "a.npy")
-    transcriber = load(modality)
-    assert transcribe_long(transcriber, path, SHORT) == transcriber.transcribe(path)
+    recogniser = load(modality)
+    assert transcribe(recogniser, path) == Transcriber(recogniser).transcribe(path)
 
 
 @pytest.mark.parametrize("seconds", [2.004, 2.5, 3.2, 5.01, 9.7])
@@ -58,11 +62,11 @@ def test_windows_cover_the_file(load, media, modality, seconds):
     path = media(seconds) / ("a.wav" if modality == "audio" else "a.npy")
     if modality == "video" and seconds == 2.004:
         pytest.skip("25 pictures a second make 2 s of it")
-    transcriber = load(modality)
-    whole = transcriber.load(path)
+    recogniser = load(modality)
+    whole = recogniser.reader.read(opened(recogniser, path))
     whole = whole.audio if modality == "audio" else whole.video
     rate = 16000 if modality == "audio" else 25
-    found = list(windows(transcriber, path, SHORT))
+    found = list(windows(recogniser, opened(recogniser, path), SHORT))
     assert found[0].start == 0 and found[-1].end == pytest.approx(len(whole) / rate)
     assert [w.last for w in found] == [False] * (len(found) - 1) + [True]
     for window in found:
@@ -79,13 +83,14 @@ def test_windows_cover_the_file(load, media, modality, seconds):
 def test_windows_of_sound_and_pictures(load, media, monkeypatch):
     """Both are cut at the same moments, and the sound fitted to the pictures."""
     folder = media(5.0)
-    transcriber = load("late")
+    recogniser = load("late")
     video = SimpleNamespace(has_video=True, width=64, height=48)
-    monkeypatch.setattr(long_form, "probe", lambda path: video)
-    transcriber.cropper.stream = lambda path: iter(np.array_split(np.load(folder / "a.npy"), 7))
+    monkeypatch.setattr("speechattn.data.reader.probe", lambda path: video)
+    crops = np.array_split(np.load(folder / "a.npy"), 7)
+    recogniser.reader.cropper.stream = lambda path: iter(crops)
     soundfile.write(folder / "a.wav", soundfile.read(folder / "a.wav")[0][:79000], 16000)
     audio = np.pad(soundfile.read(folder / "a.wav", dtype="float32")[0], (0, 1000))
-    found = list(windows(transcriber, folder / "a.wav", SHORT))
+    found = list(windows(recogniser, opened(recogniser, folder / "a.wav"), SHORT))
     assert found[-1].end == 5
     for window in found:
         start, frames = round(window.start * 25), len(window.item.video)
@@ -99,25 +104,26 @@ def test_windows_of_sound_and_pictures(load, media, monkeypatch):
 
 def test_no_more_is_read_than_a_batch_needs(load, media, monkeypatch):
     """Memory: what is kept of the file does not grow with it."""
-    from speechattn.data import streaming
-    from speechattn.data.media.streams import Rolling
+    from speechattn.data.media import Rolling, sound
 
-    monkeypatch.setattr(streaming, "_BLOCK", 4000)
+    monkeypatch.setattr(sound, "_BLOCK", 4000)
     kept = []
     fill = Rolling.fill
     monkeypatch.setattr(
         Rolling, "fill", lambda self, stop: (fill(self, stop), kept.append(self.end - self.start))
     )
-    for _ in windows(load("audio"), media(30.0) / "a.wav", SHORT):
+    recogniser = load("audio")
+    for _ in windows(recogniser, opened(recogniser, media(30.0) / "a.wav"), SHORT):
         pass
     assert max(kept) < 16000 * 4
 
 
-class Reader:
+class Perfect:
     """Stands for a model: knows what is said when, and errs by frames and at borders."""
 
-    def __init__(self, transcriber, words, jitter=3):
-        self.model, self.tokenizer = transcriber.model, transcriber.tokenizer
+    def __init__(self, recogniser, words, jitter=3):
+        self.model, self.tokenizer = recogniser.model, recogniser.tokenizer
+        self.reader, self.timed_transcript = recogniser.reader, recogniser.timed_transcript
         self.words, self.rng, self.jitter = words, np.random.default_rng(0), jitter
         self.batches = []
 
@@ -137,14 +143,14 @@ class Reader:
 
 def test_everything_is_said_once(load, media, monkeypatch):
     """Also in the last, shorter batch; times are of the file."""
-    transcriber = load("audio")
+    recogniser = load("audio")
     # The tiny model spells in letters, which would run together to one word.
     monkeypatch.setattr("speechattn.decoding.alignment.is_ideograph", lambda c: True)
     rng = np.random.default_rng(1)
     words = [("abc"[rng.integers(3)], at) for at in np.arange(0.3, 29.6, 0.5)]
-    reader = Reader(transcriber, words, jitter=2)
+    reader = Perfect(recogniser, words, jitter=2)
     long = LongFormOptions(window_seconds=4, overlap_seconds=1.6, batch_size=3)
-    found = transcribe_long(reader, media(30.01) / "a.wav", long)
+    found = transcribe(reader, media(30.01) / "a.wav", long)
     assert found.text == "".join(text for text, _ in words)
     assert [w.text for w in found.words] == [text for text, _ in words]
     np.testing.assert_allclose([w.start for w in found.words], [at for _, at in words], atol=0.09)
@@ -154,19 +160,18 @@ def test_everything_is_said_once(load, media, monkeypatch):
 
 def test_text_without_times_is_kept(load, media):
     """An attention search can say more than CTC has frames for."""
-    reader = Reader(load("audio"), [])
+    reader = Perfect(load("audio"), [])
     reader.recognise = lambda batch: [Transcript(n, "abc", [], [], 0.0, 2.0) for n in batch.ids]
-    found = transcribe_long(reader, media(6.8) / "a.wav", SHORT)
+    found = transcribe(reader, media(6.8) / "a.wav")
     assert found.text.count("abc") >= 3
 
 
-def test_the_options_of_the_transcriber(load, media):
-    folder, transcriber = media(2.5), load("audio")
-    assert is_long(transcriber, folder / "a.wav", SHORT)
-    assert not is_long(transcriber, folder / "a.wav", LongFormOptions())
-    assert is_long(load("video"), folder / "a.npy", SHORT)
+def test_lengths_that_files_state(load, media):
+    folder, sound, lips = media(2.5), load("audio"), load("video")
+    assert opened(sound, folder / "a.wav").duration() == pytest.approx(2.5)
+    assert opened(lips, folder / "a.npy").duration() == pytest.approx(62 / 25)
     for name in ("gone.wav", "gone.npy"):
-        assert not is_long(transcriber, folder / name, SHORT)
+        assert opened(sound, folder / name).duration() == 0
 
 
 @pytest.mark.parametrize("modality", ["audio", "video"])
@@ -177,7 +182,7 @@ def test_files_of_no_use(load, tmp_path, modality):
     (tmp_path / "cut.npy").write_bytes((tmp_path / "float.npy").read_bytes()[:900])
     for name in ("empty.wav", "text.mp4", "gone.wav", "float.npy", "cut.npy"):
         with pytest.raises(MediaError, match=name):
-            transcribe_long(load(modality), tmp_path / name, SHORT)
+            transcribe(load(modality), tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +235,9 @@ def test_windows_that_end_at_silence(load, tmp_path):
     sound = speech([(0, 2.4), (2.8, 4.2), (4.4, 9.8)], 10)
     soundfile.write(tmp_path / "a.wav", sound, 16000, subtype="FLOAT")
     options = LongFormOptions(3, 1.4, at_silence=True, silence_seconds=0.15)
-    found = [(w.start, w.end) for w in windows(load("audio"), tmp_path / "a.wav", options)]
+    recogniser = load("audio")
+    media = opened(recogniser, tmp_path / "a.wav")
+    found = [(w.start, w.end) for w in windows(recogniser, media, options)]
     # No silence in the third, so the fourth overlaps it.
     np.testing.assert_allclose(
         found, [(0, 2.6), (2.6, 4.32), (4.32, 7.32), (5.92, 8.92), (7.0, 10)], atol=0.05

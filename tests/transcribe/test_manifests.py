@@ -7,13 +7,16 @@ import pytest
 import torch
 from lhotse import CutSet
 
+from speechattn.config import read_yaml
 from speechattn.data.augment import AddNoise
 from speechattn.data.batches.batch import Item, collate
 from speechattn.data.tables import read_table
-from speechattn.decoding import DecodeOptions
+from speechattn.decoding import CtcGreedySearch, JointSearch
+from speechattn.decoding.config import build_search
 from speechattn.errors import ConfigError, SpeechattnError
-from speechattn.transcribe.manifests import PARTIAL, decode_cuts, read_partial, single
-from speechattn.transcribe.transcriber import Transcriber
+from speechattn.transcribe import Transcriber
+from speechattn.transcribe.manifests import PARTIAL, SEARCH, decode_cuts, read_partial, single
+from speechattn.transcribe.recogniser import Recogniser
 
 
 @pytest.fixture
@@ -27,19 +30,24 @@ def crops(tiny_corpus):
 
 
 @pytest.fixture
-def transcriber(tiny_model_dir):
-    return Transcriber.from_pretrained(tiny_model_dir("av"))
+def recogniser(tiny_model_dir):
+    return Transcriber.from_pretrained(tiny_model_dir("av")).recogniser
 
 
-def test_what_it_writes(transcriber, cuts, crops, tiny_corpus, tmp_path):
-    hyp = decode_cuts(transcriber, cuts, tmp_path / "d", crops, batch_seconds=3.0, details=3)
+def search_in(folder):
+    """The search that a folder was decoded with."""
+    return build_search(read_yaml(folder / SEARCH))
+
+
+def test_what_it_writes(recogniser, cuts, crops, tiny_corpus, tmp_path):
+    hyp = decode_cuts(recogniser, cuts, tmp_path / "d", crops=crops, batch_seconds=3.0, details=3)
     assert hyp == tmp_path / "d" / "hyp.tsv"
     names = list(tiny_corpus.texts)[:8]
     ref, hyp = read_table(tmp_path / "d" / "ref.tsv"), read_table(hyp)
     assert ref.texts == {name: tiny_corpus.texts[name] for name in names}
     assert ref.speakers == {name: name[:2] for name in names}
     assert list(hyp.texts) == names and any(hyp.texts.values())
-    assert DecodeOptions.load(tmp_path / "d" / "options.yaml") == transcriber.decode_options
+    assert search_in(tmp_path / "d") == recogniser.search
     lines = (tmp_path / "d" / PARTIAL).read_text(encoding="utf-8").splitlines()
     found = {t["id"]: t for t in map(json.loads, lines)}
     assert {name: t["text"] for name, t in found.items()} == hyp.texts
@@ -49,12 +57,12 @@ def test_what_it_writes(transcriber, cuts, crops, tiny_corpus, tmp_path):
         )
 
 
-def test_details(transcriber, cuts, crops, tiny_corpus, tmp_path):
-    decode_cuts(transcriber, cuts, tmp_path, crops, details=3)
+def test_details(recogniser, cuts, crops, tiny_corpus, tmp_path):
+    decode_cuts(recogniser, cuts, tmp_path, crops=crops, details=3)
     texts = read_table(tmp_path / "hyp.tsv").texts
     files = sorted((tmp_path / "details").glob("*.npz"))
     assert len(files) == 3
-    model = transcriber.model
+    model = recogniser.model
     for file in files:
         with np.load(file) as detail:
             text, tokens = str(detail["text"]), [str(t) for t in detail["tokens"]]
@@ -62,7 +70,7 @@ def test_details(transcriber, cuts, crops, tiny_corpus, tmp_path):
             assert str(detail["reference"]) == tiny_corpus.texts[file.stem]
             ctc, attention, crop = detail["ctc"], detail["cross_attention"], detail["crops"]
             assert float(detail["frame_shift"]) == 0.04
-        assert len(tokens) == len(transcriber.tokenizer.encode(text))
+        assert len(tokens) == len(recogniser.tokenizer.encode(text))
         assert ctc.shape[1] == model.vocab_size
         np.testing.assert_allclose(ctc.astype(float).sum(1), 1.0, atol=5e-3)
         assert attention.shape == (1, 2, len(tokens) + 1, len(ctc))
@@ -72,15 +80,15 @@ def test_details(transcriber, cuts, crops, tiny_corpus, tmp_path):
 
 
 @pytest.mark.parametrize("details", [0, 1, 100])
-def test_number_of_details(transcriber, cuts, crops, tmp_path, details):
-    decode_cuts(transcriber, cuts, tmp_path, crops, details=details)
+def test_number_of_details(recogniser, cuts, crops, tmp_path, details):
+    decode_cuts(recogniser, cuts, tmp_path, crops=crops, details=details)
     assert len(list((tmp_path / "details").glob("*.npz"))) == min(details, 8)
 
 
-def test_interrupted_run_goes_on(transcriber, cuts, crops, tmp_path, monkeypatch):
-    decode_cuts(transcriber, cuts, tmp_path / "whole", crops, batch_seconds=3.0, details=8)
+def test_interrupted_run_goes_on(recogniser, cuts, crops, tmp_path, monkeypatch):
+    decode_cuts(recogniser, cuts, tmp_path / "whole", crops=crops, batch_seconds=3.0, details=8)
     count = 0
-    original = Transcriber.recognise
+    original = Recogniser.recognise
 
     def recognise(self, batch):
         nonlocal count
@@ -89,9 +97,9 @@ def test_interrupted_run_goes_on(transcriber, cuts, crops, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return original(self, batch)
 
-    monkeypatch.setattr(Transcriber, "recognise", recognise)
+    monkeypatch.setattr(Recogniser, "recognise", recognise)
     with pytest.raises(KeyboardInterrupt):
-        decode_cuts(transcriber, cuts, tmp_path / "cut", crops, batch_seconds=3.0, details=8)
+        decode_cuts(recogniser, cuts, tmp_path / "cut", crops=crops, batch_seconds=3.0, details=8)
     monkeypatch.undo()
     partial = tmp_path / "cut" / PARTIAL
     done = len(partial.read_text().splitlines())
@@ -102,16 +110,16 @@ def test_interrupted_run_goes_on(transcriber, cuts, crops, tmp_path, monkeypatch
         file.write('{"id": "s0_u0", "text": "口'.encode()[:-1])
     seen = []
     monkeypatch.setattr(
-        Transcriber, "recognise", lambda self, b: seen.extend(b.ids) or original(self, b)
+        Recogniser, "recognise", lambda self, b: seen.extend(b.ids) or original(self, b)
     )
-    decode_cuts(transcriber, cuts, tmp_path / "cut", crops, batch_seconds=3.0, details=8)
+    decode_cuts(recogniser, cuts, tmp_path / "cut", crops=crops, batch_seconds=3.0, details=8)
     assert len(seen) == 8 - done
-    for name in ("hyp.tsv", "ref.tsv", "options.yaml"):
+    for name in ("hyp.tsv", "ref.tsv", "search.yaml"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     for folder in ("cut", "whole"):
         assert len(list((tmp_path / folder / "details").glob("*.npz"))) == 8
     seen.clear()
-    decode_cuts(transcriber, cuts, tmp_path / "cut", crops)
+    decode_cuts(recogniser, cuts, tmp_path / "cut", crops=crops)
     assert seen == []
 
 
@@ -125,10 +133,10 @@ def with_bad_sound(cuts, folder, bad):
     return folder / "cuts.jsonl.gz", [changed[i].id for i in bad]
 
 
-def test_what_cannot_be_read_is_listed_and_has_no_text(transcriber, cuts, crops, tmp_path, caplog):
-    decode_cuts(transcriber, cuts, tmp_path / "good", crops, batch_seconds=3.0)
+def test_what_cannot_be_read_is_listed_and_has_no_text(recogniser, cuts, crops, tmp_path, caplog):
+    decode_cuts(recogniser, cuts, tmp_path / "good", crops=crops, batch_seconds=3.0)
     some, bad = with_bad_sound(cuts, tmp_path, [2, 5])
-    decode_cuts(transcriber, some, tmp_path / "d", crops, batch_seconds=3.0)
+    decode_cuts(recogniser, some, tmp_path / "d", crops=crops, batch_seconds=3.0)
     wanted = read_table(tmp_path / "good" / "hyp.tsv").texts
     texts = read_table(tmp_path / "d" / "hyp.tsv").texts
     assert texts == {name: "" if name in bad else text for name, text in wanted.items()}
@@ -136,28 +144,28 @@ def test_what_cannot_be_read_is_listed_and_has_no_text(transcriber, cuts, crops,
     lines = (tmp_path / "d" / "failures.tsv").read_text().splitlines()
     assert sorted(line.split("\t")[0] for line in lines[1:]) == sorted(bad)
     assert all(name in caplog.text for name in bad)
-    decode_cuts(transcriber, cuts, tmp_path / "d", crops)  # mended
+    decode_cuts(recogniser, cuts, tmp_path / "d", crops=crops)  # mended
     assert read_table(tmp_path / "d" / "hyp.tsv").texts == wanted
     assert not (tmp_path / "d" / "failures.tsv").exists()
 
 
-def test_nothing_that_can_be_read_is_an_error(transcriber, cuts, crops, tmp_path):
+def test_nothing_that_can_be_read_is_an_error(recogniser, cuts, crops, tmp_path):
     some, _ = with_bad_sound(cuts, tmp_path, range(8))
     with pytest.raises(SpeechattnError, match="no utterance can be read"):
-        decode_cuts(transcriber, some, tmp_path / "d", crops)
+        decode_cuts(recogniser, some, tmp_path / "d", crops=crops)
 
 
-def test_other_options_start_anew(transcriber, cuts, crops, tmp_path, monkeypatch):
-    decode_cuts(transcriber, cuts, tmp_path, crops)
+def test_other_options_start_anew(recogniser, cuts, crops, tmp_path, monkeypatch):
+    decode_cuts(recogniser, cuts, tmp_path, crops=crops)
     seen = []
-    original = Transcriber.recognise
+    original = Recogniser.recognise
     monkeypatch.setattr(
-        Transcriber, "recognise", lambda self, b: seen.extend(b.ids) or original(self, b)
+        Recogniser, "recognise", lambda self, b: seen.extend(b.ids) or original(self, b)
     )
-    monkeypatch.setattr(transcriber, "decode_options", DecodeOptions(method="ctc_greedy"))
-    decode_cuts(transcriber, cuts, tmp_path, crops)
+    monkeypatch.setattr(recogniser, "search", CtcGreedySearch())
+    decode_cuts(recogniser, cuts, tmp_path, crops=crops)
     assert len(seen) == 8
-    assert DecodeOptions.load(tmp_path / "options.yaml").method == "ctc_greedy"
+    assert search_in(tmp_path) == CtcGreedySearch()
     assert len((tmp_path / PARTIAL).read_text().splitlines()) == 8
 
 
@@ -171,30 +179,30 @@ def test_read_partial(tmp_path):
     assert path.read_bytes() == ("\n".join(lines) + "\n").encode()
 
 
-def test_batch_size_does_not_matter(transcriber, cuts, crops, tmp_path):
+def test_batch_size_does_not_matter(recogniser, cuts, crops, tmp_path):
     for seconds in (0.1, 3.0, 100.0):
-        decode_cuts(transcriber, cuts, tmp_path / str(seconds), crops, batch_seconds=seconds)
+        decode_cuts(recogniser, cuts, tmp_path / str(seconds), crops=crops, batch_seconds=seconds)
     tables = [(tmp_path / str(s) / "hyp.tsv").read_bytes() for s in (0.1, 3.0, 100.0)]
     assert tables[0] == tables[1] == tables[2]
 
 
 def test_noise_is_the_same_every_time(tiny_model_dir, cuts, tiny_corpus, tmp_path, monkeypatch):
-    transcriber = Transcriber.from_pretrained(tiny_model_dir("audio"))
+    recogniser = Transcriber.from_pretrained(tiny_model_dir("audio")).recogniser
     heard = {}
-    original = Transcriber.recognise
+    original = Recogniser.recognise
 
     def recognise(self, batch):
         for name, wave, n in zip(batch.ids, batch.audio, batch.audio_lengths, strict=True):
             heard.setdefault(name, []).append(wave[:n].clone())
         return original(self, batch)
 
-    monkeypatch.setattr(Transcriber, "recognise", recognise)
+    monkeypatch.setattr(Recogniser, "recognise", recognise)
     noise = AddNoise(str(tiny_corpus.folder / "noise.wav"), (0.0, 0.0), p=1.0)
     for i, seconds in enumerate((3.0, 100.0)):
         decode_cuts(
-            transcriber, cuts, tmp_path / str(i), noise=noise, batch_seconds=seconds, details=0
+            recogniser, cuts, tmp_path / str(i), noise=noise, batch_seconds=seconds, details=0
         )
-    decode_cuts(transcriber, cuts, tmp_path / "clean", details=0)
+    decode_cuts(recogniser, cuts, tmp_path / "clean", details=0)
     assert len(heard) == 8
     for first, second, clean in heard.values():
         assert torch.equal(first, second)
@@ -202,19 +210,19 @@ def test_noise_is_the_same_every_time(tiny_model_dir, cuts, tiny_corpus, tmp_pat
         assert ratio.item() == pytest.approx(1.0, rel=1e-3)  # 0 dB
 
 
-def test_needs_crops(transcriber, cuts, tmp_path):
+def test_needs_crops(recogniser, cuts, tmp_path):
     with pytest.raises(ConfigError, match="--crops"):
-        decode_cuts(transcriber, cuts, tmp_path)
+        decode_cuts(recogniser, cuts, tmp_path)
 
 
 def test_cuts_without_a_speaker(tiny_model_dir, cuts, tmp_path):
-    transcriber = Transcriber.from_pretrained(tiny_model_dir("audio"))
+    recogniser = Transcriber.from_pretrained(tiny_model_dir("audio")).recogniser
     some = []
     for cut in CutSet.from_file(cuts):
         cut.supervisions[0].speaker = None
         some.append(cut)
     CutSet.from_cuts(some).to_file(tmp_path / "cuts.jsonl.gz")
-    decode_cuts(transcriber, tmp_path / "cuts.jsonl.gz", tmp_path / "d", details=0)
+    decode_cuts(recogniser, tmp_path / "cuts.jsonl.gz", tmp_path / "d", details=0)
     table = read_table(tmp_path / "d" / "ref.tsv")
     assert len(table.texts) == 8 and not table.speakers
 
@@ -234,9 +242,9 @@ def test_single():
 
 
 def test_nbest_and_times(tiny_model_dir, cuts, tmp_path):
-    options = DecodeOptions(beam_size=4, nbest=3)
-    transcriber = Transcriber.from_pretrained(tiny_model_dir("audio"), options)
-    decode_cuts(transcriber, cuts, tmp_path)
+    options = JointSearch(beam_size=4, nbest=3)
+    recogniser = Transcriber.from_pretrained(tiny_model_dir("audio"), search=options).recogniser
+    decode_cuts(recogniser, cuts, tmp_path)
     for line in (tmp_path / PARTIAL).read_text(encoding="utf-8").splitlines():
         found = json.loads(line)
         nbest = found["nbest"]
@@ -253,10 +261,11 @@ def test_nbest_and_times(tiny_model_dir, cuts, tmp_path):
 
 def test_other_hot_words_start_anew(tiny_model_dir, cuts, tmp_path):
     folder, words = tiny_model_dir("audio"), tmp_path / "words.txt"
-    options = DecodeOptions(beam_size=4, hot_words_weight=1.0)
+    options = JointSearch(beam_size=4, hot_words_weight=1.0)
     found = []
     for content in ("ab\t50\n", "cc\t50\n"):
         words.write_text(content)
-        transcriber = Transcriber.from_pretrained(folder, options, hot_words=words)
-        found.append(read_table(decode_cuts(transcriber, cuts, tmp_path / "d")).texts)
+        transcriber = Transcriber.from_pretrained(folder, search=options, hot_words=words)
+        recogniser = transcriber.recogniser
+        found.append(read_table(decode_cuts(recogniser, cuts, tmp_path / "d")).texts)
     assert found[0] != found[1]

@@ -7,9 +7,10 @@ from torch import nn
 
 from speechattn import Transcriber
 from speechattn.data.batches.batch import Item, collate
+from speechattn.decoding import JointSearch
 from speechattn.model.speech_model import Stream
+from speechattn.transcribe import recogniser as recogniser_module
 from speechattn.transcribe import timing
-from speechattn.transcribe import transcriber as transcriber_module
 from speechattn.transcribe.timing import PARTS, PartTimes, profiled
 
 
@@ -64,11 +65,11 @@ def test_parts_are_told_apart(monkeypatch):
 
 
 def test_all_of_recognition_is_counted(monkeypatch, tiny_model_dir):
-    """What a Transcriber does with a batch, down to the CTC head and the times of tokens."""
-    transcriber = Transcriber.from_pretrained(tiny_model_dir("audio"))
+    """What a Recogniser does with a batch, down to the CTC head and the times of tokens."""
+    recogniser = Transcriber.from_pretrained(tiny_model_dir("audio")).recogniser
     clock = Clock()
     monkeypatch.setattr(timing, "time", clock)
-    model = transcriber.model
+    model = recogniser.model
 
     def later(module, name: str):
         call = getattr(module, name)
@@ -82,15 +83,15 @@ def test_all_of_recognition_is_counted(monkeypatch, tiny_model_dir):
     later(model, "encode_streams")
     later(model, "ctc_log_probs")
     later(model.streams["audio"].frontend, "forward")
-    later(transcriber_module, "decode")
-    later(transcriber_module, "hypothesis_times")
+    later(JointSearch, "search")
+    later(recogniser_module, "hypothesis_times")
     sounds = [np.zeros(samples, np.float32) for samples in (9000, 16000)]
     batch = collate([Item(str(i), "", [], sound) for i, sound in enumerate(sounds)])
-    transcriber.recognise(batch)
-    assert transcriber.times.seconds == {
+    recogniser.recognise(batch)
+    assert recogniser.times.seconds == {
         "load": 0.0, "frontend": 1.0, "encoder": 2.0, "search": 1.0, "alignment": 2.0,
     }  # fmt: skip
-    assert sum(transcriber.times.seconds.values()) == clock.now
+    assert sum(recogniser.times.seconds.values()) == clock.now
 
 
 def test_profile_is_printed_only_if_wanted(capsys):

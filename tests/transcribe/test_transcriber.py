@@ -18,14 +18,16 @@ from speechattn.data.batches.dataset import SpeechDataset, read_cuts
 from speechattn.data.corpora import prepare_tsv
 from speechattn.data.crops.roi import Face, MouthCropper, RoiItem, RoiOptions, extract
 from speechattn.data.crops.store import CropStore
-from speechattn.data.media.container import read_audio
+from speechattn.data.long_form import LongFormOptions
+from speechattn.data.media import read_audio
 from speechattn.data.tokenizers.tokenizer import CharTokenizer
-from speechattn.decoding import DecodeOptions, Hypothesis
+from speechattn.decoding import CtcGreedySearch, Hypothesis, JointSearch
 from speechattn.deploy import packing
 from speechattn.errors import ConfigError, MediaError, NoFaceError
+from speechattn.model import load_model
 from speechattn.model.output import ModelOutput
 from speechattn.model.speech_model import SpeechModel
-from speechattn.transcribe.long_files import LongFormOptions
+from speechattn.transcribe.recogniser import Recogniser
 from speechattn.transcribe.transcript import Transcript
 from speechattn.units import UNK_MARK
 
@@ -44,8 +46,15 @@ class Still:
 
 def load(folder: Path, **arguments) -> Transcriber:
     transcriber = Transcriber.from_pretrained(folder, **arguments)
-    transcriber.cropper = MouthCropper(transcriber.cropper.options, Still())
+    reader = transcriber.recogniser.reader
+    reader.cropper = MouthCropper(reader.cropper.options, Still())
     return transcriber
+
+
+def mouth(transcriber: Transcriber, path: Path) -> np.ndarray:
+    """The mouth crops of a file."""
+    with transcriber.recogniser.reader.open(path) as media:
+        return np.concatenate(list(media.crops()))
 
 
 def write_video(path: Path, frames: np.ndarray, wave: np.ndarray | None = None, fps: int = 25):
@@ -198,7 +207,7 @@ def test_duration(tiny_model_dir, media):
 
 def test_a_ready_crop_is_taken_as_it_is(tiny_model_dir, media):
     transcriber = load(tiny_model_dir("video"))
-    np.testing.assert_array_equal(transcriber.read_mouth(media / "a.mkv"), np.load(media / "a.npy"))
+    np.testing.assert_array_equal(mouth(transcriber, media / "a.mkv"), np.load(media / "a.npy"))
     from_video, from_array = transcriber.transcribe([media / "a.mkv", media / "a.npy"])
     assert from_video.text == from_array.text
     assert from_video.tokens == from_array.tokens
@@ -211,8 +220,8 @@ def test_ready_crops_of_other_sizes(tiny_model_dir, tmp_path):
     for side, ready in ((30, True), (16, True), (32, False)):
         crops = rng.integers(0, 256, (5, side, side), dtype=np.uint8)
         np.save(tmp_path / "x.npy", crops)
-        scaled = transcriber.read_mouth(tmp_path / "x.npy")
-        found = transcriber.read_mouth(write_video(tmp_path / f"{side}.mkv", crops))
+        scaled = mouth(transcriber, tmp_path / "x.npy")
+        found = mouth(transcriber, write_video(tmp_path / f"{side}.mkv", crops))
         assert found.shape == scaled.shape == (5, 20, 20)
         assert np.array_equal(found, scaled) == ready
 
@@ -229,25 +238,25 @@ def test_ready_crops_and_scales(tiny_model_dir, media, tmp_path, long):
         crops = np.load(tmp_path / f"{side}.npy")
         files += [tmp_path / f"{side}.npy", write_video(tmp_path / f"{side}.mkv", crops)]
     for scale, taken in ((24, (24,)), (16, (16, 20, 24))):
-        options = replace(whole.cropper.options, scales=(scale,))
-        transcriber = Transcriber(whole.model, whole.tokenizer, whole.decode_options, options,
-                                  long_form=seconds)  # fmt: skip
+        r = whole.recogniser
+        options = replace(r.reader.cropper.options, scales=(scale,))
+        transcriber = Transcriber(Recogniser(r.model, r.tokenizer, r.search, roi=options), seconds)
         for path, found in zip(files, transcriber.transcribe(files), strict=True):
             if int(path.stem) in taken:
                 assert found.error is None and found.duration == pytest.approx(1.2)
                 side = scale if int(path.stem) == scale else 20
-                assert transcriber.read_mouth(path).shape == (30, side, side)
+                assert mouth(transcriber, path).shape == (30, side, side)
             else:
                 assert found.error.startswith(f"{path}: mouth crops of {path.stem} pixels")
                 assert "24 pixels of the face" in found.error
         exact = np.load(tmp_path / f"{scale}.npy")
-        np.testing.assert_array_equal(transcriber.read_mouth(tmp_path / f"{scale}.mkv"), exact)
+        np.testing.assert_array_equal(mouth(transcriber, tmp_path / f"{scale}.mkv"), exact)
 
 
 def test_ready_crop_at_50_pictures_a_second(tiny_model_dir, media, tmp_path):
     crops = np.repeat(np.load(media / "a.npy"), 2, axis=0)
     path = write_video(tmp_path / "fast.mkv", crops, fps=50)
-    found = load(tiny_model_dir("video")).read_mouth(path)
+    found = mouth(load(tiny_model_dir("video")), path)
     np.testing.assert_array_equal(found, np.load(media / "a.npy"))
 
 
@@ -286,33 +295,35 @@ def test_recipe_and_application_agree(tiny_model_dir, media, tmp_path, modality)
 def compare(transcriber: Transcriber, corpus: Path, folder: Path, detector) -> None:
     prepare_tsv(corpus, folder / "manifests", workers=1)
     cuts_path = folder / "manifests" / "cuts_test.jsonl.gz"
-    modalities = transcriber.model.modalities
+    recogniser = transcriber.recogniser
+    modalities = recogniser.model.modalities
     cuts = read_cuts(cuts_path, ["audio"])
     store = None
     if "video" in modalities:
         items = [RoiItem(cut.id, cut.custom["video"]) for cut in cuts]
-        options = transcriber.cropper.options
+        options = recogniser.reader.cropper.options
         extract(items, folder / "crops", options, 0, detector, progress=False)
         store = CropStore(folder / "crops")
     dataset = SpeechDataset(
         read_cuts(cuts_path, modalities, store),
-        transcriber.tokenizer,
+        recogniser.tokenizer,
         modalities,
         store,
-        video_transforms=[CenterCrop(transcriber.model.crop_size)],
+        video_transforms=[CenterCrop(recogniser.model.crop_size)],
     )
     batch = collate([dataset[i] for i in range(len(dataset))])
-    recipe = transcriber.recognise(batch)
+    recipe = recogniser.recognise(batch)
     paths = {cut.id: corpus / f"{Path(cut.custom['video']).name}" for cut in cuts}
     raw = transcriber.transcribe([paths[name] for name in batch.ids])
     assert any(t.text for t in raw)
     for i, (one, other) in enumerate(zip(recipe, raw, strict=True)):
         assert one.text == other.text
         assert one.duration == pytest.approx(other.duration, abs=1e-6)
-        item = transcriber.load(paths[batch.ids[i]])
+        with recogniser.reader.open(paths[batch.ids[i]]) as media:
+            item = recogniser.reader.read(media)
         if store is not None:
-            mouth = transcriber.read_mouth(paths[batch.ids[i]])
-            np.testing.assert_array_equal(store.read(batch.ids[i]), mouth)
+            crops = mouth(transcriber, paths[batch.ids[i]])
+            np.testing.assert_array_equal(store.read(batch.ids[i]), crops)
             np.testing.assert_array_equal(dataset[i].video, item.video)
         if "audio" in modalities:
             np.testing.assert_array_equal(dataset[i].audio, item.audio)
@@ -334,18 +345,105 @@ def test_recipe_and_application_agree_on_grid(tiny_model_dir, data_dir, tmp_path
     compare(transcriber, corpus, tmp_path, None)
 
 
+# ------------------------------------------------------------------------------ other sources
+
+
+@pytest.mark.parametrize(
+    "modality, name", [("audio", "a.flac"), ("video", "a.npy"), ("av", "a.mkv")]
+)
+def test_bytes_and_open_files(tiny_model_dir, media, modality, name):
+    transcriber = load(tiny_model_dir(modality))
+    wanted = transcriber.transcribe(media / name)
+    content = (media / name).read_bytes()
+    assert replace(transcriber.transcribe(content), id=wanted.id) == wanted
+    with (media / name).open("rb") as file:
+        assert transcriber.transcribe(file) == wanted
+    first, second = transcriber.transcribe([content, media / name])
+    assert (first.id, first.text) == ("input 0", wanted.text) and second.text == wanted.text
+
+
+def test_bytes_of_no_media_are_named(tiny_model_dir):
+    transcriber = load(tiny_model_dir("audio"))
+    with pytest.raises(MediaError, match="^input: not media"):
+        transcriber.transcribe(b"bin blue at five now" * 50)
+    (found,) = transcriber.transcribe([b"bin blue at five now" * 50])
+    assert found.error.startswith("input 0: not media")
+
+
+def test_arrays_and_tensors(tiny_model_dir, media):
+    """Sound of the model's rate and of another, of several channels, and with crops."""
+    audio, both = load(tiny_model_dir("audio")), load(tiny_model_dir("av"))
+    wave, _ = soundfile.read(media / "a.flac", dtype="float32")
+    wanted = audio.transcribe(media / "a.flac")
+    assert wanted.text
+    integers = (wave * 2**15).round().astype(np.int16)
+    for source in (
+        wave,
+        torch.from_numpy(wave),
+        wave.astype(np.float64),
+        integers,
+        [wave][0][None],
+    ):
+        assert audio.transcribe(source).text == wanted.text
+    stereo = np.stack([wave, wave])
+    assert [t.text for t in audio.transcribe([stereo, media / "a.flac"])] == [wanted.text] * 2
+    twice = np.repeat(wave, 2)  # at 32 kHz, from which the mean of two is the wave again
+    found = audio.transcribe(twice, sample_rate=32000)
+    assert found.duration == pytest.approx(wanted.duration, abs=1e-3)
+    crops = np.load(media / "a.npy")
+    lips = load(tiny_model_dir("video"))
+    assert lips.transcribe(crops).text == lips.transcribe(media / "a.npy").text
+    assert both.transcribe((wave, crops)).text == both.transcribe(media / "a.mkv").text
+
+
+def test_long_arrays_are_read_in_windows(tiny_model_dir, tmp_path):
+    options = LongFormOptions(window_seconds=2.0, overlap_seconds=0.8, max_seconds=3.0)
+    transcriber = Transcriber(load(tiny_model_dir("audio")).recogniser, options)
+    wave = (0.2 * np.random.default_rng(0).standard_normal(16000 * 7)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
+    wanted = transcriber.transcribe(tmp_path / "a.wav")
+    assert replace(transcriber.transcribe(wave), id=wanted.id) == wanted
+
+
+@pytest.mark.parametrize(
+    "modality, source, message",
+    [
+        ("audio", np.zeros((20, 3, 2), np.float32), "channels, n"),
+        ("audio", np.zeros((100, 2), np.float32), "transpose"),
+        ("audio", np.full(800, np.nan, np.float32), "no numbers"),
+        ("audio", np.zeros(800, np.int64), "int64"),
+        ("audio", np.zeros((3, 20, 20), np.uint8), "this model takes sound"),
+        ("audio", np.zeros(0, np.float32), "no sound in it"),
+        ("video", np.zeros((3, 20, 24), np.uint8), "square"),
+        ("video", np.zeros(800, np.float32), "this model takes mouth crops"),
+        ("av", np.zeros(800, np.float32), "no mouth crops in it"),
+    ],
+)
+def test_arrays_that_are_of_no_use(tiny_model_dir, modality, source, message):
+    with pytest.raises(MediaError, match=f"^input: .*({message})"):
+        load(tiny_model_dir(modality)).transcribe(source)
+
+
+def test_what_they_print(tiny_model_dir, media):
+    transcriber = load(tiny_model_dir("audio"))
+    found = transcriber.transcribe(media / "a.flac")
+    assert repr(found.text) in repr(found) and "1.20 s" in repr(found)
+    for part in ("audio", "M parameters", "JointSearch", "cpu"):
+        assert part in repr(transcriber)
+
+
 # ------------------------------------------------------------------------------ options
 
 
 def test_options_of_the_directory(tiny_model_dir):
     folder = tiny_model_dir("video")
-    transcriber = Transcriber.from_pretrained(folder)
-    assert transcriber.decode_options == DecodeOptions(beam_size=3, max_length_ratio=0.3)
-    assert transcriber.cropper.options == RoiOptions(size=20, smoothing=3)
-    greedy = DecodeOptions(method="ctc_greedy")
-    assert Transcriber.from_pretrained(folder, greedy).decode_options == greedy
-    assert not transcriber.model.training
-    assert isinstance(transcriber.model, SpeechModel)
+    recogniser = Transcriber.from_pretrained(folder).recogniser
+    assert recogniser.search == JointSearch(beam_size=3, max_length_ratio=0.3)
+    assert recogniser.reader.cropper.options == RoiOptions(size=20, smoothing=3)
+    greedy = CtcGreedySearch()
+    assert Transcriber.from_pretrained(folder, search=greedy).recogniser.search == greedy
+    assert not recogniser.model.training
+    assert isinstance(recogniser.model, SpeechModel)
 
 
 def test_no_directory(tmp_path):
@@ -359,20 +457,20 @@ def posteriors(frames: int, v: int) -> list[ModelOutput]:
 
 
 def test_more_tokens_than_frames(tiny_model_dir, caplog):
-    transcriber = load(tiny_model_dir("audio"))
-    evidence = posteriors(2, transcriber.tokenizer.vocab_size)
-    found = transcriber.to_transcript("x", [Hypothesis([2, 3, 2], 0.0)], evidence, 0, 0.1)
-    assert found.text == transcriber.tokenizer.decode([2, 3, 2])
+    recogniser = load(tiny_model_dir("audio")).recogniser
+    outputs = posteriors(2, recogniser.tokenizer.vocab_size)
+    found = recogniser.transcript("x", [Hypothesis([2, 3, 2], 0.0)], outputs, 0, 0.1)
+    assert found.text == recogniser.tokenizer.decode([2, 3, 2])
     assert found.tokens == [] and found.words == []
     assert "x: no times" in caplog.text
 
 
 def test_unknown_tokens_are_written_as_in_the_text(tiny_model_dir):
-    transcriber = load(tiny_model_dir("audio"))
-    transcriber.tokenizer = CharTokenizer.train(["a bc"])
-    tokens = [2, 1, *transcriber.tokenizer.encode(" c"), 1]
-    evidence = posteriors(20, transcriber.tokenizer.vocab_size)
-    found = transcriber.to_transcript("x", [Hypothesis(tokens, 0.0)], evidence, 0, 0.8)
+    recogniser = load(tiny_model_dir("audio")).recogniser
+    recogniser.tokenizer = CharTokenizer.train(["a bc"])
+    tokens = [2, 1, *recogniser.tokenizer.encode(" c"), 1]
+    outputs = posteriors(20, recogniser.tokenizer.vocab_size)
+    found = recogniser.transcript("x", [Hypothesis(tokens, 0.0)], outputs, 0, 0.8)
     assert UNK_MARK in found.text
     assert [w.text for w in found.words] == found.text.split()
 
@@ -390,8 +488,9 @@ def test_crops_of_another_frame_rate_are_refused(tiny_model_dir, tmp_path):
 @pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-4), ("bf16", 0.2)])
 def test_frontend_is_made_ready_for_inference(tiny_model_dir, precision, tolerance, modality):
     """What is loaded computes what was trained, by other means."""
-    trained = SpeechModel.from_pretrained(tiny_model_dir("video"))
-    ready = Transcriber.from_pretrained(tiny_model_dir(modality), precision=precision).model
+    trained = load_model(tiny_model_dir("video"))
+    folder = tiny_model_dir(modality)
+    ready = Transcriber.from_pretrained(folder, precision=precision).recogniser.model
     if modality == "late":
         ready = ready.models["video"]
     clips = torch.randint(0, 256, (2, 9, 1, 16, 16), dtype=torch.uint8)
@@ -405,7 +504,7 @@ def test_frontend_is_made_ready_for_inference(tiny_model_dir, precision, toleran
 
 def test_options_that_do_not_fit_are_refused_before_files_are_read(tiny_model_dir):
     with pytest.raises(ConfigError, match="reverse_weight"):
-        Transcriber.from_pretrained(tiny_model_dir("audio"), DecodeOptions(reverse_weight=0.3))
+        Transcriber.from_pretrained(tiny_model_dir("audio"), search=JointSearch(reverse_weight=0.3))
 
 
 def test_long_files_are_read_in_windows(tiny_model_dir, tmp_path):
@@ -434,10 +533,10 @@ def test_long_files_are_read_in_windows(tiny_model_dir, tmp_path):
 
 def test_quantised_layers(tiny_model_dir, media):
     folder = tiny_model_dir("audio")
-    same = Transcriber.from_pretrained(folder, quantise="int8")  # its layers are too small
+    same = Transcriber.from_pretrained(folder, quantize="int8")  # its layers are too small
     assert same.transcribe(media / "a.flac") == load(folder).transcribe(media / "a.flac")
     with pytest.raises(ConfigError, match="int4"):
-        Transcriber.from_pretrained(folder, quantise="int4")
+        Transcriber.from_pretrained(folder, quantize="int4")
 
 
 @pytest.mark.skipif(not packing.PACKS, reason="this torch was built without oneDNN")
@@ -445,9 +544,9 @@ def test_quantised_layers(tiny_model_dir, media):
 def test_layers_are_packed(tiny_model_dir, media, modality, monkeypatch):
     folder = tiny_model_dir(modality)
     plain = load(folder).transcribe(media / "a.mp4")
-    monkeypatch.setattr(packing, "WORTHWHILE", 1)  # its layers are too small
+    monkeypatch.setattr(packing, "MIN_WEIGHTS", 1)  # its layers are too small
     transcriber = load(folder)
-    kinds = [type(m) for m in transcriber.model.modules()]
+    kinds = [type(m) for m in transcriber.recogniser.model.modules()]
     assert packing.PackedLinear in kinds and torch.nn.Linear not in kinds
     packed = transcriber.transcribe(media / "a.mp4")
     assert packed.text == plain.text

@@ -23,7 +23,7 @@ from speechattn.data.batches.joined import join_texts
 from speechattn.data.batches.loader import described
 from speechattn.data.batches.timed import token_times, trim
 from speechattn.data.crops.store import CropStore
-from speechattn.data.media.sound import fit_audio
+from speechattn.data.media import fit_audio
 from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.errors import ConfigError, MediaError
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from speechattn.data.media.container import probe, read_audio
+from speechattn.data.media import probe, read_audio
 from speechattn.errors import MediaError
 
 log = logging.getLogger(__name__)

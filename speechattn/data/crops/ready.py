@@ -1,5 +1,6 @@
 """Mouth crops that are ready: square videos and numpy arrays."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -12,15 +13,8 @@ from speechattn.errors import MediaError
 READY_CROP = 1.5
 
 
-def resize(frames: np.ndarray, size: int) -> np.ndarray:
-    """Scale square grey frames (T, H, H) to (T, size, size)."""
-    if frames.shape[1:] == (size, size):
-        return frames
-    return np.stack([cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in frames])
-
-
-def fit(frames: np.ndarray, options: RoiOptions, path: str | Path) -> np.ndarray:
-    """Ready crops (T, H, H) as the ROI stage would have cut them.
+def fit_crops(frames: np.ndarray, options: RoiOptions, path: str | Path) -> np.ndarray:
+    """Return ready crops (T, H, H) as the ROI stage would have cut them.
 
     Crops of the stage's own side are taken as they are. Others are taken to show what crops of
     `options.size` do, and scaled to it; a smaller scale is in the middle of that.
@@ -36,19 +30,41 @@ def fit(frames: np.ndarray, options: RoiOptions, path: str | Path) -> np.ndarray
             f"mouth crops of {frames.shape[1]} pixels, where this model sees {options.side} pixels "
             "of the face: give the video of the face, or crops of that size",
         )
-    return resize(frames, options.size)
+    size = (options.size, options.size)
+    if frames.shape[1:] == size:
+        return frames
+    return np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in frames])
 
 
-def read_crop_array(path: str | Path, options: RoiOptions) -> np.ndarray:
-    """Read mouth crops stored by numpy; see `fit`."""
+def is_crop_array(path: str | Path) -> bool:
+    """Return whether a file holds crops that numpy stored."""
+    return Path(path).suffix == ".npy"
+
+
+def open_crops(path: str | Path) -> np.memmap:
+    """Map crops that numpy stored, (T, H, H) uint8.
+
+    Raises:
+        OSError, ValueError, EOFError: the file is no such array.
+    """
+    return np.lib.format.open_memmap(path, mode="r")
+
+
+def read_crops(path: str | Path, options: RoiOptions, block: int) -> Iterator[np.ndarray]:
+    """Read crops that numpy stored in pieces of `block` frames; see `fit_crops`.
+
+    Raises:
+        MediaError: they cannot be read, or are no crops.
+    """
     try:
-        # Not np.load: it takes archives as well.
-        with open(path, "rb") as file:
-            frames = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+        mapped = open_crops(path)
+    except (OSError, ValueError, EOFError) as error:
         raise MediaError(path, f"cannot be read as a numpy array: {error}") from error
-    if frames.ndim != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
-        raise MediaError(path, f"crops are (T, H, W) uint8, not {frames.shape} {frames.dtype}")
-    if frames.shape[1] != frames.shape[2]:
-        raise MediaError(path, f"crops are square, not {frames.shape[2]} x {frames.shape[1]}")
-    return fit(frames, options, path)
+    shape, kind = mapped.shape, mapped.dtype
+    if len(shape) != 3 or kind != np.uint8 or 0 in shape:
+        raise MediaError(path, f"crops are (T, H, W) uint8, not {shape} {kind}")
+    if shape[1] != shape[2]:
+        raise MediaError(path, f"crops are square, not {shape[2]} x {shape[1]}")
+    for start in range(0, shape[0], block):
+        # Mapped anew each time: pages that were read are given back.
+        yield fit_crops(np.array(open_crops(path)[start : start + block]), options, path)

@@ -6,9 +6,9 @@ from copy import copy
 import numpy as np
 
 from speechattn.decoding.fst.graph import Graph
-from speechattn.decoding.fst.k2py_search import PrunedOptions
-from speechattn.decoding.fst.lattice import SILENCE, Lattice, best
-from speechattn.decoding.fst.path import LOST, NOTHING, Path
+from speechattn.decoding.fst.lattice import EMPTY_LATTICE, Lattice, best
+from speechattn.decoding.fst.path import EMPTY_PATH, LOST_PATH, GraphPath
+from speechattn.decoding.fst.width import SearchWidth
 from speechattn.k2.intersection import Columns, Intersection
 
 
@@ -17,47 +17,52 @@ class K2Search:
 
     Args:
         graph: what may be said.
-        options: how wide the search is.
+        width: how much the search keeps.
         device: of the search.
 
     Raises:
         ConfigError: k2 is not installed.
     """
 
-    def __init__(self, graph: Graph, options: PrunedOptions | None = None, device: str = "cpu"):
+    def __init__(self, graph: Graph, width: SearchWidth | None = None, device: str = "cpu"):
         self.graph = graph
-        self.options = options or PrunedOptions()
+        self.width = width or SearchWidth()
         arcs = graph.arcs
         self._intersection = Intersection(
             Columns(arcs.source, arcs.target, arcs.label, arcs.output, arcs.score, arcs.final),
             device,
         )
 
-    def with_options(self, options: PrunedOptions) -> "K2Search":
-        """The same graph, searched otherwise."""
+    def with_width(self, width: SearchWidth) -> "K2Search":
+        """Return a search of another width over the same graph."""
         other = copy(self)
-        other.options = options
+        other.width = width
         return other
 
-    def search(self, scores: np.ndarray) -> Path:
+    def search(self, scores: np.ndarray) -> GraphPath:
         """The best path of a recording's (T, V) log-probabilities."""
         if not len(scores):
-            return NOTHING
+            return EMPTY_PATH
         (lattice,) = self.lattices([scores])
-        return (None if lattice is None else best(lattice)) or LOST
+        return (None if lattice is None else best(lattice)) or LOST_PATH
 
     def lattices(self, scores: Sequence[np.ndarray]) -> list[Lattice | None]:
-        """What is not worse by `output_beam` than the best path of each recording (T, V).
+        """What is not worse by `lattice_beam` than the best path of each recording (T, V).
 
         Of recordings without frames, one without arcs; None where every path was lost.
         """
-        heard = [i for i, s in enumerate(scores) if len(s)]
-        results: list[Lattice | None] = [SILENCE] * len(scores)
-        if heard:
-            o = self.options
-            width = o.search_beam, o.output_beam, o.min_active, o.max_active
-            found = self._intersection.lattices([scores[i] for i in heard], *width)
-            for i, columns in zip(heard, found, strict=True):
+        spoken = [i for i, s in enumerate(scores) if len(s)]
+        results: list[Lattice | None] = [EMPTY_LATTICE] * len(scores)
+        if spoken:
+            width = self.width
+            found = self._intersection.lattices(
+                [scores[i] for i in spoken],
+                search_beam=width.beam,
+                output_beam=width.lattice_beam,
+                min_active=width.least_active(30),
+                max_active=width.max_active,
+            )
+            for i, columns in zip(spoken, found, strict=True):
                 results[i] = lattice_of(columns)
         return results
 
@@ -67,4 +72,4 @@ def lattice_of(found: Columns) -> Lattice | None:
     if not len(found.source):
         return None
     arcs = (found.source, found.target, found.label, found.output, found.score, found.frame)
-    return Lattice.of(*arcs, found.final)
+    return Lattice.of(arcs, found.final)

@@ -9,41 +9,24 @@ Legend: T hidden frames, F width of a feature, D width of a hidden frame, N inpu
 pictures).
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from speechattn.decoding import DecodeOptions
-from speechattn.decoding.fst.online_search import OnlineSearch
+from speechattn.data.reader import Piece
+from speechattn.decoding.streaming.base import StreamLimits
 from speechattn.errors import ConfigError
-from speechattn.model.output import ModelOutput
 from speechattn.model.speech_model import SpeechModel
+from speechattn.transcribe.recogniser import Recogniser
 from speechattn.transcribe.streaming.encoder import Lane
-from speechattn.transcribe.streaming.input import Piece, split
-from speechattn.transcribe.streaming.search import (
-    BeamSearch,
-    GraphSearch,
-    GreedySearch,
-    StreamSearch,
-)
-from speechattn.transcribe.streaming.words import Words
+from speechattn.transcribe.streaming.words import WordAssembler
 from speechattn.transcribe.transcript import Span
-
-if TYPE_CHECKING:
-    from speechattn.transcribe.transcriber import Transcriber
-
-METHODS = ("ctc_greedy", "ctc_beam", "ctc_graph")
-# Of a graph's search, what needs the last frame.
-WHOLE = ("graph_lattice_beam", "graph_ngram_weight", "graph_delay_penalty")
 
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How to recognise a stream. How to search is among the decode options.
+    """How to recognise a stream. How to search, the search says.
 
     Attributes:
         chunk_size: hidden frames that see each other; None for the encoder's own. Others are for
@@ -55,14 +38,14 @@ class StreamOptions:
         endpoint_seconds: without a token, after which an utterance is over: encoder and search
             start anew, as with another file; 0 for never. A model that was trained on sentences
             needs it.
-        margin: `ctc_beam` is sure of a token that all hypotheses have whose scores are not so much
-            below the best, in natural log; inf for all hypotheses of the beam.
-        settle_seconds: `ctc_beam` and `ctc_graph` are sure of a token, too, that the best
+        margin: `CtcBeamSearch` is certain of a token that all hypotheses have whose scores are not
+            so much below the best, in natural log; inf for all hypotheses of the beam.
+        settle_seconds: `CtcBeamSearch` and `GraphSearch` are sure of a token, too, that the best
             hypothesis has had for so long; inf for never, which is exact: the search is that of the
             whole input (the beam with margin inf, but then it is hardly ever sure before the end).
             None for 0.5 in a beam of CTC alone, for 2 where language models or hot words may
             change its mind, and for inf over a graph.
-        pending_seconds: `ctc_beam` is not unsure of more than this.
+        pending_seconds: `CtcBeamSearch` is not unsure of more than this.
     """
 
     chunk_size: int | None = None
@@ -106,11 +89,11 @@ class StreamUpdate:
     endpoint: bool = False
 
 
-class SpeechStream:
-    """One stream of sound, of lips or of both.
+class StreamingSession:
+    """One live source of sound, of lips or of both.
 
     Args:
-        transcriber: with a model of chunks, and a search of CTC alone.
+        recogniser: with a model of chunks, and a search that streams.
         options: how to stream.
 
     Raises:
@@ -120,16 +103,22 @@ class SpeechStream:
         frames: hidden frames that were searched.
     """
 
-    def __init__(self, transcriber: "Transcriber", options: StreamOptions | None = None):
+    def __init__(self, recogniser: Recogniser, options: StreamOptions | None = None):
         self.options = options or StreamOptions()
-        if not isinstance(transcriber.model, SpeechModel):
+        if not isinstance(recogniser.model, SpeechModel):
             raise ConfigError(
-                f"{type(transcriber.model).__name__} cannot stream: give the directory of one "
+                f"{type(recogniser.model).__name__} cannot stream: give the directory of one "
                 "model, neither an ensemble nor an exported one"
             )
-        self.model = transcriber.model
-        self.transcriber = transcriber
-        self.new_search = searches(transcriber, self.options)
+        recogniser.search.check_stream()
+        self.model = recogniser.model
+        self.recogniser = recogniser
+        self.limits = StreamLimits(
+            frame_shift=self.model.frame_shift,
+            margin=self.options.margin,
+            settle_seconds=self.options.settle_seconds,
+            pending_seconds=self.options.pending_seconds,
+        )
         chunks = self.options.chunk_size, self.options.left_context
         self.lanes = {name: Lane(self.model, name, *chunks) for name in self.model.modalities}
         self.frames = 0
@@ -137,29 +126,29 @@ class SpeechStream:
 
     def _begin(self) -> None:
         """Another utterance."""
-        self.search = self.new_search()
-        shift = self.model.frame_shift
-        silence = frames_of(self.options.silence_seconds, shift)
-        self.words = Words(self.transcriber.tokenizer, shift, silence, self.frames)
+        r = self.recogniser
+        self.search = r.search.start_stream(r.model, r.device, r.fusion, self.limits)
+        silence = self.limits.frames(self.options.silence_seconds)
+        self.words = WordAssembler(r.tokenizer, self.model.frame_shift, silence, self.frames)
         self._begun = self.frames
 
     @property
     def seconds(self) -> float:
-        """Of input that was read."""
+        """Return the seconds of input that were read."""
         return max(lane.taken / lane.rate for lane in self.lanes.values())
 
     def size(self) -> int:
-        """Numbers that are remembered: what an endless stream must not let grow."""
+        """Return the numbers that are remembered: what an endless stream must not let grow."""
         return self.search.size() + sum(lane.size() for lane in self.lanes.values())
 
     @torch.inference_mode()
     def accept(self, piece: Piece) -> list[StreamUpdate]:
-        """The next piece; see `Transcriber.stream`.
+        """Return the next piece; see `Transcriber.stream`.
 
         Returns:
             An update for each chunk that is complete now.
         """
-        for name, part in split(piece, self.transcriber):
+        for name, part in self.recogniser.reader.split(piece):
             self.lanes[name].give(part)
         updates = []
         while self._advance():
@@ -168,7 +157,7 @@ class SpeechStream:
 
     @torch.inference_mode()
     def finish(self) -> StreamUpdate:
-        """The input has ended: the last words."""
+        """Return the input has ended: the last words."""
         if len(self.lanes) == 2:
             # Sound ends with the lips, as that of files does.
             audio = self.lanes["audio"]
@@ -192,7 +181,7 @@ class SpeechStream:
         return seen if last else min(seen, lane.given)
 
     def _advance(self) -> bool:
-        """One chunk of the first lane that has one."""
+        """Read one chunk of the first lane that has one."""
         for name, lane in self.lanes.items():
             if lane.needed <= self._limit(name):
                 lane.advance(lane.needed)
@@ -227,65 +216,6 @@ class SpeechStream:
         return [StreamUpdate(final + last, [], text + rest, self.seconds, endpoint=True)]
 
     def _ends(self, quiet: int) -> bool:
-        """Whether the utterance is over."""
+        """Return whether the utterance is over."""
         silence = self.options.endpoint_seconds
-        return silence > 0 and quiet >= frames_of(silence, self.model.frame_shift)
-
-
-def stream(
-    transcriber: "Transcriber", pieces: Iterable[Piece], options: StreamOptions | None = None
-) -> Iterator[StreamUpdate]:
-    """`Transcriber.stream`."""
-    stream = SpeechStream(transcriber, options)
-    for piece in pieces:
-        yield from stream.accept(piece)
-    yield stream.finish()
-
-
-def frames_of(seconds: float, frame_shift: float) -> int:
-    """At least one frame."""
-    return max(round(seconds / frame_shift), 1)
-
-
-def check_search(options: DecodeOptions) -> None:
-    """Whether a search can go on from chunk to chunk.
-
-    Raises:
-        ConfigError: it needs whole utterances.
-    """
-    if options.method not in METHODS:
-        raise ConfigError(
-            f"decode option method: {options.method} reads whole utterances, so it cannot stream; "
-            f"set it to one of {', '.join(METHODS)} (--set method=ctc_beam)"
-        )
-    for option in ("lm_rescore_weight", "risk_scale", *WHOLE):
-        if getattr(options, option) > 0:
-            raise ConfigError(
-                f"decode option {option}: ranks what was found of a whole utterance, so it cannot "
-                "stream; set it to 0"
-            )
-
-
-def searches(transcriber: "Transcriber", options: StreamOptions) -> Callable[[], StreamSearch]:
-    """What makes the search of an utterance."""
-    o, model, fusion = transcriber.decode_options, transcriber.model, transcriber.fusion
-    check_search(o)
-    longest = frames_of(options.pending_seconds, model.frame_shift)
-    if o.method == "ctc_greedy":
-        return GreedySearch
-    if o.method == "ctc_beam":
-        none = torch.zeros(1, 0, model.vocab_size, device=transcriber.device)
-        evidence = [ModelOutput(none, none.new_zeros(1, dtype=torch.int64), none)]
-        settle = settled(options, 2.0 if fusion.scorers(o, evidence) else 0.5, model.frame_shift)
-        waits = options.margin, settle, longest
-        of = model.vocab_size, o, transcriber.device
-        return lambda: BeamSearch(*of, fusion.scorers(o, evidence), *waits)
-    graph, width = fusion.graph.graph, (o.graph_beam, o.graph_states)
-    waits = settled(options, math.inf, model.frame_shift), longest
-    return lambda: GraphSearch(OnlineSearch(graph, *width), graph, o.graph_weight, *waits)
-
-
-def settled(options: StreamOptions, usual: float, frame_shift: float) -> float:
-    """Frames after which a token is taken for sure."""
-    seconds = usual if options.settle_seconds is None else options.settle_seconds
-    return frames_of(seconds, frame_shift) if math.isfinite(seconds) else seconds
+        return silence > 0 and quiet >= self.limits.frames(silence)

@@ -4,14 +4,15 @@ import unicodedata
 from collections.abc import Sequence
 
 from speechattn.data.tokenizers.tokenizer import Tokenizer
-from speechattn.decoding.alignment import TokenTime, word_times
+from speechattn.decoding.alignment import TokenTime
 from speechattn.decoding.ctc import TokenSpan
-from speechattn.transcribe.streaming.search import Found
+from speechattn.decoding.streaming.base import StreamTokens
+from speechattn.transcribe.spans import word_spans
 from speechattn.transcribe.transcript import Span
-from speechattn.units import SPACE_TOKEN, UNK_MARK, UNK_TOKEN, WORD_START, is_ideograph
+from speechattn.units import SPACE_TOKEN, WORD_START, is_ideograph
 
 
-class Words:
+class WordAssembler:
     """The words of one utterance.
 
     A word is complete when the token after it begins another, or after a silence.
@@ -34,7 +35,7 @@ class Words:
         # Where there is no punctuation, nothing can join an ideograph.
         self._marks = any(map(_is_mark, tokenizer.tokens))
 
-    def update(self, found: Found, frames: int) -> tuple[list[Span], list[Span], str]:
+    def update(self, found: StreamTokens, frames: int) -> tuple[list[Span], list[Span], str]:
         """Go on.
 
         Args:
@@ -44,10 +45,10 @@ class Words:
         Returns:
             Words that are complete now, words that may change, and the text of the first.
         """
-        sure = [*self._held, *found.stable]
+        sure = [*self._held, *found.final]
         stable = len(sure)
         tokens = [*sure, *found.pending]
-        known = stable + found.sure
+        known = stable + found.certain
         end = tokens[-1].end if tokens else frames
         if not found.pending and frames - end >= self.silence:
             complete = stable
@@ -60,12 +61,12 @@ class Words:
         return self._hand_out(tokens, complete, stable)
 
     def finish(self, tokens: Sequence[TokenSpan]) -> tuple[list[Span], str]:
-        """What is left, with the last tokens of the search."""
+        """Return what is left, with the last tokens of the search."""
         tokens = [*self._held, *tokens]
         final, _, text = self._hand_out(tokens, len(tokens), len(tokens))
         return final, text
 
-    def quiet(self, found: Found, frames: int) -> int:
+    def quiet(self, found: StreamTokens, frames: int) -> int:
         """Frames since the last token that is there, pending or not; 0 where there is none."""
         tokens = [*self._held, *found.pending]
         end = tokens[-1].end if tokens else self._end
@@ -91,13 +92,10 @@ class Words:
             )
             for t in tokens
         ]
-        return [
-            Span(w.word.replace(UNK_TOKEN, UNK_MARK), w.start, w.end, w.confidence)
-            for w in word_times(times, self.tokenizer.tokens)
-        ]
+        return word_spans(times, self.tokenizer.tokens)
 
     def _begins(self, tokens: Sequence[TokenSpan], i: int) -> bool:
-        """Whether the i-th token ends the word before it, i at least 1."""
+        """Return whether the i-th token ends the word before it, i at least 1."""
         piece = self.tokenizer.tokens[tokens[i].token]
         before = self.tokenizer.tokens[tokens[i - 1].token]
         if (
@@ -112,7 +110,7 @@ class Words:
         return is_ideograph(before[-1]) and not _is_mark(piece[0])
 
     def _alone(self, token: TokenSpan) -> bool:
-        """Whether nothing can join the word that ends with a token."""
+        """Return whether nothing can join the word that ends with a token."""
         return not self._marks and is_ideograph(self.tokenizer.tokens[token.token][-1])
 
 

@@ -12,7 +12,7 @@ from speechattn.data.batches.cut_table import has_audio
 from speechattn.data.batches.datamodule import DataOptions, SpeechData
 from speechattn.data.batches.dataset import SpeechDataset, cut_text, load_audio, read_cuts
 from speechattn.data.crops.store import CropStore, CropWriter
-from speechattn.data.media.sound import fit_audio
+from speechattn.data.media import fit_audio
 from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.errors import ConfigError, MediaError
 

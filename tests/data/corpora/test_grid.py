@@ -8,7 +8,7 @@ from lhotse import CutSet, validate
 
 from speechattn.data.corpora import prepare_grid
 from speechattn.data.corpora.grid import read_align
-from speechattn.data.media.container import read_audio
+from speechattn.data.media import read_audio
 from speechattn.errors import ConfigError, SpeechattnError
 
 ALIGN = """0 5000 sil

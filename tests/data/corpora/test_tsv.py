@@ -7,7 +7,7 @@ from lhotse import CutSet, RecordingSet, SupervisionSet, load_manifest_lazy, val
 from lhotse.qa import validate_recordings_and_supervisions
 
 from speechattn.data.corpora import prepare_tsv, read_summary
-from speechattn.data.media.container import read_audio
+from speechattn.data.media import read_audio
 from speechattn.errors import ConfigError, SpeechattnError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechattn.data.media.container import iter_frames, iter_video, probe, read_audio
+from speechattn.data.media import iter_frames, iter_video, probe, read_audio
 from speechattn.errors import MediaError
 
 TICKS = 12000  # time base of the files made here: divides every rate used

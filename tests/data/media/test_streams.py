@@ -5,15 +5,20 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechattn.data.media import streams as streaming
-from speechattn.data.media.container import read_audio
-from speechattn.data.media.streams import Rolling, stream_audio
+from speechattn.data.media import Rolling, sound, stream_audio
 from speechattn.errors import MediaError
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(streaming, "_BLOCK", 1000)
+    monkeypatch.setattr(sound, "_BLOCK", 1000)
+
+
+def read_audio(path, sample_rate=16000):
+    """The file read in as few pieces as there can be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sound, "_BLOCK", 1 << 24)
+        return sound.read_audio(path, sample_rate)
 
 
 def write_late(path, delay, rate=16000):

@@ -1,7 +1,5 @@
 """Batches over a graph, the words of texts, and both from the command line."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -9,18 +7,18 @@ import torch
 from speechattn.cli import main
 from speechattn.data.tokenizers.tokenizer import CharTokenizer
 from speechattn.decoders import TransformerDecoder
-from speechattn.decoding import DecodeOptions
+from speechattn.decoding import CtcGreedySearch, GraphRescoringSearch, GraphSearch
 from speechattn.decoding.alignment import hypothesis_times
-from speechattn.decoding.dispatch import decode
-from speechattn.decoding.fst.decode import GraphDecoder, graph_search
+from speechattn.decoding.fst.decode import DecodingGraph
 from speechattn.decoding.fst.graph import Graph
-from speechattn.decoding.fst.kaldi_search import KaldiOptions, KaldiSearch
+from speechattn.decoding.fst.kaldi_search import KaldiSearch
+from speechattn.decoding.fst.width import SearchWidth
 from speechattn.decoding.fst.word_lm import WordLm
+from speechattn.decoding.fusion import Fusion, read_fusion
 from speechattn.decoding.rescoring import decoder_scores
-from speechattn.decoding.shallow_fusion import ShallowFusion, read_fusion
 from speechattn.errors import ConfigError
 from speechattn.lm.ngram import NgramLm
-from speechattn.lm.word_ngram import train_word_ngram, words_of
+from speechattn.lm.word_ngram import split_words, train_word_ngram
 from speechattn.model.output import ModelOutput
 
 pytest.importorskip("kaldi_decoder")
@@ -33,13 +31,18 @@ def batch(tokenizer, draw):
     return torch.from_numpy(np.stack([draw(rng, 9, tokenizer.vocab_size) for _ in LENGTHS]))
 
 
-def options(**more) -> DecodeOptions:
-    return DecodeOptions(method="ctc_graph", graph_beam=1000.0, graph_states=100000, **more)
+def graph_search(log_probs, lengths, graph, search):
+    """All hypotheses of a batch."""
+    return search.find([ModelOutput(log_probs, lengths, log_probs)], Fusion(graph=graph))
+
+
+def options(**more) -> GraphSearch:
+    return GraphSearch(beam=1000.0, max_states=100000, **more)
 
 
 def test_a_batch_gives_what_its_items_give(graph, batch):
-    found = graph_search(batch, LENGTHS, GraphDecoder(graph), options(graph_weight=0.5))
-    wide = KaldiSearch(graph, KaldiOptions(1000.0, 1000.0, 20, 100000))
+    found = graph_search(batch, LENGTHS, DecodingGraph(graph), options(weight=0.5))
+    wide = KaldiSearch(graph, SearchWidth(1000.0, 1000.0, 100000, 20))
     for row, n, (best,) in zip(batch, LENGTHS.tolist(), found, strict=True):
         path = wide.search(2.0 * row[:n].numpy())
         assert best.tokens == graph.units(path.events)
@@ -48,29 +51,30 @@ def test_a_batch_gives_what_its_items_give(graph, batch):
 
 
 def test_nbest_are_different_and_best_first(graph, batch):
-    found = graph_search(batch, LENGTHS, GraphDecoder(graph), options(nbest=4))[0]
+    found = graph_search(batch, LENGTHS, DecodingGraph(graph), options(nbest=4))[0]
     scores = [h.score for h in found]
     assert scores == sorted(scores, reverse=True) and len(found) == 4
-    one = graph_search(batch, LENGTHS, GraphDecoder(graph), options())[0][0]
+    one = graph_search(batch, LENGTHS, DecodingGraph(graph), options())[0][0]
     assert found[0].tokens == one.tokens and scores[0] == pytest.approx(one.score, abs=1e-3)
 
 
 def test_the_method_and_the_graph_go_together(graph, batch):
     evidence = [ModelOutput(batch, LENGTHS, batch)]
-    fusion = ShallowFusion(graph=GraphDecoder(graph))
-    found = decode(evidence, options(), fusion)
+    fusion = Fusion(graph=DecodingGraph(graph))
+    found = options().search(evidence, fusion)
     assert found[0][0].tokens and found[1][0].tokens == []
-    for method, given in (("ctc_graph", ShallowFusion()), ("ctc_greedy", fusion)):
-        with pytest.raises(ConfigError, match="go together"):
-            decode(evidence, DecodeOptions(method=method), given)
+    with pytest.raises(ConfigError, match="needs a decoding graph"):
+        GraphSearch().search(evidence)
+    with pytest.raises(ConfigError, match="would change nothing"):
+        CtcGreedySearch().search(evidence, fusion)
     other = [ModelOutput(batch, LENGTHS, torch.cat([batch, batch], 2))]
-    with pytest.raises(ConfigError, match="12 units, and a decoding graph of 6"):
-        decode(other, options(), fusion)
+    with pytest.raises(ConfigError, match="graph has 6 units and the model 12"):
+        options().search(other, fusion)
 
 
 def test_lattices_give_frames_and_confidences(graph, batch):
-    found = graph_search(batch, LENGTHS, GraphDecoder(graph), options(graph_lattice_beam=1000.0))
-    plain = graph_search(batch, LENGTHS, GraphDecoder(graph), options())
+    found = graph_search(batch, LENGTHS, DecodingGraph(graph), options(lattice_beam=1000.0))
+    plain = graph_search(batch, LENGTHS, DecodingGraph(graph), options())
     for (a,), (b,) in zip(found, plain, strict=True):
         assert (a.tokens, a.frames) == (b.tokens, b.frames)
         assert a.score == pytest.approx(b.score, abs=1e-3)
@@ -84,23 +88,10 @@ def test_lattices_give_frames_and_confidences(graph, batch):
     assert [time.start for time in times] == [0.04 * f for f in found[0][0].frames]
 
 
-def test_k2py_finds_the_same(graph, batch):
-    pytest.importorskip("k2py")
-    decoder = GraphDecoder(graph)
-    for more in ({}, {"graph_delay_penalty": 0.3}, {"graph_weight": 0.5}):
-        found = graph_search(batch, LENGTHS, decoder, options(graph_library="k2py", **more))
-        other = graph_search(batch, LENGTHS, decoder, options(**more))
-        for (a,), (b,) in zip(found, other, strict=True):
-            assert (a.tokens, a.frames) == (b.tokens, b.frames)
-            assert a.scores == pytest.approx(b.scores, abs=1e-3)
-    with pytest.raises(ConfigError, match="best path only"):
-        graph_search(batch, LENGTHS, decoder, options(graph_library="k2py", nbest=2))
-
-
 def test_a_delay_penalty_makes_tokens_earlier(graph, batch):
-    decoder, means = GraphDecoder(graph), []
+    decoder, means = DecodingGraph(graph), []
     for penalty in (0.0, 1.0):
-        found = graph_search(batch, LENGTHS, decoder, options(graph_delay_penalty=penalty))
+        found = graph_search(batch, LENGTHS, decoder, options(delay_penalty=penalty))
         means.append(np.mean(found[0][0].frames))
     assert means[1] < means[0]
 
@@ -113,8 +104,8 @@ def test_a_larger_model_takes_the_graphs_place(graph, batch, arpa, tmp_path):
     units = {event.unit for event in graph.events if event.words == (number,)}
     said = []
     for path in (arpa, tmp_path / "larger.arpa"):
-        decoder = GraphDecoder(graph, WordLm(path, graph.words))
-        more = options(nbest=5, graph_ngram_weight=3.0, graph_weight=0.5, graph_lattice_beam=100.0)
+        decoder = DecodingGraph(graph, WordLm(path, graph.words))
+        more = options(nbest=5, ngram_weight=3.0, weight=0.5, lattice_beam=100.0)
         for hypotheses in graph_search(batch, LENGTHS, decoder, more):
             scores = [h.score for h in hypotheses]
             assert scores == sorted(scores, reverse=True)
@@ -131,9 +122,11 @@ def test_the_decoder_ranks_what_the_graph_finds(graph, batch, tokenizer):
     vocab = tokenizer.vocab_size
     decoder = TransformerDecoder(vocab, 8, attention_heads=2, linear_units=8, num_blocks=1).eval()
     evidence = [ModelOutput(torch.randn(4, 9, 8), LENGTHS, batch, decoder)]
-    fusion = ShallowFusion(graph=GraphDecoder(graph))
-    more = replace(options(nbest=4, beam_size=6, ctc_weight=0.4), method="ctc_graph_rescore")
-    found = decode(evidence, more, fusion)
+    fusion = Fusion(graph=DecodingGraph(graph))
+    more = GraphRescoringSearch(
+        beam=1000.0, max_states=100000, nbest=4, beam_size=6, ctc_weight=0.4
+    )
+    found = more.search(evidence, fusion)
     nbest = graph_search(batch, LENGTHS, fusion.graph, options(nbest=6))
     alone = decoder_scores(evidence[0].rows(torch.tensor([0])), nbest[:1])[0]
     wanted = [
@@ -142,27 +135,27 @@ def test_the_decoder_ranks_what_the_graph_finds(graph, batch, tokenizer):
     ]
     assert [h.score for h in found[0]] == pytest.approx(sorted(wanted)[:1:-1], abs=1e-3)
     assert found[1][0].tokens == [] and len(found[0]) == 4
-    with pytest.raises(ConfigError, match="needs a decoder"):
-        decode([ModelOutput(batch, LENGTHS, batch)], more, fusion)
+    with pytest.raises(ConfigError, match="needs an attention decoder"):
+        more.search([ModelOutput(batch, LENGTHS, batch)], fusion)
 
 
 def test_a_larger_model_and_its_weight_go_together(graph, batch, arpa, tokenizer, tmp_path):
     evidence = [ModelOutput(batch, LENGTHS, batch)]
-    given = ShallowFusion(graph=GraphDecoder(graph, WordLm(arpa, graph.words)))
+    given = Fusion(graph=DecodingGraph(graph, WordLm(arpa, graph.words)))
     for fusion, more in (
         (given, options()),
-        (ShallowFusion(graph=GraphDecoder(graph)), options(graph_ngram_weight=1.0)),
+        (Fusion(graph=DecodingGraph(graph)), options(ngram_weight=1.0)),
     ):
-        with pytest.raises(ConfigError, match="graph_ngram_weight go together"):
-            decode(evidence, more, fusion)
+        with pytest.raises(ConfigError, match="ngram_weight go together"):
+            more.search(evidence, fusion)
     with pytest.raises(ConfigError, match="--graph DIR"):
         read_fusion(tokenizer, graph_ngram=arpa)
 
 
 def test_words_of_texts():
-    assert words_of("play 周杰伦的歌 now") == ["play", *"周杰伦的歌", "now"]
-    assert words_of("A4纸 好") == ["A4", "纸", "好"]
-    assert words_of(" 周杰伦 的 歌", segmented=True) == ["周杰伦", "的", "歌"]
+    assert split_words("play 周杰伦的歌 now") == ["play", *"周杰伦的歌", "now"]
+    assert split_words("A4纸 好") == ["A4", "纸", "好"]
+    assert split_words(" 周杰伦 的 歌", segmented=True) == ["周杰伦", "的", "歌"]
 
 
 def test_an_ngram_model_of_words(tmp_path):

@@ -4,8 +4,9 @@ import kaldifst
 import numpy as np
 import pytest
 
-from speechattn.decoding.fst.kaldi_search import KaldiOptions, KaldiSearch, openfst
+from speechattn.decoding.fst.kaldi_search import KaldiSearch, openfst
 from speechattn.decoding.fst.online_search import OnlineSearch
+from speechattn.decoding.fst.width import SearchWidth
 
 
 def best_by_openfst(graph, scores):
@@ -48,7 +49,7 @@ def test_wide_search_finds_the_best_path(graph, tokenizer, draw):
 def test_narrow_search_is_kaldis(graph, tokenizer, draw):
     pytest.importorskip("kaldi_decoder")
     rng = np.random.default_rng(1)
-    kaldi = KaldiSearch(graph, KaldiOptions(beam=14.0, min_active=1, max_active=1000))
+    kaldi = KaldiSearch(graph, SearchWidth(beam=14.0, min_active=1, max_active=1000))
     for _ in range(6):
         scores = draw(rng, 200, tokenizer.vocab_size)
         path = kaldi.search(scores)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from speechattn.decoding.fst.k2py_search import K2pySearch, PrunedOptions
-from speechattn.decoding.fst.kaldi_search import KaldiOptions, KaldiSearch
+from speechattn.decoding.fst.kaldi_search import KaldiSearch
 from speechattn.decoding.fst.onsets import delayed, with_onsets
+from speechattn.decoding.fst.width import SearchWidth
 
 PENALTY = 1.5
 
@@ -36,11 +36,9 @@ def walked(graph, labels, scores) -> dict[tuple[int, ...], float]:
 @pytest.mark.parametrize("frames", [1, 4, 5])
 def test_the_best_path_is_the_definitions(graph, tokenizer, draw, frames):
     pytest.importorskip("kaldi_decoder")
-    pytest.importorskip("k2py")
     moved = with_onsets(graph)
-    kaldi = KaldiSearch(moved, KaldiOptions(1000.0, 1000.0, 20, 100000))
-    plain = KaldiSearch(graph, KaldiOptions(1000.0, 1000.0, 20, 100000))
-    k2py = K2pySearch(moved, PrunedOptions(1000.0, 8.0, 30, 100000))
+    kaldi = KaldiSearch(moved, SearchWidth(1000.0, 1000.0, 100000, 20))
+    plain = KaldiSearch(graph, SearchWidth(1000.0, 1000.0, 100000, 20))
     changed = 0
     for seed in range(4):
         scores = draw(np.random.default_rng(seed), frames, tokenizer.vocab_size)
@@ -48,10 +46,9 @@ def test_the_best_path_is_the_definitions(graph, tokenizer, draw, frames):
         for labels in np.ndindex(*[tokenizer.vocab_size] * frames):
             for said, score in walked(graph, labels, scores).items():
                 wanted = max(wanted, (score, said))
-        for search in (kaldi, k2py):
-            found = search.search(delayed(scores, PENALTY))
-            assert found.events == wanted[1]
-            assert found.score == pytest.approx(wanted[0], abs=1e-3)
+        found = kaldi.search(delayed(scores, PENALTY))
+        assert found.events == wanted[1]
+        assert found.score == pytest.approx(wanted[0], abs=1e-3)
         without = plain.search(scores)
         changed += (found.events, found.starts) != (without.events, without.starts)
     assert changed or frames < 5

@@ -16,26 +16,29 @@ from speechattn.cli import main
 from speechattn.data.batches.batch import Item, collate
 from speechattn.data.crops.roi import RoiOptions
 from speechattn.data.tokenizers.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer
-from speechattn.decoding import DecodeOptions
+from speechattn.decoding import CtcBeamSearch, CtcGreedySearch, GraphSearch, JointSearch
 from speechattn.decoding.ctc import TokenSpan
 from speechattn.decoding.ctc_beam import PrefixBeam, ctc_beam_search, trace
 from speechattn.decoding.fst.build import build_graph
-from speechattn.decoding.fst.decode import GraphDecoder, graph_search
+from speechattn.decoding.fst.decode import DecodingGraph
 from speechattn.decoding.fst.lexicon import Lexicon
-from speechattn.decoding.shallow_fusion import ShallowFusion
+from speechattn.decoding.fusion import Fusion
+from speechattn.decoding.streaming.base import StreamLimits, StreamTokens
+from speechattn.decoding.streaming.beam import PrefixBeamStream
+from speechattn.deploy.visual_frontend import fold_frontend
 from speechattn.errors import ConfigError, MediaError
 from speechattn.frontends import EnhancedResNet3D, EspnetLogMel, LogMelFbank, ResNet3D
-from speechattn.frontends.inference import optimise
 from speechattn.model.directory import build_model, save_model_dir
+from speechattn.model.output import ModelOutput
+from speechattn.transcribe.recogniser import Recogniser
 from speechattn.transcribe.streaming.encoder import Lane
 from speechattn.transcribe.streaming.frontend import FrontendStream
-from speechattn.transcribe.streaming.search import BeamSearch, Found
-from speechattn.transcribe.streaming.session import SpeechStream, StreamOptions, searches
-from speechattn.transcribe.streaming.words import Words
+from speechattn.transcribe.streaming.session import StreamingSession, StreamOptions
+from speechattn.transcribe.streaming.words import WordAssembler
 from speechattn.transcribe.transcript import Transcript
 
 CHUNK, LEFT = 4, 8
-GREEDY = DecodeOptions(method="ctc_greedy")
+GREEDY = CtcGreedySearch()
 INF = float("inf")
 EXACT = StreamOptions(margin=INF, settle_seconds=INF, pending_seconds=1000.0)
 
@@ -83,9 +86,9 @@ def transcribers(tiny_model, tokenizer):
     """By modality and decode options."""
     models = {m: build(tiny_model, tokenizer, m) for m in ("audio", "video", "av")}
 
-    def make(modality="audio", options=GREEDY, **arguments) -> Transcriber:
+    def make(modality="audio", search=GREEDY, **arguments) -> Transcriber:
         roi = RoiOptions(size=20)
-        return Transcriber(models[modality], tokenizer, options, roi, **arguments)
+        return Transcriber(Recogniser(models[modality], tokenizer, search, roi=roi, **arguments))
 
     return make
 
@@ -127,20 +130,21 @@ def feed(modality: str, wave: np.ndarray, crops: np.ndarray, seed: int = 0):
 
 def whole(transcriber: Transcriber, wave, crops) -> tuple[torch.Tensor, Transcript]:
     """Hidden frames and transcript of the whole input."""
-    names = transcriber.model.modalities
+    recogniser = transcriber.recogniser
+    names = recogniser.model.modalities
     cut = crops[:, 2:18, 2:18]
     audio = wave[: len(crops) * 640] if "video" in names else wave
     audio = np.pad(audio, (0, max(len(crops) * 640 - len(audio), 0) if "video" in names else 0))
     item = Item("x", "", [], audio if "audio" in names else None, cut if "video" in names else None)
     batch = collate([item])
     with torch.inference_mode():
-        hidden, lengths = transcriber.model.encode(
+        hidden, lengths = recogniser.model.encode(
             batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
         )
-    return hidden[:, : int(lengths[0])], transcriber.recognise(batch)[0]
+    return hidden[:, : int(lengths[0])], recogniser.recognise(batch)[0]
 
 
-def hidden_of(stream: SpeechStream) -> list[torch.Tensor]:
+def hidden_of(stream: StreamingSession) -> list[torch.Tensor]:
     """The hidden frames that a stream searches from here on."""
     seen, log_probs = [], stream.model.ctc_log_probs
 
@@ -159,7 +163,7 @@ FRONTENDS = {
     "espnet": lambda: EspnetLogMel(20, normalise="none"),
     "espnet_long_hop": lambda: EspnetLogMel(20, fft_size=200, hop=160, normalise="none"),
     "resnet": lambda: ResNet3D(4, [4, 4, 6, 8], [1, 1, 1, 1]),
-    "folded": lambda: optimise(ResNet3D(4, [4, 4, 6, 8], [1, 1, 1, 1]).eval()),
+    "folded": lambda: fold_frontend(ResNet3D(4, [4, 4, 6, 8], [1, 1, 1, 1]).eval()),
     "enhanced": lambda: EnhancedResNet3D(
         stem_channels=4,
         channels=[8, 8, 8, 8],
@@ -205,7 +209,7 @@ def test_pieces_give_what_the_whole_gives(transcribers, modality, frames):
     hidden, transcript = whole(transcriber, wave, crops)
     assert frames == 3 or len(transcript.text) > 3
     for seed in range(2):
-        stream, finals, text = SpeechStream(transcriber), [], ""
+        stream, finals, text = StreamingSession(transcriber.recogniser), [], ""
         seen = hidden_of(stream)
         for piece in feed(modality, wave, crops, seed):
             for update in stream.accept(piece):
@@ -223,7 +227,7 @@ def test_pieces_give_what_the_whole_gives(transcribers, modality, frames):
 
 def test_sizes_of_pieces_change_nothing_at_all(transcribers):
     wave, _ = draw(100)
-    transcriber = transcribers("audio", DecodeOptions(method="ctc_beam", beam_size=4))
+    transcriber = transcribers("audio", CtcBeamSearch(beam_size=4))
     updates = [list(transcriber.stream([wave]))]
     updates += [list(transcriber.stream(pieces(wave, 3000, seed))) for seed in (1, 2)]
     assert updates[0] == updates[1] == updates[2]
@@ -241,7 +245,7 @@ def test_sizes_of_pieces_change_nothing_at_all(transcribers):
 )
 def test_prefix_beam_says_what_it_says_of_the_whole(transcribers, search):
     search = {"beam_size": 5, **search}
-    transcriber = transcribers("audio", DecodeOptions(method="ctc_beam", **search))
+    transcriber = transcribers("audio", CtcBeamSearch(**search))
     wave, crops = draw(120, 3)
     _, transcript = whole(transcriber, wave, crops)
     updates = list(transcriber.stream(pieces(wave, 3000), EXACT))
@@ -304,18 +308,20 @@ def graph(tokenizer, tmp_path_factory):
 
 
 def test_graph_says_what_it_says_of_the_whole(transcribers, tokenizer, graph):
-    options = DecodeOptions(method="ctc_graph", graph_weight=0.7)
-    fusion = ShallowFusion(graph=GraphDecoder(graph))
-    new_search = searches(transcribers("audio", options, fusion=fusion), StreamOptions())
+    options = GraphSearch(weight=0.7)
+    fusion = Fusion(graph=DecodingGraph(graph))
+    recogniser = transcribers("audio", options, fusion=fusion).recogniser
     rng = np.random.default_rng(0)
     for seed in range(6):
         text = " ".join(rng.choice(WORDS, 12))
         log_probs = script(text, tokenizer, 2.5, seed)
         lengths = torch.tensor([len(log_probs)])
-        wanted = graph_search(log_probs[None], lengths, fusion.graph, options)[0][0].tokens
-        search = new_search()
+        output = ModelOutput(log_probs[None], lengths, log_probs[None])
+        wanted = options.search([output], fusion)[0][0].tokens
+        limits = StreamLimits(frame_shift=0.04)
+        search = options.start_stream(recogniser.model, torch.device("cpu"), fusion, limits)
         found, rest = run(search, log_probs, seed)
-        spans = [s for f in found for s in f.stable] + rest
+        spans = [s for f in found for s in f.final] + rest
         assert [s.token for s in spans] == wanted
         assert len(rest) < len(wanted) / 2 and search.size() < 10000
         for span in spans:
@@ -326,8 +332,8 @@ def test_graph_says_what_it_says_of_the_whole(transcribers, tokenizer, graph):
 
 
 def test_a_graph_in_a_stream(transcribers, graph):
-    options = DecodeOptions(method="ctc_graph")
-    fusion = ShallowFusion(graph=GraphDecoder(graph))
+    options = GraphSearch()
+    fusion = Fusion(graph=DecodingGraph(graph))
     transcriber = transcribers("audio", options, fusion=fusion)
     wave, crops = draw(120, 1)
     _, transcript = whole(transcriber, wave, crops)
@@ -341,12 +347,12 @@ def test_stable_tokens_of_a_beam_stay(tokenizer, margin, settle):
     """As sure as a trained model is, nothing that is handed out early was wrong."""
     for seed in range(4):
         log_probs = script("ab c abc ba c", tokenizer, 1.5, seed)
-        options = DecodeOptions(method="ctc_beam", beam_size=6)
-        waits = None, margin, settle
-        search = BeamSearch(tokenizer.vocab_size, options, log_probs.device, *waits)
+        search = PrefixBeamStream(
+            tokenizer.vocab_size, log_probs.device, beam_size=6, margin=margin, settle=settle
+        )
         found, rest = run(search, log_probs, seed)
-        (wanted,) = ctc_beam_search(log_probs[None], torch.tensor([len(log_probs)]), 6)[0]
-        spans = [s for f in found for s in f.stable] + rest
+        (wanted,) = ctc_beam_search(log_probs[None], torch.tensor([len(log_probs)]), beam_size=6)[0]
+        spans = [s for f in found for s in f.final] + rest
         assert [s.token for s in spans] == wanted.tokens
         assert settle == INF == margin or len(rest) < len(wanted.tokens) / 2
         # In order, and never two in one frame.
@@ -355,9 +361,8 @@ def test_stable_tokens_of_a_beam_stay(tokenizer, margin, settle):
 
 
 def test_a_beam_that_never_agrees_remembers_no_more_than_it_may(tokenizer):
-    options = DecodeOptions(method="ctc_beam", beam_size=6)
     size = tokenizer.vocab_size
-    search = BeamSearch(size, options, torch.device("cpu"), longest=30)
+    search = PrefixBeamStream(size, torch.device("cpu"), beam_size=6, longest=30)
     torch.manual_seed(0)
     sizes = []
     for _ in range(60):
@@ -370,7 +375,7 @@ def test_words_are_complete_when_the_next_begins_or_after_a_silence():
     """By hand: a space or a mark begins a word; an ideograph is one, where nothing can join it."""
     tokens = CharTokenizer.train(["he lo wr"])
 
-    def of(words: Words, *found: tuple[Found, int]):
+    def of(words: WordAssembler, *found: tuple[StreamTokens, int]):
         return [[w.text for w in words.update(*some)[0]] for some in found]
 
     def spans(text: str, start: int) -> list[TokenSpan]:
@@ -378,33 +383,33 @@ def test_words_are_complete_when_the_next_begins_or_after_a_silence():
 
     words_of = tokens.encode
     space = [TokenSpan(tokens.tokens.index("<space>"), 5, 6, 1.0)]
-    words = Words(tokens, 0.04, silence=5)
+    words = WordAssembler(tokens, 0.04, silence=5)
     steps = (
-        (Found(spans("hello", 0)), 5),
-        (Found(space), 6),  # the space ends it
-        (Found(spans("wo", 6)), 8),
-        (Found(spans("r", 8)), 13),  # quiet for 4 frames
-        (Found(), 14),  # for 5
+        (StreamTokens(spans("hello", 0)), 5),
+        (StreamTokens(space), 6),  # the space ends it
+        (StreamTokens(spans("wo", 6)), 8),
+        (StreamTokens(spans("r", 8)), 13),  # quiet for 4 frames
+        (StreamTokens(), 14),  # for 5
     )
     assert of(words, *steps) == [[], ["hello"], [], [], ["wor"]]
     # A token that lasts on is sure, but handed out when it has ended.
-    words = Words(tokens, 0.04, silence=5)
-    lasting = Found([], space, sure=1)
-    assert of(words, (Found(spans("hello", 0)), 5), (lasting, 6)) == [[], ["hello"]]
+    words = WordAssembler(tokens, 0.04, silence=5)
+    lasting = StreamTokens([], space, certain=1)
+    assert of(words, (StreamTokens(spans("hello", 0)), 5), (lasting, 6)) == [[], ["hello"]]
     # One that may change ends nothing.
-    words = Words(tokens, 0.04, silence=5)
-    assert of(words, (Found(spans("hello", 0), space), 6)) == [[]]
+    words = WordAssembler(tokens, 0.04, silence=5)
+    assert of(words, (StreamTokens(spans("hello", 0), space), 6)) == [[]]
     chinese = CharTokenizer.train(["\u4f60\u597d"])
     words_of = chinese.encode
-    words = Words(chinese, 0.04, silence=5)
-    assert of(words, (Found(spans("\u4f60", 0)), 1)) == [["\u4f60"]]
+    words = WordAssembler(chinese, 0.04, silence=5)
+    assert of(words, (StreamTokens(spans("\u4f60", 0)), 1)) == [["\u4f60"]]
     marked = CharTokenizer.train(["\u4f60\u597d\uff0c"])
     words_of = marked.encode
-    words = Words(marked, 0.04, silence=5)
+    words = WordAssembler(marked, 0.04, silence=5)
     steps = (
-        (Found(spans("\u4f60", 0)), 1),
-        (Found(spans("\uff0c", 1)), 2),
-        (Found(spans("\u597d", 2)), 3),
+        (StreamTokens(spans("\u4f60", 0)), 1),
+        (StreamTokens(spans("\uff0c", 1)), 2),
+        (StreamTokens(spans("\u597d", 2)), 3),
     )
     assert of(words, *steps) == [[], [], ["\u4f60\uff0c"]]
 
@@ -413,9 +418,9 @@ def test_texts_of_pieces_make_up_the_text():
     tokenizer = SentencePieceTokenizer.train(["the cat sat on the mat"] * 3, 24, "bpe")
     ids = tokenizer.encode("the cat sat on the mat the cat")
     spans = [TokenSpan(t, 2 * i, 2 * i + 1, 1.0) for i, t in enumerate(ids)]
-    words, text, said = Words(tokenizer, 0.04, silence=50), "", []
+    words, text, said = WordAssembler(tokenizer, 0.04, silence=50), "", []
     for i, span in enumerate(spans):
-        final, _, more = words.update(Found([span]), 2 * i + 2)
+        final, _, more = words.update(StreamTokens([span]), 2 * i + 2)
         text, said = text + more, said + final
     final, more = words.finish([])
     assert text + more == tokenizer.decode(ids)
@@ -423,11 +428,11 @@ def test_texts_of_pieces_make_up_the_text():
     assert len(final) == 1
 
 
-@pytest.mark.parametrize("method", ["ctc_greedy", "ctc_beam"])
-def test_memory_does_not_grow(transcribers, method):
-    transcriber = transcribers("audio", DecodeOptions(method=method, beam_size=4))
+@pytest.mark.parametrize("search", [CtcGreedySearch(), CtcBeamSearch(beam_size=4)])
+def test_memory_does_not_grow(transcribers, search):
+    transcriber = transcribers("audio", search)
     wave, _ = draw(600)
-    stream, sizes = SpeechStream(transcriber), []
+    stream, sizes = StreamingSession(transcriber.recogniser), []
     for piece in pieces(wave, 3000):
         stream.accept(piece)
         sizes.append(stream.size())
@@ -439,7 +444,7 @@ def test_memory_does_not_grow(transcribers, method):
 
 
 def test_video_memory_does_not_grow(transcribers):
-    stream, sizes = SpeechStream(transcribers("av")), []
+    stream, sizes = StreamingSession(transcribers("av").recogniser), []
     wave, crops = draw(240)
     for i in range(len(crops)):  # none runs ahead
         stream.accept((wave[640 * i : 640 * i + 640], crops[i]))
@@ -448,23 +453,22 @@ def test_video_memory_does_not_grow(transcribers):
 
 
 def test_what_cannot_stream_says_so(tiny_model, tokenizer, transcribers, tiny_model_dir):
-    def refused(model, options=GREEDY, settings=None, message=""):
+    def refused(model, search=GREEDY, settings=None, message=""):
         with pytest.raises(ConfigError, match=message):
-            next(
-                Transcriber(model, tokenizer, options).stream([np.zeros(100, np.float32)], settings)
-            )
+            transcriber = Transcriber(Recogniser(model, tokenizer, search))
+            next(transcriber.stream([np.zeros(100, np.float32)], settings))
 
     refused(build(tiny_model, tokenizer, chunk_size=0), message="audio.encoder.*chunk_size")
     dynamic = build(tiny_model, tokenizer, chunk_size=0, dynamic_chunk=True)
     refused(dynamic, message="choose a chunk_size")
-    list(Transcriber(dynamic, tokenizer, GREEDY).stream([draw(9)[0]], StreamOptions(chunk_size=3)))
+    transcriber = Transcriber(Recogniser(dynamic, tokenizer, GREEDY))
+    list(transcriber.stream([draw(9)[0]], StreamOptions(chunk_size=3)))
     config = section(tiny_model, "audio")
     config["audio"]["frontend"]["init_args"]["normalise"] = "utterance"
     refused(build_model(config, tokenizer.vocab_size), message="normalise: global")
-    for options in (DecodeOptions(), DecodeOptions(method="attention")):
-        refused(
-            build(tiny_model, tokenizer), options, message=f"method: {options.method}.*ctc_beam"
-        )
+    model = build(tiny_model, tokenizer)
+    refused(model, JointSearch(), message="JointSearch cannot stream.*CtcBeamSearch")
+    refused(model, CtcBeamSearch(risk_scale=1.0), message="risk_scale.*set it to 0")
     late = Transcriber.from_pretrained(tiny_model_dir("late"))
     with pytest.raises(ConfigError, match="one model"):
         next(late.stream([]))
@@ -472,7 +476,7 @@ def test_what_cannot_stream_says_so(tiny_model, tokenizer, transcribers, tiny_mo
     for transcriber, piece, message in (
         (audio, np.zeros((3, 20, 20), np.uint8), "this model takes sound"),
         (video, np.zeros(100, np.float32), "this model takes mouth crops"),
-        (audio, np.zeros((2, 100), np.float32), r"\(2, 100\)"),
+        (audio, np.zeros((100, 2), np.float32), r"\(100, 2\): transpose"),
         (audio, np.full(100, np.nan, np.float32), "no numbers"),
         (audio, np.zeros(100, np.int64), "int64"),
         (video, np.zeros((3, 20, 24), np.uint8), "square"),
@@ -492,13 +496,15 @@ def test_endpoints_begin_anew(transcribers, monkeypatch):
         count, start = hidden.shape[1], log_probs.at
         log_probs.at += count
         ids = [".abc".find(c) for c in script[start : start + count]]
-        ids = [0 if i < 1 else transcriber.tokenizer.encode(".abc"[i])[0] for i in ids]
+        ids = [0 if i < 1 else transcriber.recogniser.tokenizer.encode(".abc"[i])[0] for i in ids]
         ids += [0] * (count - len(ids))
-        one = torch.nn.functional.one_hot(torch.tensor(ids), transcriber.tokenizer.vocab_size)
+        one = torch.nn.functional.one_hot(
+            torch.tensor(ids), transcriber.recogniser.tokenizer.vocab_size
+        )
         return (0.98 * one + 0.02 / one.shape[1]).log()[None]
 
     log_probs.at = 0
-    stream = SpeechStream(transcriber, StreamOptions(endpoint_seconds=0.4))
+    stream = StreamingSession(transcriber.recogniser, StreamOptions(endpoint_seconds=0.4))
     monkeypatch.setattr(
         stream,
         "model",
@@ -518,7 +524,7 @@ def test_endpoints_begin_anew(transcribers, monkeypatch):
 
 
 def test_after_an_endpoint_the_encoder_knows_nothing_of_before(transcribers):
-    model, (wave, _) = transcribers("audio").model, draw(60)
+    model, (wave, _) = transcribers("audio").recogniser.model, draw(60)
     lane, sound = Lane(model, "audio"), torch.from_numpy(wave)
     lane.give(sound)
     for _ in range(3):
@@ -537,7 +543,7 @@ def test_after_an_endpoint_the_encoder_knows_nothing_of_before(transcribers):
 
 def test_command(tiny_model, tokenizer, tmp_path, capsys, monkeypatch):
     model = build(tiny_model, tokenizer)
-    config = {"model": section(tiny_model, "audio"), "decode": {"method": "ctc_greedy"}}
+    config = {"model": section(tiny_model, "audio"), "search": "CtcGreedySearch"}
     save_model_dir(tmp_path / "model", config, model.state_dict(), tokenizer, {})
     wave = (draw(100)[0] * 2**15).astype(np.int16)
     soundfile.write(tmp_path / "a.wav", wave, 16000)
@@ -553,5 +559,5 @@ def test_command(tiny_model, tokenizer, tmp_path, capsys, monkeypatch):
     assert main([*arguments, str(tmp_path / "a.wav"), "--format", "json"]) == 0
     updates = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [w["text"] for u in updates for w in u["final"]] == [word for *_, word in rows]
-    assert main([*arguments, "--set", "method=joint"]) == 1
-    assert "ctc_beam" in capsys.readouterr().err
+    assert main([*arguments, "--search", "JointSearch"]) == 1
+    assert "CtcBeamSearch" in capsys.readouterr().err

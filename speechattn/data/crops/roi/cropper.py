@@ -14,7 +14,7 @@ from speechattn.data.crops.roi.landmarks import load_landmarks
 from speechattn.data.crops.roi.mtcnn import MtcnnDetector
 from speechattn.data.crops.roi.options import RoiOptions
 from speechattn.data.crops.roi.track import Track, Tracker
-from speechattn.data.media.container import Frame, iter_video
+from speechattn.data.media import Frame, iter_video
 from speechattn.errors import MediaError, NoFaceError
 
 _log = logging.getLogger(__name__)

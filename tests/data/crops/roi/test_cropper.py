@@ -164,7 +164,7 @@ def test_coarser_looks_give_nearly_the_same_crop(clip):
 
 
 def test_two_faces_are_logged(clip, tmp_path, caplog):
-    from speechattn.data.media.container import iter_frames
+    from speechattn.data.media import iter_frames
 
     frames = np.stack(list(iter_frames(clip)))[:20]
     small = np.zeros_like(frames)

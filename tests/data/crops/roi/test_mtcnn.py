@@ -9,7 +9,7 @@ import pytest
 from speechattn.data.crops.roi.detector import FaceDetector, RefiningDetector, overlap
 from speechattn.data.crops.roi.mediapipe import MediaPipeDetector, face_of_mesh
 from speechattn.data.crops.roi.mtcnn import MtcnnDetector, _patches, _suppress
-from speechattn.data.media.container import iter_frames
+from speechattn.data.media import iter_frames
 from speechattn.errors import ConfigError
 
 
