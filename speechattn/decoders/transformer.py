@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from speechattn.attention.cross import (
     CrossAttentionFactory,
-    Heard,
+    CrossState,
     Keys,
     SoftmaxCrossAttention,
 )
@@ -86,8 +86,8 @@ class DecoderLayer(nn.Module):
         growth: Growth,
         keys: Keys,
         mask: Tensor | None,
-        cross_state: Heard = (),
-    ) -> tuple[Tensor, Cache, Heard]:
+        cross_state: CrossState = (),
+    ) -> tuple[Tensor, Cache, CrossState]:
         """Run one token of each hypothesis.
 
         Args:
