@@ -33,7 +33,7 @@ class PartTimes:
         for module in model.modules():
             frontend = module.frontend if isinstance(module, Stream) else None
             # Of exported graphs that see, the frontend is what stayed outside.
-            frontend = getattr(module, "look", None) if frontend is None else frontend
+            frontend = getattr(module, "frontend", None) if frontend is None else frontend
             if isinstance(frontend, nn.Module):
                 frontend.register_forward_pre_hook(lambda *_: self._begun.append(self._now()))
                 frontend.register_forward_hook(lambda *_: self._end())
