@@ -31,7 +31,7 @@ from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.decoding import CtcPrefixScorer, Hypothesis, JointSearch
 from speechattn.decoding.rescoring import add_decoder, rescore
 from speechattn.deploy.packing import PackedLinear, pack
-from speechattn.deploy.quantisation import quantise
+from speechattn.deploy.quantization import quantize
 from speechattn.importing.espnet import decoder_weights
 from speechattn.model.output import ModelOutput
 
@@ -186,7 +186,7 @@ def quantised_rows(models: Models, seconds: int, beam: int, rounds: int) -> list
     runs = {"float32": models.searches(lengths, beam)["ours"]}
     whole = models.ours
     for scheme in ("int8", "bf16"):
-        models.ours = quantise(copy.deepcopy(models.plain), scheme)
+        models.ours = quantize(copy.deepcopy(models.plain), scheme)
         torch.manual_seed(1)
         runs[scheme] = models.searches(lengths, beam)["ours"]
     models.ours = whole

@@ -20,8 +20,8 @@ import torch
 from rows import in_turn, row, save, spread
 from torch import Tensor, nn
 
+from speechattn.deploy.visual_frontend import FUSED, FoldedConv, fold_frontend
 from speechattn.frontends import ResNet3D
-from speechattn.frontends.inference import FUSED, FoldedConv, optimise
 from speechattn.model import load_model
 
 FRAMES, SIDE = 250, 88
@@ -131,7 +131,7 @@ def forward_rows(frames: int, rounds: int) -> list[dict]:
     plain.eval()
     clip = torch.randint(0, 256, (1, frames, 1, SIDE, SIDE), dtype=torch.uint8)
     lengths = torch.tensor([frames])
-    fp32, mixed, bf16 = (optimise(model, name) for name in ("fp32", "mixed", "bf16"))
+    fp32, mixed, bf16 = (fold_frontend(model, name) for name in ("fp32", "mixed", "bf16"))
     mean, std = model.windows.mean, model.windows.std
 
     def peer() -> Tensor:
@@ -201,24 +201,20 @@ def training_row(frames: int, rounds: int) -> dict:
 
 def text_rows(options: argparse.Namespace) -> list[dict]:
     """The share of clips whose text the cheaper arithmetic leaves alone."""
-    from speechattn.decoding.config import chosen_search
+    from speechattn.decoding import JointSearch
     from speechattn.transcribe.manifests import decode_cuts
     from speechattn.transcribe.transcriber import Transcriber
 
-    search = chosen_search({}, search=str(options.options)) if options.options else None
+    decoding = JointSearch.load(options.options) if options.options else None
     texts = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("as trained", "fp32", "mixed", "bf16"):
             precision = "fp32" if name == "as trained" else name
-            transcriber = Transcriber.from_pretrained(
-                options.model, search=search, precision=precision
-            )
+            transcriber = Transcriber.from_pretrained(options.model, decoding, precision=precision)
             if name == "as trained":
-                transcriber.recogniser.model = load_model(options.model)
+                transcriber.model = load_model(options.model)
             output = Path(folder) / name.replace(" ", "_")
-            path = decode_cuts(
-                transcriber.recogniser, options.cuts, output, crops=options.crops, details=0
-            )
+            path = decode_cuts(transcriber, options.cuts, output, options.crops, details=0)
             lines = path.read_text(encoding="utf-8").splitlines()
             texts[name] = dict(line.partition("\t")[::2] for line in lines)
     rows = []
@@ -244,9 +240,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=model, help="a trained model that sees")
     parser.add_argument("--cuts", type=Path, default=cuts, help="its test set")
     parser.add_argument("--crops", type=Path, default=crops, help="the test set's mouth crops")
-    parser.add_argument(
-        "--options", type=Path, help="YAML with a section `search`; the model's own by default"
-    )
+    parser.add_argument("--options", type=Path, help="decode options, the model's own by default")
     options = parser.parse_args()
     if options.model is not None and options.cuts is None:
         parser.error("--model needs --cuts")

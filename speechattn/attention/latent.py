@@ -72,7 +72,7 @@ class LatentTokenAttention(TokenAttention):
         self.latent = nn.Linear(width, self.rank + rotary)
         self.norm = nn.LayerNorm(self.rank)
         # Parameters, not layers: a step reads them the other way round, which a layer that is
-        # packed or quantised for inference would not allow.
+        # packed or quantized for inference would not allow.
         self.key = nn.Parameter(torch.empty(heads, self.head_width, self.rank))
         self.value = nn.Parameter(torch.empty(heads, self.head_width, self.rank))
         for parameter in (self.key, self.value):

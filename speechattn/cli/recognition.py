@@ -203,7 +203,7 @@ def load_transcriber(args: Namespace):
 
 def export(args: Namespace) -> None:
     """speechattn export"""
-    from speechattn.deploy.exported import export_dir
+    from speechattn.deploy.export import export_dir
 
     for path in export_dir(args.model, args.output, args.allow):
         logger.info("written to %s", path)

@@ -1,68 +1,75 @@
-"""A model as ONNX graphs, and what reads them with onnxruntime.
+"""Write a model as ONNX graphs, and a model directory as an exported folder.
 
-Three files: `encoder.onnx` (input to hidden frames and CTC log-probabilities), `decoder_start.onnx`
-(hidden frames to the keys and values that the decoder listens to) and `decoder_step.onnx` (one more
-token of every hypothesis). Batch, time, tokens and hypotheses are free axes.
+Each model becomes `encoder.onnx` (input to hidden frames and CTC log-probabilities),
+`decoder_start.onnx` (hidden frames to the decoder's keys and values of them) and
+`decoder_step.onnx` (one more token of every hypothesis). Batch, time, tokens and hypotheses are
+free axes. Sound enters as waveforms, lips as the features of the visual frontend, which stays in
+PyTorch: it packs the frames of ragged clips, whose number a graph cannot know.
 
-Sound enters as waveforms, lips as the features of the visual frontend: that packs the frames of
-ragged clips, of which a graph cannot know the number. The graphs need nothing of this package;
-`OnnxModel` is what a `Transcriber` takes in a model's place (see `speechattn.deploy.exported`).
-
-Legend: B utterances, K hypotheses of each, T frames, M nodes (tokens of an utterance's hypotheses,
-those that they share once, see `speechattn.decoders.tree`), V units, L layers, H heads, Dh width.
+`speechattn.deploy.exported` reads what is written here.
 """
 
 import copy
 import logging
 import math
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
+import yaml
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from speechattn.attention import SoftmaxCrossAttention, SoftmaxTokenAttention
 from speechattn.attention.decoder_base import Growth
 from speechattn.attention.positions import RelativePositions, relative_positions
-from speechattn.decoders import BidirectionalDecoder, Decoder, DecoderState, TransformerDecoder
-from speechattn.decoders.tree import TokenTree
+from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
+from speechattn.deploy.exported import ENCODER, FRONTEND, START, STEP
+from speechattn.deploy.replacement import replace_modules
 from speechattn.errors import ConfigError
+from speechattn.files import write_text
 from speechattn.frontends import MLPFusion
-from speechattn.frontends.base import Frontend
 from speechattn.kernels import backend
-from speechattn.masks import padding_mask, without_padding
-from speechattn.model.output import ModelOutput
+from speechattn.masks import without_padding
+from speechattn.model.directory import CONFIG, META, WEIGHTS, load_model, read_config
+from speechattn.model.ensemble import Ensemble
 from speechattn.model.speech_model import SpeechModel
 
-ENCODER, START, STEP = "encoder.onnx", "decoder_start.onnx", "decoder_step.onnx"
-MISSING = "ONNX needs more packages: pip install 'speechattn[onnx]'"
+FREE = torch.export.Dim.DYNAMIC
+MEMORY = ("memory_key", "memory_value")  # outputs of the decoder's start, inputs of its step
+# Of each input of a graph an example and its free axes.
+Inputs = dict[str, tuple[Tensor, dict]]
 
-ANY = torch.export.Dim.DYNAMIC
 
-
-class Given(Frontend):
-    """Stands for a frontend whose features come from outside."""
-
-    def __init__(self, output_size: int):
-        super().__init__()
-        self.output_size = output_size
+class GivenFeatures(nn.Module):
+    """A frontend whose features are computed outside of the graph."""
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return x, lengths
 
 
-class Sinusoids(RelativePositions):
-    """`RelativePositions` without a table: there is no length beyond which it would end."""
+class UnboundedPositions(nn.Module):
+    """`RelativePositions` without its table, which would limit the length."""
 
-    def _lookup(self, frames: int, device: torch.device) -> Tensor:
-        return relative_positions(frames, self.width, device)
+    def __init__(self, source: RelativePositions):
+        super().__init__()
+        self.width = source.width
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * math.sqrt(self.width), relative_positions(x.shape[1], self.width, x.device)
 
 
-class DenseFusion(MLPFusion):
-    """`MLPFusion` in evaluation mode: padding is computed too and then thrown away."""
+class PaddedFusion(nn.Module):
+    """`MLPFusion` that computes padding too and drops it afterwards."""
+
+    def __init__(self, source: MLPFusion):
+        super().__init__()
+        self.output_size = source.output_size
+        self.up, self.norm, self.down = source.up, source.norm, source.down
 
     def forward(
         self, audio: Tensor, audio_lengths: Tensor, video: Tensor, video_lengths: Tensor
@@ -75,31 +82,25 @@ class DenseFusion(MLPFusion):
 
 
 class EncoderGraph(nn.Module):
-    """Input of each stream and its lengths to hidden frames, lengths and log-probabilities.
+    """Input and lengths of each stream to hidden frames, lengths and log-probabilities.
 
     Args:
-        model: of which nothing is changed.
+        model: stays as it is; the graph shares its weights.
     """
 
     def __init__(self, model: SpeechModel):
         super().__init__()
-        self.model = copy.deepcopy(model)
+        shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
+        self.model = copy.deepcopy(model, shared)
         self.model.decoder = None
         if "video" in self.model.streams:
-            stream = self.model.streams["video"]
-            stream.frontend = Given(stream.frontend.output_size)
-        if self.model.fusion is not None:
-            self.model.fusion.__class__ = DenseFusion
-        for module in self.model.modules():
-            if isinstance(module, RelativePositions):
-                module.__class__ = Sinusoids
-                module._table = None
+            self.model.streams["video"].frontend = GivenFeatures()
+        replace_modules(self.model, MLPFusion, PaddedFusion)
+        replace_modules(self.model, RelativePositions, UnboundedPositions)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        given = {}
-        for i, name in enumerate(self.model.modalities):
-            given[name], given[f"{name}_lengths"] = inputs[2 * i : 2 * i + 2]
-        hidden, lengths = self.model.encode(**given)
+        names = (x for name in self.model.modalities for x in (name, f"{name}_lengths"))
+        hidden, lengths = self.model.encode(**dict(zip(names, inputs, strict=True)))
         return hidden, lengths, self.model.ctc_log_probs(hidden)
 
 
@@ -110,13 +111,14 @@ class StartGraph(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        (hidden,) = inputs
         pairs = [layer.cross_attention.keys(hidden) for layer in self.decoder.layers]
         return torch.stack([k for k, _ in pairs]), torch.stack([v for _, v in pairs])
 
 
 class StepGraph(nn.Module):
-    """The decoder's step, with states as plain tensors."""
+    """The decoder's step, with its state as plain tensors."""
 
     def __init__(self, decoder: TransformerDecoder):
         super().__init__()
@@ -124,33 +126,25 @@ class StepGraph(nn.Module):
         rate = torch.arange(0, decoder.width, 2, dtype=torch.float32)
         self.register_buffer("rate", torch.exp(rate * -(math.log(1e4) / decoder.width)))
 
-    def forward(
-        self,
-        token: Tensor,
-        position: Tensor,
-        path: Tensor,
-        key: Tensor,
-        value: Tensor,
-        memory_key: Tensor,
-        memory_value: Tensor,
-        memory_mask: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One token of each hypothesis.
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Feed one token to each hypothesis.
 
         Args:
-            token: (B, K) int64, <sos> first.
-            position: () int64, how many tokens came before.
-            path: (B, K, M) bool, the nodes that a hypothesis went through.
-            key: (L, B, M, H, Dh), of the nodes; H and below heads of keys.
-            value: (L, B, M, H, Dh).
-            memory_key: (L, B, H, T, Dh).
-            memory_value: (L, B, H, T, Dh).
-            memory_mask: (B, T) bool, True where a frame is real.
+            inputs: in this order
+                token: (B, K) int64, <sos> first.
+                position: () int64, how many tokens came before.
+                path: (B, K, M) bool, the nodes that a hypothesis went through.
+                key: (L, B, M, H, Dh), of the nodes; H counts heads of keys.
+                value: (L, B, M, H, Dh).
+                memory_key: (L, B, H, T, Dh).
+                memory_value: (L, B, H, T, Dh).
+                memory_mask: (B, T) bool, True where a frame is real.
 
         Returns:
             Log-probabilities of the next token (B, K, V), and keys and values of M + K nodes,
-            (L, B, M + K, H, Dh) each: those before, and one for each hypothesis in their order.
+            (L, B, M + K, H, Dh) each: those before, then one of each hypothesis in their order.
         """
+        token, position, path, key, value, memory_key, memory_value, memory_mask = inputs
         decoder = self.decoder
         angle = position * self.rate
         place = torch.stack([angle.sin(), angle.cos()], 1).flatten()  # (D,)
@@ -169,44 +163,49 @@ class StepGraph(nn.Module):
         return log_probs, torch.stack(keys), torch.stack(values)
 
 
-@contextmanager
-def traceable() -> Iterator[None]:
-    """While it lasts nothing in Python depends on what is in a tensor.
-
-    The definitions of the operations take over from what looks at lengths to skip padding.
-    """
-    before = os.environ.get(backend.VARIABLE)
-    os.environ[backend.VARIABLE] = "reference"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[backend.VARIABLE]
-        else:
-            os.environ[backend.VARIABLE] = before
-
-
 def export_onnx(model: nn.Module, folder: str | Path) -> list[Path]:
-    """Write a model as ONNX graphs; needs `speechattn[onnx]`.
+    """Write a model as ONNX graphs.
 
     Args:
         model: in evaluation mode, on a CPU, float32; with a `TransformerDecoder`, a
-            `BidirectionalDecoder` (of which the left-to-right half is written) or none.
+            `BidirectionalDecoder` (whose left-to-right half is written) or none.
         folder: made if it is not there.
 
     Returns:
-        The files: the encoder, and where there is a decoder its start and its step.
+        The files: the encoder and, where there is a decoder, its start and its step.
 
     Raises:
-        ConfigError: an ensemble, another decoder, or the packages are not there.
+        ConfigError: the model is an ensemble or has another decoder, or a package is missing.
+    """
+    decoder = exportable_decoder(model)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / ENCODER]
+    outputs = ("hidden", "hidden_lengths", "log_probs")
+    write(EncoderGraph(model), encoder_inputs(model), outputs, files[0])
+    if decoder is None:
+        return files
+    files += [folder / START, folder / STEP]
+    hidden = {"hidden": (torch.zeros(2, 7, decoder.memory_size), {0: FREE, 1: FREE})}
+    write(StartGraph(decoder), hidden, MEMORY, files[1])
+    outputs = ("log_probs", "new_key", "new_value")
+    write(StepGraph(decoder), step_inputs(decoder), outputs, files[2])
+    return files
+
+
+def exportable_decoder(model: nn.Module) -> TransformerDecoder | None:
+    """Return the decoder to write, None for a model without.
+
+    Raises:
+        ConfigError: the model cannot be exported.
     """
     if not isinstance(model, SpeechModel):
         raise ConfigError("export: one model at a time; of an ensemble, each of its models")
     if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in model.parameters()):
         raise ConfigError("export: the model has to be in float32 on a CPU")
-    decoder = (
-        model.decoder.left if isinstance(model.decoder, BidirectionalDecoder) else model.decoder
-    )
+    decoder = model.decoder
+    if isinstance(decoder, BidirectionalDecoder):
+        decoder = decoder.left
     if decoder is not None and not isinstance(decoder, TransformerDecoder):
         raise ConfigError(f"export: a {type(decoder).__name__} cannot be exported")
     for layer in decoder.layers if decoder is not None else ():
@@ -215,187 +214,114 @@ def export_onnx(model: nn.Module, folder: str | Path) -> list[Path]:
                 raise ConfigError(
                     f"export: a decoder with {type(attention).__name__} cannot be exported"
                 )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    inputs, arguments, axes = [], [], []
+    return decoder
+
+
+def encoder_inputs(model: SpeechModel) -> Inputs:
+    """Return the inputs of the encoder's graph."""
+    inputs: Inputs = {}
     for name in model.modalities:
-        stream = model.streams[name]
-        inputs += [name, f"{name}_lengths"]
-        size = (stream.frontend.output_size,) if name == "video" else ()
+        size = (model.streams[name].frontend.output_size,) if name == "video" else ()
         # Long enough for any subsampling, and no two axes alike.
         frames = 101 if name == "video" else 16001
-        arguments += [
-            torch.zeros(3, frames, *size),
-            torch.tensor([frames, frames // 2, frames - 1]),
-        ]
-        axes += [{0: ANY, 1: ANY}, {0: ANY}]
-    outputs = ["hidden", "hidden_lengths", "log_probs"]
-    files = [folder / ENCODER]
-    write(EncoderGraph(model), arguments, (tuple(axes),), inputs, outputs, files[0])
-    if decoder is None:
-        return files
-    files += [folder / START, folder / STEP]
+        lengths = torch.tensor([frames, frames // 2, frames - 1])
+        inputs[name] = torch.zeros(3, frames, *size), {0: FREE, 1: FREE}
+        inputs[f"{name}_lengths"] = lengths, {0: FREE}
+    return inputs
+
+
+def step_inputs(decoder: TransformerDecoder) -> Inputs:
+    """Return the inputs of the graph of a decoder's step."""
     b, k, m, t, layers = 2, 3, 5, 7, len(decoder.layers)
-    memory = ["memory_key", "memory_value"]
-    hidden = [torch.zeros(b, t, decoder.memory_size)]
-    write(StartGraph(decoder), hidden, [{0: ANY, 1: ANY}], ["hidden"], memory, files[1])
     tokens, cross = decoder.layers[0].self_attention, decoder.layers[0].cross_attention
     past = (layers, b, m, tokens.kv_heads, tokens.head_width)
-    kept = (layers, b, cross.kv_heads, t, cross.head_width)
+    memory = (layers, b, cross.kv_heads, t, cross.head_width)
     # Each a tensor of its own, or the graph would read one input in two places.
-    arguments = {
-        "token": (torch.zeros(b, k, dtype=torch.int64), {0: ANY, 1: ANY}),
+    return {
+        "token": (torch.zeros(b, k, dtype=torch.int64), {0: FREE, 1: FREE}),
         "position": (torch.tensor(4), {}),
-        "path": (torch.ones(b, k, m, dtype=torch.bool), {0: ANY, 1: ANY, 2: ANY}),
-        "key": (torch.zeros(past), {1: ANY, 2: ANY}),
-        "value": (torch.zeros(past), {1: ANY, 2: ANY}),
-        "memory_key": (torch.zeros(kept), {1: ANY, 3: ANY}),
-        "memory_value": (torch.zeros(kept), {1: ANY, 3: ANY}),
-        "memory_mask": (torch.ones(b, t, dtype=torch.bool), {0: ANY, 1: ANY}),
+        "path": (torch.ones(b, k, m, dtype=torch.bool), {0: FREE, 1: FREE, 2: FREE}),
+        "key": (torch.zeros(past), {1: FREE, 2: FREE}),
+        "value": (torch.zeros(past), {1: FREE, 2: FREE}),
+        **{name: (torch.zeros(memory), {1: FREE, 3: FREE}) for name in MEMORY},
+        "memory_mask": (torch.ones(b, t, dtype=torch.bool), {0: FREE, 1: FREE}),
     }
-    examples, axes = ([pair[i] for pair in arguments.values()] for i in (0, 1))
-    outputs = ["log_probs", "new_key", "new_value"]
-    write(StepGraph(decoder), examples, axes, list(arguments), outputs, files[2])
-    return files
 
 
-def write(
-    graph: nn.Module,
-    arguments: list[Tensor],
-    axes: list | tuple,
-    inputs: list[str],
-    outputs: list[str],
-    path: Path,
-) -> None:
-    """Trace a graph with free axes and writes it."""
+def write(graph: nn.Module, inputs: Inputs, outputs: Sequence[str], path: Path) -> None:
+    """Trace a graph that takes `*inputs`, and write it.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"export: {MISSING} ({error})") from error
-    loud = logging.getLogger("torch.onnx")
-    level = loud.level
-    loud.setLevel(logging.ERROR)  # it warns of every optional package that is not there
+        raise ConfigError(
+            f"{error.name} is not installed: pip install 'speechattn[export]', or in a clone of "
+            "the repository pip install '.[export]'"
+        ) from error
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns of every optional package that is missing
     try:
-        with traceable(), torch.no_grad():
+        with reference_kernels(), torch.no_grad():
+            examples, axes = zip(*inputs.values(), strict=True)
             program = torch.export.export(
-                graph.eval(), tuple(arguments), dynamic_shapes=axes, strict=False
+                graph.eval(), examples, dynamic_shapes=(axes,), strict=False
             )
-            written = torch.onnx.export(
-                program, dynamo=True, input_names=inputs, output_names=outputs, verbose=False
-            )
+            names = {"input_names": list(inputs), "output_names": list(outputs)}
+            written = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     finally:
-        loud.setLevel(level)
+        log.setLevel(level)
     written.save(path)
 
 
-def open_session(path: Path, threads: int | None = None):
-    """An onnxruntime session on the CPU."""
+@contextmanager
+def reference_kernels() -> Iterator[None]:
+    """Compute by the operations' definitions, whose code never branches on what a tensor holds."""
+    before = os.environ.get(backend.VARIABLE)
+    os.environ[backend.VARIABLE] = "reference"
     try:
-        import onnxruntime
-    except ImportError as error:
-        raise ConfigError(f"{path}: {MISSING} ({error})") from error
-    if not path.is_file():
-        raise ConfigError(f"{path} is missing: write it with `speechattn export`")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        yield
+    finally:
+        del os.environ[backend.VARIABLE]
+        if before is not None:
+            os.environ[backend.VARIABLE] = before
 
 
-def run_session(session, **inputs: Tensor) -> list[Tensor]:
-    """The outputs of a session, in their order."""
-    given = {name: x.contiguous().numpy() for name, x in inputs.items()}
-    return [torch.from_numpy(y) for y in session.run(None, given)]
-
-
-class OnnxDecoder(Decoder):
-    """The exported decoder with the interface that a search knows.
+def export_dir(source: str | Path, output: str | Path, allow: Iterable[str] = ()) -> list[Path]:
+    """Write the exported folder of a model directory.
 
     Args:
-        source: whose sizes it has.
-        folder: of the graphs.
+        source: a model directory, of one model or of an ensemble.
+        output: made if it is not there.
+        allow: packages beside this one whose classes config.yaml may name.
+
+    Returns:
+        The graphs.
+
+    Raises:
+        ConfigError: a model cannot be exported, or `output` is a model directory.
     """
-
-    scores_sequences = False  # one token after another
-
-    def __init__(self, source: Decoder, folder: Path):
-        super().__init__()
-        self.vocab_size, self.memory_size = source.vocab_size, source.memory_size
-        self.width = source.width
-        left = source.left if isinstance(source, BidirectionalDecoder) else source
-        tokens = left.layers[0].self_attention
-        self.node = (tokens.kv_heads, tokens.head_width)
-        self.start, self.one = open_session(folder / START), open_session(folder / STEP)
-
-    def init_state(self, memory: Tensor, memory_lengths: Tensor) -> DecoderState:
-        keys, values = run_session(self.start, hidden=memory)  # (L, B, H, T, Dh)
-        none = keys.new_empty(len(memory), 0, *self.node)
-        tree = TokenTree.root(tuple((none, none) for _ in keys))
-        mask = padding_mask(memory_lengths, memory.size(1))[:, None, None]
-        return DecoderState(tuple(zip(keys, values, strict=True)), mask, tree)
-
-    def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        tree = state.tree
-        key, value = (torch.stack(x) for x in zip(*tree.cache, strict=True))
-        memory_key, memory_value = (torch.stack(x) for x in zip(*state.memory, strict=True))
-        log_probs, key, value = run_session(
-            self.one,
-            token=token.view(state.utterances, -1),
-            position=torch.tensor(tree.depth),
-            path=tree.path,
-            key=key,
-            value=value,
-            memory_key=memory_key,
-            memory_value=memory_value,
-            memory_mask=state.memory_mask[:, 0, 0],
-        )
-        cache = tuple(zip(key, value, strict=True))
-        return log_probs.flatten(0, 1), replace(state, tree=tree.grown(cache, tree.growth()))
-
-
-class OnnxModel(nn.Module):
-    """Exported graphs in a model's place, e.g. in a `Transcriber`.
-
-    Args:
-        source: the model that was exported; its sizes are read and, of a model that sees, its
-            visual frontend is used.
-        folder: of the graphs.
-    """
-
-    def __init__(self, source: SpeechModel, folder: str | Path):
-        super().__init__()
-        folder = Path(folder)
-        self.modalities = source.modalities
-        self.vocab_size, self.frame_shift = source.vocab_size, source.frame_shift
-        self.crop_size, self.video_fps = source.crop_size, source.video_fps
-        self.sample_rate = source.sample_rate
-        self.look = source.streams["video"].frontend if "video" in source.streams else None
-        self.encoder = open_session(folder / ENCODER)
-        self.decoder = None if source.decoder is None else OnnxDecoder(source.decoder, folder)
-
-    @property
-    def decoders(self) -> list[Decoder | None]:
-        """The decoder, as a `SpeechModel` lists it."""
-        return [self.decoder]
-
-    @property
-    def transducers(self) -> list[None]:
-        """None: a transducer is not exported."""
-        return [None]
-
-    def outputs(
-        self,
-        audio: Tensor | None = None,
-        audio_lengths: Tensor | None = None,
-        video: Tensor | None = None,
-        video_lengths: Tensor | None = None,
-    ) -> list[ModelOutput]:
-        """As `SpeechModel.outputs`."""
-        given = {}
-        if "audio" in self.modalities:
-            given.update(audio=audio, audio_lengths=audio_lengths)
-        if self.look is not None:
-            video, video_lengths = self.look(video, video_lengths)
-            given.update(video=video, video_lengths=video_lengths)
-        hidden, lengths, log_probs = run_session(self.encoder, **given)
-        return [ModelOutput(hidden, lengths, log_probs, self.decoder, self.frame_shift)]
+    source, output = Path(source), Path(output)
+    if (output / WEIGHTS).exists():
+        raise ConfigError(f"--output {output}: is a model directory; name another folder")
+    model = load_model(source, allow)
+    # config.yaml comes last: without it the folder is no exported one.
+    (output / CONFIG).unlink(missing_ok=True)
+    files = []
+    for name, one in model.models.items() if isinstance(model, Ensemble) else [("", model)]:
+        if Path(name).name != name:
+            raise ConfigError(f"export: {name!r} cannot name a folder: rename this model")
+        files += export_onnx(one, output / name)
+        if "video" in one.streams:
+            weights = one.streams["video"].frontend.state_dict()
+            save_file({k: w.contiguous() for k, w in weights.items()}, output / name / FRONTEND)
+    Tokenizer.load(source).save(output)
+    if (source / META).is_file():
+        shutil.copyfile(source / META, output / META)
+    config = read_config(source)
+    write_text(output / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    return files

@@ -1,90 +1,170 @@
-"""The exported folder: a model directory whose weights are ONNX graphs.
+"""Exported models run by onnxruntime.
 
-`config.yaml`, the tokenizer's files and `meta.json` are as in a model directory; in the place of
-`model.safetensors` stand the graphs of `speechattn.deploy.export`, those of an ensemble in a
-folder for each model. Where a model sees, `frontend.safetensors` has the weights of its visual
-frontend, which no graph can hold.
+An exported folder is a model directory whose weights are the ONNX graphs that
+`speechattn.deploy.export` writes, those of an ensemble in a folder for each model. Where a model
+reads lips, `frontend.safetensors` has the weights of its visual frontend.
 """
 
-import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from speechattn.data.tokenizers.tokenizer import Tokenizer
-from speechattn.deploy.export import ENCODER, OnnxModel, export_onnx
-from speechattn.deploy.packing import unpack
+from speechattn.decoders import BidirectionalDecoder, Decoder, DecoderState
+from speechattn.decoders.tree import TokenTree
 from speechattn.errors import ConfigError
-from speechattn.files import write_text
-from speechattn.model.directory import CONFIG, META, WEIGHTS, build_model, load_model, read_config
+from speechattn.masks import padding_mask
+from speechattn.model.directory import CONFIG, WEIGHTS, build_model, read_config
 from speechattn.model.ensemble import Ensemble
+from speechattn.model.output import ModelOutput
 from speechattn.model.speech_model import SpeechModel
 
+ENCODER, START, STEP = "encoder.onnx", "decoder_start.onnx", "decoder_step.onnx"
 FRONTEND = "frontend.safetensors"
 
 
+class OnnxDecoder(Decoder):
+    """An exported decoder with the interface that a search uses; it takes one token at a time.
+
+    Args:
+        source: the decoder that was exported; its sizes are read.
+        folder: of the graphs.
+    """
+
+    scores_sequences = False
+
+    def __init__(self, source: Decoder, folder: Path):
+        super().__init__()
+        self.vocab_size, self.memory_size = source.vocab_size, source.memory_size
+        self.width = source.width
+        left = source.left if isinstance(source, BidirectionalDecoder) else source
+        tokens = left.layers[0].self_attention
+        self.heads = (tokens.kv_heads, tokens.head_width)
+        self.start_session = open_session(folder / START)
+        self.step_session = open_session(folder / STEP)
+
+    def init_state(self, memory: Tensor, memory_lengths: Tensor) -> DecoderState:
+        keys, values = run_session(self.start_session, hidden=memory)  # (L, B, H, T, Dh)
+        empty = keys.new_empty(len(memory), 0, *self.heads)
+        tree = TokenTree.root(tuple((empty, empty) for _ in keys))
+        mask = padding_mask(memory_lengths, memory.size(1))[:, None, None]
+        return DecoderState(tuple(zip(keys, values, strict=True)), mask, tree)
+
+    def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        tree = state.tree
+        key, value = (torch.stack(x) for x in zip(*tree.cache, strict=True))
+        memory_key, memory_value = (torch.stack(x) for x in zip(*state.memory, strict=True))
+        log_probs, key, value = run_session(
+            self.step_session,
+            token=token.view(state.utterances, -1),
+            position=torch.tensor(tree.depth),
+            path=tree.path,
+            key=key,
+            value=value,
+            memory_key=memory_key,
+            memory_value=memory_value,
+            memory_mask=state.memory_mask[:, 0, 0],
+        )
+        cache = tuple(zip(key, value, strict=True))
+        return log_probs.flatten(0, 1), replace(state, tree=tree.grown(cache, tree.growth()))
+
+
+class OnnxModel(nn.Module):
+    """Exported graphs with the interface of a `SpeechModel`.
+
+    Args:
+        source: the model that was exported; its sizes are read, and its visual frontend is used.
+        folder: of the graphs.
+    """
+
+    def __init__(self, source: SpeechModel, folder: str | Path):
+        super().__init__()
+        folder = Path(folder)
+        self.modalities = source.modalities
+        self.vocab_size, self.frame_shift = source.vocab_size, source.frame_shift
+        self.crop_size, self.video_fps = source.crop_size, source.video_fps
+        self.sample_rate = source.sample_rate
+        self.frontend = source.streams["video"].frontend if "video" in source.streams else None
+        self.encoder = open_session(folder / ENCODER)
+        self.decoder = None if source.decoder is None else OnnxDecoder(source.decoder, folder)
+        self._num_parameters = source.num_parameters()
+
+    def num_parameters(self) -> int:
+        """Return the number of parameters of the model that was exported."""
+        return self._num_parameters
+
+    @property
+    def decoders(self) -> list[Decoder | None]:
+        """Return the decoder, as a `SpeechModel` lists it."""
+        return [self.decoder]
+
+    @property
+    def transducers(self) -> list[None]:
+        """Return None: a transducer is not exported."""
+        return [None]
+
+    def outputs(
+        self,
+        audio: Tensor | None = None,
+        audio_lengths: Tensor | None = None,
+        video: Tensor | None = None,
+        video_lengths: Tensor | None = None,
+    ) -> list[ModelOutput]:
+        """Compute a batch's outputs for a search; arguments as of `SpeechModel.encode`."""
+        inputs = {}
+        if "audio" in self.modalities:
+            inputs.update(audio=audio, audio_lengths=audio_lengths)
+        if self.frontend is not None:
+            video, video_lengths = self.frontend(video, video_lengths)
+            inputs.update(video=video, video_lengths=video_lengths)
+        hidden, lengths, log_probs = run_session(self.encoder, **inputs)
+        return [ModelOutput(hidden, lengths, log_probs, self.decoder, self.frame_shift)]
+
+
+def open_session(path: Path):
+    """Open a graph with onnxruntime on the CPU, with as many threads as PyTorch has."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError(
+            "onnxruntime is not installed: pip install 'speechattn[onnx]', or in a clone of the "
+            "repository pip install '.[onnx]'"
+        ) from error
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing: write it with `speechattn export`")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run_session(session, **inputs: Tensor) -> list[Tensor]:
+    """Run a graph and return its outputs in their order."""
+    arrays = {name: x.contiguous().numpy() for name, x in inputs.items()}
+    return [torch.from_numpy(y) for y in session.run(None, arrays)]
+
+
 def is_exported(folder: str | Path) -> bool:
-    """Whether a folder has graphs where a model directory has weights."""
+    """Return whether a folder has graphs where a model directory has weights."""
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or (folder / WEIGHTS).exists():
         return False
-    return any(True for _ in folder.glob(ENCODER)) or any(True for _ in folder.glob(f"*/{ENCODER}"))
-
-
-def export_dir(source: str | Path, output: str | Path, allow: Iterable[str] = ()) -> list[Path]:
-    """Write the exported folder of a model directory.
-
-    Args:
-        source: a model directory, of one model or of an ensemble.
-        output: made if it is not there.
-        allow: packages beside this one whose classes config.yaml may name.
-
-    Returns:
-        The graphs.
-
-    Raises:
-        ConfigError: a model cannot be exported, or `output` has a model's weights already.
-    """
-    source, output = Path(source), Path(output)
-    if (output / WEIGHTS).exists():
-        raise ConfigError(f"--output {output}: is a model directory; name another folder")
-    model = load_model(source, allow)
-    # Last of all comes config.yaml, without which the folder is none.
-    (output / CONFIG).unlink(missing_ok=True)
-    files = []
-    for name, one in parts(model).items():
-        files += export_onnx(one, output / name)
-        if "video" in one.streams:
-            weights = unpack(one.streams["video"].frontend).state_dict()
-            save_file({k: w.contiguous() for k, w in weights.items()}, output / name / FRONTEND)
-    Tokenizer.load(source).save(output)
-    if (source / META).is_file():
-        shutil.copyfile(source / META, output / META)
-    config = read_config(source)
-    write_text(output / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    return files
-
-
-def parts(model: SpeechModel | Ensemble) -> dict[str, SpeechModel]:
-    """The models by the folder that each is in, below the exported one."""
-    if not isinstance(model, Ensemble):
-        return {"": model}
-    for name in model.models:
-        if Path(name).name != name:
-            raise ConfigError(f"export: {name!r} cannot be a folder: call this model otherwise")
-    return dict(model.models)
+    return (folder / ENCODER).is_file() or any(folder.glob(f"*/{ENCODER}"))
 
 
 def load_exported(folder: str | Path, allow: Iterable[str] = ()) -> OnnxModel | Ensemble:
-    """The graphs of an exported folder, in the place of `load_model`'s model.
+    """Load the graphs of an exported folder.
+
+    Args:
+        folder: as `export_dir` writes it.
+        allow: packages beside this one whose classes config.yaml may name.
 
     Raises:
-        ConfigError: the folder is not whole, or onnxruntime is not there.
+        ConfigError: a file is missing or does not fit, or onnxruntime is not installed.
     """
     folder = Path(folder)
     config, vocab_size = read_config(folder), Tokenizer.load(folder).vocab_size
@@ -98,22 +178,16 @@ def load_exported(folder: str | Path, allow: Iterable[str] = ()) -> OnnxModel | 
     return Ensemble(models, ensemble["weights"])
 
 
-def load_one(folder: Path, section: dict, vocab_size: int, allow: Iterable[str] = ()) -> OnnxModel:
-    """The graphs of one model."""
-    # Its shapes are enough, but for what sees.
-    with torch.device("meta"):
+def load_one(folder: Path, section: dict, vocab_size: int, allow: Iterable[str]) -> OnnxModel:
+    """Load the graphs of one model."""
+    with torch.device("meta"):  # its shapes are enough, except for the visual frontend
         source = build_model(section, vocab_size, allow)
     if "video" in source.streams:
-        load_frontend(source.streams["video"].frontend, folder / FRONTEND)
+        path = folder / FRONTEND
+        if not path.is_file():
+            raise ConfigError(f"{path} is missing: write it with `speechattn export`")
+        try:
+            source.streams["video"].frontend.load_state_dict(load_file(path), assign=True)
+        except (SafetensorError, RuntimeError) as error:
+            raise ConfigError(f"{path} does not fit its {CONFIG}: {error}") from error
     return OnnxModel(source, folder).eval()
-
-
-def load_frontend(frontend: nn.Module, path: Path) -> None:
-    """Give a visual frontend that is without weights those of a file."""
-    if not path.is_file():
-        raise ConfigError(f"{path} is missing: write it with `speechattn export`")
-    try:
-        frontend.load_state_dict(load_file(path), assign=True)
-    except (SafetensorError, RuntimeError) as error:
-        raise ConfigError(f"{path} does not fit its {CONFIG}: {error}") from error
-    frontend.eval()

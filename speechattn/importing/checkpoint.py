@@ -1,7 +1,7 @@
-"""Weights of a stranger: read without running code, fitted without leaving any out."""
+"""Checkpoints from elsewhere, read without running code and loaded without leaving any out."""
 
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,19 @@ from torch import Tensor, nn
 from speechattn.errors import ConfigError
 from speechattn.importing.espnet import POSITIONS, Names, take
 
-SHOWN = 20  # names an error lists
-# Where toolkits put the weights in a checkpoint that holds an optimiser's state too.
+MAX_LISTED = 20  # names in an error
+# Keys of the weights in a checkpoint that has an optimiser's state too.
 _INSIDE = ("model", "state_dict", "model_state_dict")
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The weights in a `.pth`, `.pt`, `.ckpt` or `.safetensors` file, by their names.
+    """Read the weights of a `.pth`, `.pt`, `.ckpt` or `.safetensors` file, by their names.
 
     A whole training checkpoint of ESPnet (`model`) or Lightning (`state_dict`, names with `model.`
     before them) will do.
 
     Raises:
-        ConfigError: the file can't be read, holds no weights, or holds objects that only code can
-            make.
+        ConfigError: the file cannot be read, or holds something else than tensors.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
@@ -63,30 +62,30 @@ def _weights(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _plain(value: Tensor) -> bool:
-    """Whether a tensor holds ordinary numbers, each of them."""
+    """Return whether a tensor is a dense one of real numbers."""
     odd = value.is_meta or value.is_complex() or value.is_quantized
     return value.layout == torch.strided and not odd
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], names: Names, path: Path) -> None:
-    """Load weights into a model, every one of theirs and every one of ours.
+    """Load all weights of a checkpoint into a model, and all that it has.
 
     Args:
         model: takes the weights.
         state: the checkpoint's tensors.
-        names: for each name of ours the names of theirs that make it up.
+        names: see `Names`.
         path: of the checkpoint, for messages.
 
     Raises:
-        ConfigError: a weight that the model has no place for, two for one place, one that the
-            checkpoint lacks, or one of another shape.
+        ConfigError: a weight has no place in the model or that of another, is missing, or is of
+            another shape.
     """
     try:
         weights = take(state, names)
     except ValueError as error:
         raise ConfigError(f"{path}: does not fit\n  {error}") from error
     wanted = model.state_dict()
-    # Counts batches for a momentum that no model here leaves open; old versions did not save it.
+    # These counters matter only without a momentum, and old versions did not save them.
     for name, value in wanted.items():
         if name.endswith(".num_batches_tracked"):
             weights.setdefault(name, value)
@@ -112,18 +111,20 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], names: Names, path: Path)
 
 
 def listed(items: Sequence[str], text: str, separator: str = ", ") -> str:
-    """'3 weight(s) are ...: a, b, c', of which at most `SHOWN` are shown."""
-    more = f"{separator}and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return f"{len(items)} {text}: {separator.join(items[:SHOWN])}{more}"
+    """Return '3 weight(s) are ...: a, b, c', with at most `MAX_LISTED` names."""
+    more = f"{separator}and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
+    return f"{len(items)} {text}: {separator.join(items[:MAX_LISTED])}{more}"
 
 
-def under(names: Names, ours: str, theirs: str) -> Names:
-    """The same names with a prefix before each of ours and of theirs."""
+def map_part(
+    names: Iterable[str], mapper: Callable[[list[str]], Names], ours: str, theirs: str
+) -> Names:
+    """Map the names that begin with `theirs` to names that begin with `ours`.
+
+    `mapper` gets and returns names without these prefixes.
+    """
+    inner = [name.removeprefix(theirs) for name in names if name.startswith(theirs)]
     return {
-        f"{ours}{name}": tuple(f"{theirs}{part}" for part in parts) for name, parts in names.items()
+        f"{ours}{name}": tuple(f"{theirs}{part}" for part in parts)
+        for name, parts in mapper(inner).items()
     }
-
-
-def without(names: Iterable[str], prefix: str) -> list[str]:
-    """The names under `prefix`, without it."""
-    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]

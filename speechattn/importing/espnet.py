@@ -1,7 +1,6 @@
 """ESPnet's names of weights turned into ours: the one place that knows them.
 
-Of ESPnet 202611 (`espnet2.asr`, `espnet2.lm`); names that earlier versions wrote and that still
-mean the same are taken too.
+They are those of ESPnet 202611 (`espnet2.asr`, `espnet2.lm`), and older ones of the same meaning.
 """
 
 import re
@@ -10,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-# A pattern and what takes its place; every rule that matches is applied, in turn.
+# Patterns and their replacements; every rule that matches is applied, in turn.
 Rules = Sequence[tuple[str, str]]
-# Our name, and the names of theirs that make it up.
+# Each of our names, and theirs: several where we join weights.
 Names = dict[str, tuple[str, ...]]
 
 ENCODER_RULES: Rules = (
@@ -85,41 +84,37 @@ LM_RULES: Rules = (
     (r"\.norm1\.", ".norm_self."),
     (r"\.norm2\.", ".norm_feed_forward."),
 )
-# Ours are products of several matrices at once: theirs, the letters in order, ours.
+# We join several matrices into one: their prefix, the letters in order, our prefix.
 _JOINED = (
     (".self_attn.linear_", "qkv", ".self_attention.project."),
     (".src_attn.linear_", "kv", ".cross_attention.key_value."),
 )
-# Tables of positions, which old versions saved and which are no weights.
+# Tables of positions, which old versions saved, are no weights.
 POSITIONS = re.compile(r"(^|\.)pe$")
 
 
-def renamed(name: str, rules: Rules) -> str:
-    """`name` after every rule that matches."""
+def rename(name: str, rules: Rules) -> str:
+    """Apply to a name every rule that matches."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def encoder_names(names: Iterable[str]) -> Names:
-    """ESPnet's names (without `encoder.`) that make up each of ours.
+    """Map each of our names to ESPnet's, without `encoder.`.
 
     A name that no rule knows stays as it is, for strict loading to refuse.
     """
-    found: Names = {}
-    for name in names:
-        if not POSITIONS.search(name):
-            found[renamed(name, ENCODER_RULES)] = (name,)
-    return found
+    return {rename(n, ENCODER_RULES): (n,) for n in names if not POSITIONS.search(n)}
 
 
 def decoder_names(names: Iterable[str]) -> Names:
-    """As `encoder_names`, for the names of a Transformer decoder without `decoder.`."""
+    """Map names as `encoder_names` does, of a Transformer decoder without `decoder.`."""
     return _layer_names(names, "decoders", DECODER_RULES)
 
 
 def lm_names(names: Iterable[str]) -> Names:
-    """As `encoder_names`, for the names of a Transformer language model without `lm.`."""
+    """Map names as `encoder_names` does, of a Transformer language model without `lm.`."""
     return _layer_names(names, "encoder.encoders", LM_RULES)
 
 
@@ -134,13 +129,11 @@ def _layer_names(names: Iterable[str], layers: str, rules: Rules) -> Names:
                     found[f"layers.{layer}{ours}{kind}"] = parts
                     for part in parts:
                         del left[part]
-    for name in left:
-        found[renamed(name, rules)] = (name,)
-    return found
+    return found | {rename(name, rules): (name,) for name in left}
 
 
 def take(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
-    """The weights that `names` tells of, several of theirs joined along the first axis.
+    """Return weights by our names, several of theirs joined along the first axis.
 
     Raises:
         ValueError: their shapes do not let them be joined.
@@ -160,27 +153,17 @@ def take(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
 
 
 def encoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of our encoder with the weights of ESPnet's.
-
-    Args:
-        state: `state_dict` of `espnet2.asr.encoder`'s Conformer, Branchformer or E-Branchformer,
-            without `encoder.` before its names; gradients under those names will do as well.
-    """
+    """Return the state dict of our encoder for that of an ESPnet encoder, or gradients."""
     return take(state, encoder_names(state))
 
 
 def decoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of our TransformerDecoder with the weights of ESPnet's.
-
-    Args:
-        state: `state_dict` of `espnet2.asr.decoder.transformer_decoder.TransformerDecoder`, without
-            `decoder.` before its names; gradients under those names will do as well.
-    """
+    """Return the state dict of our TransformerDecoder for that of ESPnet's, or gradients."""
     return take(state, decoder_names(state))
 
 
 def numbers(names: Iterable[str], prefix: str) -> list[str]:
-    """The numbers that follow `prefix.` in the names."""
+    """Return the numbers that follow `prefix.` in the names, in order."""
     found = {
         name[len(prefix) + 1 :].split(".")[0] for name in names if name.startswith(f"{prefix}.")
     }

@@ -1,27 +1,16 @@
-"""ESPnet's `config.yaml` of an asr1 model, made into our `model:` section.
+"""ESPnet's `config.yaml` of an asr1 model as our `model:` section.
 
-Each key of it is passed on, has to have the value with which our modules give the same numbers, or
-concerns training alone. One that is neither is an error: it could change what the model says.
+A key is passed on, has to have the value with which our modules give the same numbers, or concerns
+training alone. Any other is an error, as it could change the model's output.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from speechattn.errors import ConfigError
-from speechattn.importing.keys import IGNORED, Keys, chosen, fixed, passed, translate
+from speechattn.importing.keys import Keys, chosen, fixed, ignored, passed, refuse, translate
 
-_INPUT = {
-    "linear": "linear",
-    "conv1d1": "conv1d1",
-    "conv1d2": "conv1d2",
-    "conv1d3": "conv1d3",
-    "conv2d": "conv2d4",
-    "conv2d1": "conv2d1",
-    "conv2d2": "conv2d2",
-    "conv2d6": "conv2d6",
-    "conv2d8": "conv2d8",
-    None: "none",
-}
+_SAME_NAMES = "linear conv1d1 conv1d2 conv1d3 conv2d1 conv2d2 conv2d6 conv2d8".split()
+_INPUT = {**{name: name for name in _SAME_NAMES}, "conv2d": "conv2d4", None: "none"}
 # Input frames from one hidden frame to the next.
 FACTORS = {kind: int(kind[-1]) if kind[-1].isdigit() else 1 for kind in _INPUT.values()}
 
@@ -36,11 +25,8 @@ _ANY_ENCODER: Keys = {
     "rel_pos_type": fixed("latest"),
     "zero_triu": fixed(False),
     "qk_norm": fixed(False),
-    "max_pos_emb_len": IGNORED,
-    "padding_idx": IGNORED,  # of `input_layer: embed` alone
-    "use_flash_attn": IGNORED,
-    "use_sdpa": IGNORED,
-    "gradient_checkpoint_layers": IGNORED,
+    # `padding_idx` is of `input_layer: embed`.
+    **ignored("max_pos_emb_len padding_idx use_flash_attn use_sdpa gradient_checkpoint_layers"),
 }
 _GATE: Keys = {
     "attention_layer_type": fixed("rel_selfattn"),
@@ -71,13 +57,13 @@ ENCODERS: Mapping[str, tuple[str, Keys]] = {
             "normalize_before": fixed(True),
             "concat_after": fixed(False),
             "positionwise_layer_type": fixed("linear"),
-            "positionwise_conv_kernel_size": IGNORED,
             "macaron_style": passed("macaron", False),
             "selfattention_layer_type": fixed("rel_selfattn"),
             "activation_type": passed("activation", "swish"),
             "use_cnn_module": fixed(True),
             "cnn_module_kernel": passed("conv_kernel", 31),
             "ctc_trim": fixed(False),
+            **ignored("positionwise_conv_kernel_size"),
             "stochastic_depth_rate": passed("stochastic_depth", 0.0),
         },
     ),
@@ -116,17 +102,15 @@ DECODER: Keys = {
     "num_blocks": passed("num_blocks", 6),
     "dropout_rate": passed("dropout", 0.1),
     "self_attention_dropout_rate": passed("attention_dropout", 0.0),
-    "positional_dropout_rate": IGNORED,
-    "src_attention_dropout_rate": IGNORED,
     "input_layer": fixed("embed"),
     "use_output_layer": fixed(True),
     "normalize_before": fixed(True),
     "concat_after": fixed(False),
     "qk_norm": fixed(False),
-    "layer_drop_rate": IGNORED,
-    "use_flash_attn": IGNORED,
-    "use_sdpa": IGNORED,
-    "gradient_checkpoint_layers": IGNORED,
+    **ignored(
+        "positional_dropout_rate src_attention_dropout_rate layer_drop_rate use_flash_attn "
+        "use_sdpa gradient_checkpoint_layers"
+    ),
 }
 
 FRONTEND: Keys = {
@@ -143,13 +127,13 @@ FRONTEND: Keys = {
     "normalized": fixed(False),
     "onesided": fixed(True),
     "apply_stft": fixed(True),
-    "frontend_conf": IGNORED,  # of a microphone array; looked at apart
+    **ignored("frontend_conf"),  # of a microphone array, checked apart
 }
 NORMALIZE: Keys = {
     "norm_means": passed("means", True),
     "norm_vars": passed("variances"),
-    "eps": IGNORED,  # 1e-20: no spread is as small
-    "stats_file": IGNORED,  # its numbers are in the checkpoint
+    # `eps` is 1e-20, below any deviation; the statistics are in the checkpoint.
+    **ignored("eps stats_file"),
 }
 MODEL: Keys = {
     "sym_space": fixed("<space>"),
@@ -159,23 +143,17 @@ MODEL: Keys = {
     "lang_token_id": fixed(-1),
     "transducer_multi_blank_durations": fixed([], None),
     "ctc_weight": passed("ctc_weight", 0.5),
-    **dict.fromkeys(
-        (
-            "aux_ctc interctc_weight ignore_id lsm_weight length_normalized_loss report_cer "
-            "report_wer transducer_multi_blank_sigma autocast_frontend "
-            "extract_feats_in_collect_stats"
-        ).split(),
-        IGNORED,
+    **ignored(
+        "aux_ctc interctc_weight ignore_id lsm_weight length_normalized_loss report_cer "
+        "report_wer transducer_multi_blank_sigma autocast_frontend "
+        "extract_feats_in_collect_stats"
     ),
 }
 CTC: Keys = {
     "dropout_rate": passed("ctc_dropout", 0.0),
-    **dict.fromkeys(
-        (
-            "ctc_type reduce ignore_nan_grad zero_infinity brctc_risk_strategy "
-            "brctc_group_strategy brctc_risk_factor"
-        ).split(),
-        IGNORED,
+    **ignored(
+        "ctc_type reduce ignore_nan_grad zero_infinity brctc_risk_strategy "
+        "brctc_group_strategy brctc_risk_factor"
     ),
 }
 
@@ -190,45 +168,42 @@ TOP: Keys = {
     "use_lang_prompt": fixed(False, None),
     "use_nlp_prompt": fixed(False, None),
     "use_adapter": fixed(False, None),
-    **dict.fromkeys(
-        (
-            "frontend_conf normalize normalize_conf encoder encoder_conf decoder decoder_conf "
-            "ctc_conf model_conf token_list token_type bpemodel "
-            "preencoder_conf postencoder_conf joint_net_conf specaug specaug_conf preprocessor "
-            "preprocessor_conf cleaner g2p non_linguistic_symbols aux_ctc_tasks version required "
-            "config print_config use_preprocessor init adapter adapter_conf "
-            "accum_grad allow_multi_rates allow_variable_data_keys batch_bins batch_size "
-            "batch_type best_model_criterion category_sample_size category_upsampling_factor "
-            "chunk_default_fs chunk_discard_short_samples chunk_excluded_key_prefixes "
-            "chunk_length chunk_max_abs_length chunk_shift_ratio collect_stats "
-            "create_graph_in_tensorboard cudnn_benchmark cudnn_deterministic cudnn_enabled "
-            "dataset_scaling_factor dataset_upsampling_factor ddp_comm_hook deepspeed_config "
-            "detect_anomaly dist_backend dist_init_method dist_launcher dist_master_addr "
-            "dist_master_port dist_rank dist_world_size distributed drop_last_iter dry_run "
-            "early_stopping_criterion exclude_weight_decay exclude_weight_decay_conf fold_length "
-            "freeze_param grad_clip grad_clip_type grad_noise gradient_as_bucket_view "
-            "ignore_init_mismatch init_param iterator_type keep_nbest_models local_rank "
-            "log_interval log_level max_batch_size max_cache_fd max_cache_size max_epoch "
-            "min_batch_size multi_task_dataset multiple_iterator multiprocessing_distributed "
-            "nbest_averaging_interval ngpu no_forward_run noise_apply_prob noise_db_range "
-            "noise_scp num_att_plot num_cache_chunks num_iters_per_epoch num_workers optim "
-            "optim_conf output_dir patience pretrain_path resume rir_apply_prob rir_scp "
-            "save_strategy scheduler scheduler_conf seed sharded_ddp short_noise_thres "
-            "shuffle_within_batch sort_batch sort_in_batch train_data_path_and_name_and_type "
-            "train_dtype train_shape_file unused_parameters upsampling_factor use_amp "
-            "use_deepspeed use_matplotlib use_tensorboard use_tf32 use_wandb "
-            "val_scheduler_criterion valid_batch_bins valid_batch_size valid_batch_type "
-            "valid_data_path_and_name_and_type valid_iterator_type valid_max_cache_size "
-            "valid_shape_file wandb_allow_val_change wandb_entity wandb_id "
-            "wandb_model_log_interval wandb_name wandb_project write_collected_feats"
-        ).split(),
-        IGNORED,
+    **ignored(
+        "frontend_conf normalize normalize_conf encoder encoder_conf decoder decoder_conf "
+        "ctc_conf model_conf token_list token_type bpemodel "
+        "preencoder_conf postencoder_conf joint_net_conf specaug specaug_conf preprocessor "
+        "preprocessor_conf cleaner g2p non_linguistic_symbols aux_ctc_tasks version required "
+        "config print_config use_preprocessor init adapter adapter_conf "
+        "accum_grad allow_multi_rates allow_variable_data_keys batch_bins batch_size "
+        "batch_type best_model_criterion category_sample_size category_upsampling_factor "
+        "chunk_default_fs chunk_discard_short_samples chunk_excluded_key_prefixes "
+        "chunk_length chunk_max_abs_length chunk_shift_ratio collect_stats "
+        "create_graph_in_tensorboard cudnn_benchmark cudnn_deterministic cudnn_enabled "
+        "dataset_scaling_factor dataset_upsampling_factor ddp_comm_hook deepspeed_config "
+        "detect_anomaly dist_backend dist_init_method dist_launcher dist_master_addr "
+        "dist_master_port dist_rank dist_world_size distributed drop_last_iter dry_run "
+        "early_stopping_criterion exclude_weight_decay exclude_weight_decay_conf fold_length "
+        "freeze_param grad_clip grad_clip_type grad_noise gradient_as_bucket_view "
+        "ignore_init_mismatch init_param iterator_type keep_nbest_models local_rank "
+        "log_interval log_level max_batch_size max_cache_fd max_cache_size max_epoch "
+        "min_batch_size multi_task_dataset multiple_iterator multiprocessing_distributed "
+        "nbest_averaging_interval ngpu no_forward_run noise_apply_prob noise_db_range "
+        "noise_scp num_att_plot num_cache_chunks num_iters_per_epoch num_workers optim "
+        "optim_conf output_dir patience pretrain_path resume rir_apply_prob rir_scp "
+        "save_strategy scheduler scheduler_conf seed sharded_ddp short_noise_thres "
+        "shuffle_within_batch sort_batch sort_in_batch train_data_path_and_name_and_type "
+        "train_dtype train_shape_file unused_parameters upsampling_factor use_amp "
+        "use_deepspeed use_matplotlib use_tensorboard use_tf32 use_wandb "
+        "val_scheduler_criterion valid_batch_bins valid_batch_size valid_batch_type "
+        "valid_data_path_and_name_and_type valid_iterator_type valid_max_cache_size "
+        "valid_shape_file wandb_allow_val_change wandb_entity wandb_id "
+        "wandb_model_log_interval wandb_name wandb_project write_collected_feats"
     ),
 }
 
 
 def read_config(config: Mapping[str, Any], vocab_size: int, where: str) -> dict[str, Any]:
-    """Our `model:` section of an ESPnet configuration.
+    """Return our `model:` section for an ESPnet configuration.
 
     Args:
         config: all of `config.yaml`.
@@ -236,7 +211,7 @@ def read_config(config: Mapping[str, Any], vocab_size: int, where: str) -> dict[
         where: the file, for messages.
 
     Raises:
-        ConfigError: it lists every key that stands in the way.
+        ConfigError: it lists every key that cannot be imported.
     """
     problems: list[str] = []
     features = config.get("input_size")
@@ -260,15 +235,13 @@ def read_config(config: Mapping[str, Any], vocab_size: int, where: str) -> dict[
     if weight != 1:
         section["decoder"] = _decoder(config, encoder, problems)
     section |= translate(config.get("ctc_conf"), CTC, "ctc_conf.", problems)
-    if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        raise ConfigError(f"{where} cannot be imported:{lines}")
+    refuse(problems, f"{where} cannot be imported")
     _agree(section)
     return section
 
 
 def _agree(section: dict[str, Any]) -> None:
-    """Say in every place what one place says."""
+    """Copy sizes and rates to every place that has to agree."""
     frontend = section["audio"]["frontend"]["init_args"]
     encoder = section["audio"]["encoder"]["init_args"]
     encoder["input_size"] = frontend["num_bins"]
@@ -335,7 +308,7 @@ def _frontend(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
 
 
 def _hertz(rate: int | str) -> int:
-    """ESPnet writes 16k for 16000.
+    """Return a sample rate in Hz; ESPnet writes 16k for 16000.
 
     Raises:
         ValueError: it is no whole number above 0.

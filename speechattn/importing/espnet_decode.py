@@ -1,12 +1,12 @@
-"""ESPnet's decode YAML as options of `JointSearch`."""
+"""ESPnet's decode YAML as a `JointSearch`."""
 
 from pathlib import Path
-from typing import Any
 
 from speechattn.config import read_yaml
+from speechattn.decoding import Search
 from speechattn.decoding.config import build_search
 from speechattn.errors import ConfigError
-from speechattn.importing.keys import IGNORED, Keys, fixed, passed, translate
+from speechattn.importing.keys import Keys, fixed, ignored, passed, refuse, translate
 
 DECODE: Keys = {
     "beam_size": passed("beam_size", 20),
@@ -18,21 +18,21 @@ DECODE: Keys = {
     "lm_weight": fixed(0, None),  # no language model is imported
     "ngram_weight": fixed(0, None),
     "normalize_length": fixed(False),
-    "batch_size": IGNORED,
-    "ngpu": IGNORED,
     "dtype": fixed("float32"),
+    **ignored("batch_size ngpu"),
 }
 
 
-def read_decode(path: Path) -> dict[str, Any]:
-    """Return options of `JointSearch`; what is missing is as in ESPnet's `asr_inference`."""
+def read_decode(path: Path) -> Search:
+    """Read a decode YAML; a missing key has the default of ESPnet's `asr_inference`.
+
+    Raises:
+        ConfigError: it lists every key that cannot be taken over.
+    """
     problems: list[str] = []
     options = translate(read_yaml(path), DECODE, "", problems)
-    if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        raise ConfigError(f"{path}: cannot be taken over:{lines}")
+    refuse(problems, f"{path}: cannot be taken over")
     try:
-        build_search({"class_path": "JointSearch", "init_args": options})  # used later; what is wrong in them is said now
+        return build_search({"class_path": "JointSearch", "init_args": options})
     except ConfigError as error:
         raise ConfigError(f"{path}: cannot be taken over: {error}") from error
-    return options

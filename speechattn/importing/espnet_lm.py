@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from speechattn.errors import ConfigError
-from speechattn.importing.checkpoint import under, without
+from speechattn.importing.checkpoint import map_part
 from speechattn.importing.espnet import Names, lm_names
 from speechattn.importing.espnet_config import TOP
-from speechattn.importing.keys import IGNORED, Keys, chosen, fixed, passed, translate
+from speechattn.importing.keys import IGNORED, Keys, chosen, fixed, passed, refuse, translate
 
 LM: Keys = {
     "pos_enc": chosen("positions", None, {None: "none", "sinusoidal": "sinusoidal"}),
@@ -21,7 +20,7 @@ LM: Keys = {
     "positional_dropout_rate": IGNORED,  # of training; ours is `dropout`
 }
 MODEL: Keys = {"ignore_id": fixed(0)}  # blank, which no sentence has
-# What every task of ESPnet's has beside its model.
+# Keys that every task of ESPnet has beside its model.
 LM_TOP: Keys = {
     **{key: rule for key, rule in TOP.items() if rule is IGNORED},
     "model": fixed("lm"),
@@ -31,39 +30,34 @@ LM_TOP: Keys = {
 
 
 def is_lm(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is one of a language model."""
+    """Return whether a configuration is that of a language model."""
     return "lm" in config or "lm_conf" in config
 
 
 def read_lm_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Our `lm:` section of an ESPnet configuration.
+    """Return our `lm:` section for an ESPnet configuration.
 
     Args:
         config: all of `config.yaml`.
         where: the file, for messages.
 
     Raises:
-        ConfigError: it lists every key that stands in the way.
+        ConfigError: it lists every key that cannot be imported.
     """
     problems: list[str] = []
-    # Theirs is another one by default, and has other keys.
+    # Their default is another model with other keys.
     config = {"lm": "seq_rnn", **config}
     translate(config, LM_TOP, "", problems)
     translate(config.get("model_conf"), MODEL, "model_conf.", problems)
     section: dict[str, Any] = {}
     if config["lm"] == "transformer":
         section = translate(config.get("lm_conf"), LM, "lm_conf.", problems)
-    if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        raise ConfigError(f"{where} cannot be imported:{lines}")
+    refuse(problems, f"{where} cannot be imported")
     return section
 
 
 def lm_weight_names(names: Iterable[str]) -> Names:
-    """For each name of ours those of an ESPnetLanguageModel's that make it up.
-
-    A name that is not known stays as it is, for strict loading to refuse.
-    """
+    """Map each of our names to an ESPnetLanguageModel's; unknown ones stay as they are."""
     names = list(names)
-    found = under(lm_names(without(names, "lm.")), "", "lm.")
-    return {**found, **{name: (name,) for name in names if not name.startswith("lm.")}}
+    others = {name: (name,) for name in names if not name.startswith("lm.")}
+    return map_part(names, lm_names, "", "lm.") | others

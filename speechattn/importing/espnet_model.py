@@ -1,4 +1,4 @@
-"""A whole ESPnet model: the names of its weights, and those that are no mere renaming."""
+"""A whole ESPnet model: the names of its weights, and weights kept in another form."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 from speechattn.errors import ConfigError
 from speechattn.frontends import EspnetLogMel
 from speechattn.frontends.cmvn import read_statistics
-from speechattn.importing.checkpoint import under, without
+from speechattn.importing.checkpoint import map_part
 from speechattn.importing.espnet import Names, decoder_names, encoder_names
 
 _MEL = "frontend.logmel.melmat"
@@ -17,14 +17,11 @@ _STREAM = "streams.audio."
 
 
 def weight_names(names: Iterable[str]) -> Names:
-    """For each name of ours those of an ESPnetASRModel's, `prepare`d, that make it up.
-
-    A name that is not known stays as it is, for strict loading to refuse.
-    """
+    """Map each of our names to an ESPnetASRModel's, after `convert`; unknown ones stay."""
     names = list(names)
     found = {
-        **under(encoder_names(without(names, "encoder.")), f"{_STREAM}encoder.", "encoder."),
-        **under(decoder_names(without(names, "decoder.")), "decoder.", "decoder."),
+        **map_part(names, encoder_names, f"{_STREAM}encoder.", "encoder."),
+        **map_part(names, decoder_names, "decoder.", "decoder."),
     }
     for name in names:
         if not name.startswith(("encoder.", "decoder.")):
@@ -33,13 +30,13 @@ def weight_names(names: Iterable[str]) -> Names:
     return found
 
 
-def prepare(
+def convert(
     state: dict[str, Tensor], frontend: EspnetLogMel, statistics: Path | None, path: Path
 ) -> dict[str, Tensor]:
-    """The weights with what is kept in another form made ours.
+    """Convert the weights that ESPnet keeps in another form.
 
-    ESPnet keeps the mel filters with the weights; ours are made, and here compared with them. It
-    divides by a deviation where we multiply by its inverse.
+    ESPnet stores the mel filters, which we compute: they are compared and dropped. It divides by a
+    deviation where we multiply by its inverse.
 
     Args:
         state: of the whole model.

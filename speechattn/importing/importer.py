@@ -1,16 +1,16 @@
-"""`speechattn import-checkpoint`: another toolkit's checkpoint into a model directory."""
+"""Make a model directory of another toolkit's checkpoint."""
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from speechattn.config import build, read_yaml
-from speechattn.data.tokenizers.tokenizer import read_units, with_ends
-from speechattn.decoding import CtcGreedySearch, JointSearch
+from speechattn.data.tokenizers.tokenizer import Tokenizer, read_units, with_ends
+from speechattn.decoding import CtcGreedySearch, JointSearch, Search
 from speechattn.decoding.config import search_section
 from speechattn.errors import ConfigError
 from speechattn.frontends import EspnetLogMel
@@ -25,8 +25,8 @@ from speechattn.model.directory import build_model, save_model_dir
 
 Source = Literal["espnet", "auto_avsr", "cnvsrc2023", "cnvsrc2024"]
 
-# How each was tested by those who published it: their own search, with our names.
-_SEARCHES = {
+# The searches that the models were published with.
+_SEARCHES: Mapping[str, Search] = {
     "espnet": JointSearch(),
     "auto_avsr": JointSearch(beam_size=40, ctc_weight=0.1),
     "cnvsrc2023": JointSearch(beam_size=40, ctc_weight=0.5),
@@ -34,10 +34,25 @@ _SEARCHES = {
 }
 
 
+@dataclass(frozen=True)
+class _Files:
+    """A checkpoint and what belongs to it; None for what the user did not name."""
+
+    checkpoint: Path
+    config: Path | None
+    tokens: Path | None
+    bpe_model: Path | None
+
+
+# Our `model:` section, names of weights, the weights, and the units.
+_Found = tuple[dict[str, Any], Names, dict[str, Tensor], Tokenizer]
+
+
 def import_checkpoint(
     source: Source,
     src: Path,
     dest: Path,
+    *,
     config: Path | None = None,
     tokens: Path | None = None,
     bpe_model: Path | None = None,
@@ -46,54 +61,52 @@ def import_checkpoint(
     """Make a model directory of a checkpoint.
 
     Args:
-        source: what wrote it.
-        src: the checkpoint, or for `espnet` the experiment's folder if there is one `.pth` in it.
-        dest: the model directory, made anew; of a language model (espnet) the one that `--lm`
-            reads.
-        config: its configuration. For `espnet` `config.yaml` beside the checkpoint where left out;
-            the others can do without one.
-        tokens: the list of units: `*_units.txt` of auto_avsr and the CNVSRC baselines, which need
-            it; for `espnet` instead of the list in its configuration.
-        bpe_model: the SentencePiece model of units that are no characters; for `espnet` where the
-            one that its configuration names is not found.
-        decode: a decode YAML of ESPnet's, instead of the options that we take by default.
+        source: the toolkit that wrote it.
+        src: the checkpoint, or for `espnet` an experiment's folder with one `.pth` in it.
+        dest: the new model directory; of a language model (espnet) the one that `--lm` reads.
+        config: its configuration. For `espnet` by default `config.yaml` beside the checkpoint; the
+            others can do without one.
+        tokens: list of units. auto_avsr and the CNVSRC baselines need their `*_units.txt`; for
+            `espnet` it replaces the list in the configuration.
+        bpe_model: SentencePiece model of units that are not characters; for `espnet` where the one
+            that its configuration names is not found.
+        decode: decode YAML of ESPnet's, instead of the published search.
 
     Returns:
         `dest`.
 
     Raises:
-        ConfigError: what cannot be imported, with every reason that was found.
+        ConfigError: it lists everything that cannot be imported.
     """
     if source not in get_args(Source):
-        raise ConfigError(f"--from {source}: choose one of {', '.join(get_args(Source))}")
+        raise ConfigError(f"{source}: no such source; choose one of {', '.join(get_args(Source))}")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise ConfigError(f"{dest}: is there already; name a new folder")
     if source == "espnet":
         src, config = _espnet_files(src, config)
-        if is_lm(read_yaml(config)):
-            return _espnet_lm(src, dest, config, tokens, bpe_model, decode)
-        section, names, state, tokenizer = _espnet(src, config, tokens, bpe_model)
-    else:
-        section, names, state, tokenizer = _auto_avsr(source, src, config, tokens, bpe_model)
+    files = _Files(src, config, tokens, bpe_model)
+    meta = {"imported_from": source, "checkpoint": src.name}
+    if source == "espnet" and is_lm(read_yaml(config)):
+        if decode is not None:
+            raise ConfigError(f"--decode: {src} is a language model, which has no search")
+        section, names, state, tokenizer = _espnet_lm(files)
+        lm = build_lm(section, tokenizer.vocab_size)
+        fit(lm, state, names, src)
+        save_lm(dest, section, lm.state_dict(), tokenizer, meta)
+        return dest
+    section, names, state, tokenizer = (_espnet if source == "espnet" else _auto_avsr)(files)
     model = build_model(section, tokenizer.vocab_size)
     fit(model, state, names, src)
-    search = _SEARCHES[source]
-    if decode is not None:
-        search = replace(search, **read_decode(decode))
+    search = _SEARCHES[source] if decode is None else read_decode(decode)
     if "decoder" not in section:
         search = CtcGreedySearch()
-    save_model_dir(
-        dest,
-        {"model": section, "search": search_section(search)},
-        model.state_dict(),
-        tokenizer,
-        {"imported_from": source, "checkpoint": src.name},
-    )
+    sections = {"model": section, "search": search_section(search)}
+    save_model_dir(dest, sections, model.state_dict(), tokenizer, meta)
     return dest
 
 
 def _espnet_files(src: Path, config: Path | None) -> tuple[Path, Path]:
-    """The checkpoint and its configuration."""
+    """Find the checkpoint and its configuration."""
     if src.is_dir():
         found = sorted(src.glob("*.pth"))
         if len(found) != 1:
@@ -106,46 +119,31 @@ def _espnet_files(src: Path, config: Path | None) -> tuple[Path, Path]:
     return src, config
 
 
-def _espnet_lm(
-    src: Path,
-    dest: Path,
-    config: Path,
-    tokens: Path | None,
-    bpe_model: Path | None,
-    decode: Path | None,
-) -> Path:
-    """A language model, into a directory that `--lm` reads."""
-    if decode is not None:
-        raise ConfigError(f"--decode: {src} is a language model, which nothing is decoded by")
-    settings = read_yaml(config)
-    tokenizer = _espnet_tokenizer(settings, config, tokens, bpe_model)
-    section = read_lm_config(settings, str(config))
-    lm = build_lm(section, tokenizer.vocab_size)
-    state = read_checkpoint(src)
-    fit(lm, state, lm_weight_names(state), src)
-    meta = {"imported_from": "espnet", "checkpoint": src.name}
-    save_lm(dest, section, lm.state_dict(), tokenizer, meta)
-    return dest
+def _espnet_lm(files: _Files) -> _Found:
+    settings = read_yaml(files.config)
+    tokenizer = _espnet_tokenizer(settings, files)
+    state = read_checkpoint(files.checkpoint)
+    section = read_lm_config(settings, str(files.config))
+    return section, lm_weight_names(state), state, tokenizer
 
 
-def _espnet(src: Path, config: Path, tokens: Path | None, bpe_model: Path | None):
-    settings = read_yaml(config)
-    tokenizer = _espnet_tokenizer(settings, config, tokens, bpe_model)
+def _espnet(files: _Files) -> _Found:
+    settings, config = read_yaml(files.config), files.config
+    tokenizer = _espnet_tokenizer(settings, files)
     section = espnet_config.read_config(settings, tokenizer.vocab_size, str(config))
-    statistics = None
-    state = read_checkpoint(src)
+    state = read_checkpoint(files.checkpoint)
     frontend = build(EspnetLogMel, section["audio"]["frontend"]["init_args"], "frontend_conf")
+    statistics = None
     if frontend.cmvn.kind == "global" and "normalize.std" not in state:
         named = (settings.get("normalize_conf") or {}).get("stats_file")
         if named is not None:
             statistics = _near(config, named, "normalize_conf.stats_file", "a path from there")
-    state = espnet_model.prepare(state, frontend, statistics, src)
+    state = espnet_model.convert(state, frontend, statistics, files.checkpoint)
     return section, espnet_model.weight_names(state), state, tokenizer
 
 
-def _espnet_tokenizer(
-    settings: Mapping[str, Any], config: Path, tokens: Path | None, bpe_model: Path | None
-):
+def _espnet_tokenizer(settings: Mapping[str, Any], files: _Files) -> Tokenizer:
+    config, tokens, bpe_model = files.config, files.tokens, files.bpe_model
     listed = settings.get("token_list")
     if tokens is None and isinstance(listed, str):
         tokens = _near(config, listed, "token_list", "--tokens")
@@ -162,9 +160,9 @@ def _espnet_tokenizer(
 
 
 def _near(config: Path, name: Any, key: str, option: str) -> Path:
-    """A file that a configuration names, relative to the folder that ESPnet was run in.
+    """Find a file that a configuration names, relative to the folder that ESPnet was run in.
 
-    The configuration may be a stranger's: it can name files there and below, and none elsewhere.
+    The configuration is not trusted: it can name files in that folder or below, none elsewhere.
     """
     for folder in (Path.cwd(), *config.resolve().parents[:4]):
         if not isinstance(name, str) or folder == folder.parent:
@@ -177,15 +175,11 @@ def _near(config: Path, name: Any, key: str, option: str) -> Path:
     )
 
 
-def _auto_avsr(
-    source: Source, src: Path, config: Path | None, tokens: Path | None, bpe_model: Path | None
-) -> tuple[dict[str, Any], Names, dict[str, Tensor], Any]:
-    if tokens is None:
-        raise ConfigError(
-            f"--from {source} needs the list of units (--tokens), such as its ..._units.txt"
-        )
-    tokenizer = make_tokenizer(with_ends(read_units(tokens)), bpe_model)
-    state = read_checkpoint(src)
+def _auto_avsr(files: _Files) -> _Found:
+    if files.tokens is None:
+        raise ConfigError(f"{files.checkpoint}: needs its list of units, ..._units.txt (--tokens)")
+    tokenizer = make_tokenizer(with_ends(read_units(files.tokens)), files.bpe_model)
+    state, config = read_checkpoint(files.checkpoint), files.config
     backbone: Mapping[str, Any] = {}
     if config is not None:
         kind = "audio" if any(".trunk.conv1." in name for name in state) else "visual"
@@ -196,5 +190,5 @@ def _auto_avsr(
                 raise ConfigError(
                     f"{config}: {key}: {backbone!r}: is no section of keys and values"
                 )
-    section = auto_avsr.read_sizes(state, backbone, str(src))
+    section = auto_avsr.read_sizes(state, backbone, str(files.checkpoint))
     return section, auto_avsr.weight_names(state), state, tokenizer

@@ -1,19 +1,21 @@
-"""Sections of another toolkit's configuration, key by key: passed on, insisted on, or ignored."""
+"""Another toolkit's configuration, key by key: passed on, required to have a value, or ignored."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from speechattn.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Key:
-    """What becomes of one key.
+    """A rule for one key.
 
     Attributes:
-        default: the other toolkit's own value where the key is not given.
-        to: the argument of ours that takes the value.
-        only: the values that give our numbers; empty for any.
-        values: for each value that can be taken over, ours.
+        default: the other toolkit's value of a missing key.
+        to: our argument that takes the value.
+        only: the values with which the numbers are equal; empty for any.
+        values: our value for each that can be taken over.
     """
 
     default: Any = None
@@ -23,22 +25,28 @@ class Key:
 
 
 def passed(to: str, default: Any = None) -> Key:
-    """A key whose value ours takes as it is."""
+    """Pass a key's value on as it is."""
     return Key(default, to)
 
 
 def fixed(*values: Any) -> Key:
-    """A key that has to be one of these; the first is the toolkit's default."""
+    """Require one of these values; the first is the toolkit's default."""
     return Key(values[0], only=values)
 
 
 def chosen(to: str, default: Any, values: Mapping[Any, Any]) -> Key:
-    """A key whose values bear other names here."""
+    """Pass a key's value on by our name of it."""
     return Key(default, to, values=values)
 
 
-# Of training only, or of how fast it goes: its value doesn't change what a trained model says.
+# A key of training or of speed alone: it does not change a trained model's output.
 IGNORED = Key()
+
+
+def ignored(names: str) -> dict[str, Key]:
+    """Ignore these keys, separated by spaces."""
+    return dict.fromkeys(names.split(), IGNORED)
+
 
 Keys = Mapping[str, Key]
 
@@ -46,13 +54,13 @@ Keys = Mapping[str, Key]
 def translate(
     section: Mapping[str, Any] | None, keys: Keys, name: str, problems: list[str]
 ) -> dict[str, Any]:
-    """Arguments of ours for a section of theirs.
+    """Translate a section of theirs into our arguments.
 
     Args:
         section: theirs.
-        keys: what becomes of each key there may be.
-        name: of the section, for messages.
-        problems: what stands in the way is added, one line a key.
+        keys: a rule for each known key.
+        name: of the section with a dot behind it, for messages.
+        problems: each key that cannot be imported adds a line.
     """
     if section is not None and not isinstance(section, Mapping):
         problems.append(f"{name.removesuffix('.')}: {section!r}: is no section of keys and values")
@@ -78,6 +86,12 @@ def translate(
         elif rule.to is not None:
             arguments[rule.to] = value
     return arguments
+
+
+def refuse(problems: Sequence[str], what: str) -> None:
+    """Raise a ConfigError that lists the problems, if there are any."""
+    if problems:
+        raise ConfigError(f"{what}:" + "".join(f"\n  {problem}" for problem in problems))
 
 
 def _same(a: Any, b: Any) -> bool:

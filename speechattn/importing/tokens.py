@@ -1,4 +1,4 @@
-"""Token lists of other toolkits, made into our tokenizers without moving an id."""
+"""Token lists of other toolkits as our tokenizers, with the same ids."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -18,12 +18,14 @@ _KINDS = {1: "unigram", 2: "bpe"}
 
 
 def make_tokenizer(tokens: Sequence[str], bpe_model: Path | None = None) -> Tokenizer:
-    """A tokenizer with exactly these ids.
+    """Make a tokenizer with exactly these ids.
 
     Args:
         tokens: `<blank>`, `<unk>`, units, `<sos/eos>`.
-        bpe_model: the SentencePiece model that cuts text into the units; without one the units have
-            to be characters.
+        bpe_model: the SentencePiece model of the units; without one they have to be characters.
+
+    Raises:
+        ConfigError: the list is no such one, or the file is no SentencePiece model.
     """
     if bpe_model is not None:
         try:
@@ -50,13 +52,12 @@ def make_tokenizer(tokens: Sequence[str], bpe_model: Path | None = None) -> Toke
 
 
 def with_pieces(model: bytes, pieces: Sequence[str]) -> tuple[bytes, Literal["bpe", "unigram"]]:
-    """A SentencePiece model whose pieces are these, in this order.
+    """Return a SentencePiece model with these pieces in this order, and its kind.
 
     Other toolkits number units by themselves: ESPnet leaves out `<s>` and `</s>`, auto_avsr sorts
-    what it saw in its training text. Here a unit's id is its piece's place in the model, so the
-    model's pieces are put in the units' order, each with its score; those that are no unit go, and
-    a unit that is no piece (auto_avsr has some characters of its own) is never made of text but
-    has its place.
+    the pieces of its training text. Here a unit's id is its piece's place in the model. So the
+    pieces are put in the units' order, each with its score. Pieces that are no unit are dropped. A
+    unit that is no piece (auto_avsr has some such characters) gets a place, but text never has it.
 
     Args:
         model: a serialised ModelProto.
@@ -113,7 +114,7 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes, bytes | int]]:
-    """Number, bytes and value of each field of a protocol buffer message."""
+    """Yield number, bytes and value of each field of a protocol buffer message."""
     at = 0
     while at < len(data):
         start = at

@@ -22,7 +22,7 @@ from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.decoding import JointSearch
 from speechattn.decoding.prefix_tree import tree_scores
 from speechattn.deploy.packing import pack
-from speechattn.deploy.quantisation import quantise
+from speechattn.deploy.quantization import quantize
 from speechattn.lm.transformer import TransformerLm, sequence_scores
 from speechattn.model.output import ModelOutput
 
@@ -254,7 +254,7 @@ def test_packed_and_quantised_layers(tokens, memory):
     packed = pack(copy.deepcopy(plain))
     (found, *_) = options.search([ModelOutput(frames, LENGTHS, ctc, packed)])
     assert found[0].score == pytest.approx(wanted[0].score, abs=1e-3)
-    quantised = quantise(copy.deepcopy(plain), "int8", smallest=0)
+    quantised = quantize(copy.deepcopy(plain), "int8", smallest=0)
     (found, *_) = options.search([ModelOutput(frames, LENGTHS, ctc, quantised)])
     assert math.isfinite(found[0].score)
 
@@ -263,7 +263,8 @@ def test_packed_and_quantised_layers(tokens, memory):
 @torch.no_grad()
 def test_language_models(tokens):
     torch.manual_seed(0)
-    lm = TransformerLm(V, D, H, 32, 2, embed_size=8, self_attention=TOKENS[tokens]).double().eval()
+    lm = TransformerLm(V, D, H, 32, num_blocks=2, embed_size=8, self_attention=TOKENS[tokens])
+    lm = lm.double().eval()
     fed = torch.randint(0, V, (3, 9))
     expected = lm(fed, torch.full((3,), 9)).log_softmax(-1)
     tree = lm.init_state(3)

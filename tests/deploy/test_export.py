@@ -1,6 +1,9 @@
 """ONNX graphs against the modules they were made of, by onnxruntime; ragged batches throughout."""
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +12,8 @@ from torch import nn
 from speechattn import Transcriber
 from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.decoding import CtcGreedySearch, CtcRescoringSearch, JointSearch
-from speechattn.deploy.export import OnnxModel, export_onnx
-from speechattn.deploy.exported import export_dir, is_exported, load_exported
+from speechattn.deploy.export import EncoderGraph, export_dir, export_onnx, write
+from speechattn.deploy.exported import OnnxModel, is_exported, load_exported, open_session
 from speechattn.errors import ConfigError
 from speechattn.model.directory import build_model, load_model, save_model_dir
 from speechattn.transcribe.manifests import decode_cuts
@@ -42,10 +45,8 @@ def exported(tiny_model_dir, other_dir, tmp_path_factory):
 def other_dir(tiny_model, tiny_model_dir, tmp_path_factory):
     """The directory of a model with an E-Branchformer and a decoder of both directions."""
     folder, other = tmp_path_factory.mktemp("other") / "model", tiny_model_dir("audio")
-    config = {
-        "model": tiny_model("audio", "e_branchformer"),
-        "search": {"class_path": "JointSearch", "init_args": {"max_length_ratio": 0.5}},
-    }
+    search = {"class_path": "JointSearch", "init_args": {"max_length_ratio": 0.5}}
+    config = {"model": tiny_model("audio", "e_branchformer"), "search": search}
     config["model"]["decoder"]["class_path"] = "speechattn.decoders.BidirectionalDecoder"
     config["model"]["decoder"]["init_args"]["reverse_blocks"] = 1
     tokenizer = Tokenizer.load(other)
@@ -81,14 +82,14 @@ def test_graphs_equal_modules(exported, name):
             assert (f.name, f.weight) == (e.name, e.weight)
             torch.testing.assert_close(f.hidden, e.hidden, rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(f.log_probs, e.log_probs, rtol=1e-3, atol=1e-3)
-        for options in (
+        for search in (
             CtcGreedySearch(),
             JointSearch(beam_size=5, nbest=3, max_length_ratio=0.8),
             JointSearch(ctc_weight=0.0, beam_size=1, max_length_ratio=0.8),
         ):
-            if options == CtcGreedySearch() and len(expected) > 1:
+            if search.single_model and len(expected) > 1:
                 continue
-            for a, b in zip(options.search(expected), options.search(found), strict=True):
+            for a, b in zip(search.search(expected), search.search(found), strict=True):
                 assert [h.tokens for h in a] == [h.tokens for h in b]
                 assert [h.score for h in a] == pytest.approx([h.score for h in b], abs=1e-2)
 
@@ -99,6 +100,7 @@ def test_a_transcriber_of_an_exported_folder(exported, tiny_corpus, tmp_path, na
     assert is_exported(output) and not is_exported(folder)
     expected, found = (Transcriber.from_pretrained(path) for path in (folder, output))
     assert found.recogniser.search == expected.recogniser.search
+    assert repr(found) == repr(expected)
     crops = tiny_corpus.folder / "crops" if "video" in found.recogniser.model.modalities else None
     cuts = tiny_corpus.folder / "cuts_dev.jsonl.gz"
     texts = [
@@ -126,6 +128,42 @@ def test_how_graphs_cannot_be_run(exported):
     ):
         with pytest.raises(ConfigError, match=message):
             Transcriber.from_pretrained(output, **given)
+
+
+def test_graphs_run_without_the_packages_that_write_them(exported):
+    _, _, _, output = exported("audio")
+    code = (
+        "import sys, torch\n"
+        "sys.modules.update(onnx=None, onnxscript=None)\n"
+        "from speechattn.deploy import prepare\n"
+        "from speechattn.deploy.exported import load_exported\n"
+        f"model = prepare(load_exported({str(output)!r}))\n"
+        "(e,) = model.outputs(torch.zeros(1, 16000), torch.tensor([16000]))\n"
+        "model.decoder.init_state(e.hidden, e.lengths)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_missing_packages(monkeypatch):
+    path = Path("encoder.onnx")
+    for package, extra, run in (
+        ("onnxscript", "export", lambda: write(None, {}, [], path)),
+        ("onnxruntime", "onnx", lambda: open_session(path)),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        message = rf"{package} is not.*\[{extra}\].*clone.*\[{extra}\]"
+        with pytest.raises(ConfigError, match=message):
+            run()
+
+
+def test_a_graph_shares_the_weights_of_its_model(tiny_model_dir):
+    model = load_model(tiny_model_dir("av"))
+    kinds = [type(module) for module in model.modules()]
+    graph = EncoderGraph(model)
+    assert [type(module) for module in model.modules()] == kinds
+    own = {id(p) for p in model.parameters()}
+    assert {id(p) for p in graph.parameters()} < own
 
 
 def test_folders_that_are_not_whole(exported, tiny_model_dir, tmp_path):

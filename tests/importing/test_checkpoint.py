@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from speechattn.errors import ConfigError
-from speechattn.importing.checkpoint import SHOWN, fit, read_checkpoint
+from speechattn.importing.checkpoint import MAX_LISTED, fit, read_checkpoint
 
 
 class Malicious:
@@ -123,8 +123,8 @@ def test_long_lists_are_counted():
         fitted(state)
     message = str(error.value)
     assert "50 weight(s) in it have" in message
-    assert f"and {50 - SHOWN} more" in message
-    assert message.count("extra") == SHOWN
+    assert f"and {50 - MAX_LISTED} more" in message
+    assert message.count("extra") == MAX_LISTED
 
 
 def test_damaged_files(tmp_path):

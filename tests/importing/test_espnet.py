@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from speechattn.decoding import CtcGreedySearch
+from speechattn.decoding import CtcGreedySearch, JointSearch
 from speechattn.decoding.config import search_of
 from speechattn.errors import ConfigError
 from speechattn.importing import import_checkpoint
@@ -17,8 +17,7 @@ from speechattn.importing.espnet import (
     encoder_names,
 )
 from speechattn.importing.keys import IGNORED, fixed, passed, translate
-from speechattn.model import load_model
-from speechattn.model.directory import read_config
+from speechattn.model.directory import load_model, read_config
 
 TOKENS = ["<blank>", "<unk>", "a", "b", "<sos/eos>"]
 V, D = len(TOKENS), 16
@@ -150,11 +149,8 @@ def test_search(tmp_path):
     decode.write_text(
         "beam_size: 7\nctc_weight: 0.4\npenalty: 0.1\nlm_weight: 0.0\nbatch_size: 1\n"
     )
-    section = read_config(run(tmp_path, decode=decode))["search"]
-    options = section["init_args"]
-    found = (section["class_path"], options["beam_size"], options["ctc_weight"])
-    assert found == ("speechattn.decoding.JointSearch", 7, 0.4)
-    assert options["length_bonus"] == 0.1
+    search = search_of(read_config(run(tmp_path, decode=decode)))
+    assert search == JointSearch(beam_size=7, ctc_weight=0.4, length_bonus=0.1)
     (tmp_path / "model").rename(tmp_path / "other")
     for text, reason in (
         ("maxlenratio: -20", "max_length_ratio has to be 0 or more, got -20"),

@@ -544,7 +544,7 @@ def test_quantised_layers(tiny_model_dir, media):
 def test_layers_are_packed(tiny_model_dir, media, modality, monkeypatch):
     folder = tiny_model_dir(modality)
     plain = load(folder).transcribe(media / "a.mp4")
-    monkeypatch.setattr(packing, "WORTHWHILE", 1)  # its layers are too small
+    monkeypatch.setattr(packing, "MIN_WEIGHTS", 1)  # its layers are too small
     transcriber = load(folder)
     kinds = [type(m) for m in transcriber.recogniser.model.modules()]
     assert packing.PackedLinear in kinds and torch.nn.Linear not in kinds

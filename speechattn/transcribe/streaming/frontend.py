@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from speechattn.deploy.visual_frontend import FoldedResNet
 from speechattn.errors import ConfigError
 from speechattn.frontends.base import Frontend
 from speechattn.frontends.espnet_log_mel import EspnetLogMel
 from speechattn.frontends.fbank import LogMelFbank
-from speechattn.frontends.inference import FoldedResNet
 from speechattn.frontends.resnet3d import PackedResNet
 from speechattn.frontends.temporal import OverTime
 

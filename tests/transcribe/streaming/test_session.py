@@ -25,9 +25,9 @@ from speechattn.decoding.fst.lexicon import Lexicon
 from speechattn.decoding.fusion import Fusion
 from speechattn.decoding.streaming.base import StreamLimits, StreamTokens
 from speechattn.decoding.streaming.beam import PrefixBeamStream
+from speechattn.deploy.visual_frontend import fold_frontend
 from speechattn.errors import ConfigError, MediaError
 from speechattn.frontends import EnhancedResNet3D, EspnetLogMel, LogMelFbank, ResNet3D
-from speechattn.frontends.inference import optimise
 from speechattn.model.directory import build_model, save_model_dir
 from speechattn.model.output import ModelOutput
 from speechattn.transcribe.recogniser import Recogniser
@@ -163,7 +163,7 @@ FRONTENDS = {
     "espnet": lambda: EspnetLogMel(20, normalise="none"),
     "espnet_long_hop": lambda: EspnetLogMel(20, fft_size=200, hop=160, normalise="none"),
     "resnet": lambda: ResNet3D(4, [4, 4, 6, 8], [1, 1, 1, 1]),
-    "folded": lambda: optimise(ResNet3D(4, [4, 4, 6, 8], [1, 1, 1, 1]).eval()),
+    "folded": lambda: fold_frontend(ResNet3D(4, [4, 4, 6, 8], [1, 1, 1, 1]).eval()),
     "enhanced": lambda: EnhancedResNet3D(
         stem_channels=4,
         channels=[8, 8, 8, 8],

@@ -1,34 +1,34 @@
-"""Visual frontends made ready for inference: norms folded away, fused layers, cheaper arithmetic.
+"""Visual frontends for inference: batch norms folded, layers fused, arithmetic in bfloat16.
 
-`optimise(frontend)` gives a frontend with the same interface and the same numbers to 1e-4. On a CPU
-with instructions for bfloat16, `optimise(frontend, "bf16")` is faster, for features that differ in
-the third digit, and "mixed" lies between the two: only the large pictures of the first layers,
-where Winograd's convolutions do not help, are in bfloat16, so that less rounding adds up.
+`fold_frontend(frontend)` gives a frontend with the same interface and the same numbers to 1e-4. On
+a CPU with bfloat16 instructions, precision "bf16" is faster, for features that differ in the third
+digit. "mixed" lies between the two: only the first layers, whose large pictures Winograd's
+convolutions do not help, are in bfloat16, so that less rounding adds up.
 """
 
 import copy
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from speechattn.errors import ConfigError
 from speechattn.frontends.base import Frontend
 from speechattn.frontends.resnet3d import BasicBlock, PackedResNet, stack_kernel, unpack
 from speechattn.frontends.temporal import Clips, OverTime
 from speechattn.frontends.winograd import WORTHWHILE, WinogradConv
 
 Precision = Literal["fp32", "mixed", "bf16"]
-PRECISIONS = ("fp32", "mixed", "bf16")
 
 logger = logging.getLogger(__name__)
 
-# Frames that go through the network at once: enough to share the reading of weights, few enough
-# that features of them all fit the memory at hand.
+# Frames that go through the network at once: enough to share the reading of weights, few enough to
+# keep memory bounded.
 FRAMES_AT_ONCE = 64
 
-# oneDNN's convolutions with what follows them in one pass; torch.compile emits the same calls.
+# oneDNN's convolutions fused with what follows them; torch.compile emits the same calls.
 FUSED = all(
     hasattr(torch.ops.mkldnn, name)
     for name in (
@@ -42,19 +42,19 @@ FUSED_NAMES = {nn.ReLU: "relu", nn.SiLU: "swish"}
 
 
 def can_fuse(x: Tensor) -> bool:
-    """Whether oneDNN's fused convolutions take this input."""
+    """Return whether oneDNN's fused convolutions take this input."""
     if not FUSED or x.device.type != "cpu" or 0 in x.shape or not torch.backends.mkldnn.enabled:
         return False
     return x.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class FoldedConv(nn.Module):
-    """A convolution with its batch norm in its weights, then a sum and a non-linearity.
+    """A convolution with its batch norm folded into its weights, then a sum and a non-linearity.
 
     Args:
         conv: the convolution; the stem's 3-D one becomes a 2-D one over stacked frames.
-        norm: the batch norm that follows it, if one does.
-        act: the non-linearity after it, if there is one.
+        norm: the batch norm after it, if there is one.
+        act: the non-linearity after that, if there is one.
         dtype: of the arithmetic.
     """
 
@@ -72,7 +72,7 @@ class FoldedConv(nn.Module):
         bias = conv.bias
         bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
         if norm is not None:
-            # In double precision: the quotient of two rounded numbers is what would be off.
+            # In double precision, as the quotient of two rounded numbers would be off.
             scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
             weight = weight.double() * scale[:, None, None, None]
             bias = norm.bias.double() + (bias.double() - norm.running_mean.double()) * scale
@@ -88,20 +88,18 @@ class FoldedConv(nn.Module):
         shape = (weight.dtype, conv.kernel_size, *conv.stride, *conv.padding, conv.groups)
         if shape == (torch.float32, (3, 3), 1, 1, 1, 1, 1) and min(weight.shape[:2]) >= WORTHWHILE:
             self.winograd = WinogradConv(weight, self.bias)
-        self.packed: Tensor | None = None  # the weights as oneDNN wants them
+        self.packed: Tensor | None = None  # the weights in oneDNN's layout
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "packed": None}  # it can be neither copied nor saved
+        return {**self.__dict__, "packed": None}  # cannot be copied or saved
 
     def forward(self, x: Tensor, total: Tensor | None = None) -> Tensor:
-        """x (N, C, H, W) -> (N, O, H', W').
+        """Map x (P, C, H, W) to (P, O, H', W').
 
-        Args:
-            x: the input.
-            total: (N, O, H', W') is added to before the non-linearity, in place.
+        `total` (P, O, H', W'), which is overwritten, is added before the non-linearity.
         """
         if self.winograd is not None or not can_fuse(x):
-            y = self.convolve(x)
+            y = self.winograd(x) if self.winograd is not None else self.convolve(x)
             y = y if total is None else y.add_(total)
             return y if self.act is None else self.act(y)
         ops = torch.ops.mkldnn
@@ -115,7 +113,7 @@ class FoldedConv(nn.Module):
                 x, self.packed, self.bias, *shape, self.fused_name, [], ""
             )
             return y if self.act is None or self.fused_name != "none" else self.act(y)
-        # The only one there is after a sum.
+        # The only non-linearity that oneDNN fuses after a sum.
         name = "relu" if self.fused_name == "relu" else None
         y = ops._convolution_pointwise_.binary(
             total, x, self.packed, self.bias, *shape, "add", 1.0, name, [], ""
@@ -123,15 +121,13 @@ class FoldedConv(nn.Module):
         return y if self.act is None or name else self.act(y)
 
     def convolve(self, x: Tensor) -> Tensor:
-        if self.winograd is not None:
-            return self.winograd(x)
         return nn.functional.conv2d(
             x, self.weight, self.bias, self.stride, self.padding, 1, self.groups
         )
 
 
-def fold(layers: Sequence[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
-    """Layers with every convolution, the norm and the non-linearity after it made one."""
+def fold_layers(layers: Sequence[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
+    """Fuse every convolution with the norm and the non-linearity after it."""
     folded: list[nn.Module] = []
     rest = [layer for layer in layers if not isinstance(layer, nn.Identity)]
     while rest:
@@ -146,22 +142,21 @@ def fold(layers: Sequence[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
 
 
 class FoldedBlock(nn.Module):
-    """A residual block without its norms; the sum happens inside the last convolution."""
+    """A residual block without its norms; the last convolution adds the shortcut."""
 
     def __init__(self, block: BasicBlock, dtype: torch.dtype):
         super().__init__()
         self.dtype = dtype
-        layers = block.branch()
-        layers = [layer for layer in layers if not isinstance(layer, nn.Identity)]
+        layers = [layer for layer in block.branch() if not isinstance(layer, nn.Identity)]
         ends = isinstance(layers[-1], nn.BatchNorm2d) and isinstance(layers[-2], nn.Conv2d)
         self.act = None if ends else copy.deepcopy(block.last_act).to(dtype)
-        self.branch = nn.ModuleList(fold([*layers, block.last_act] if ends else layers, dtype))
-        shortcut = block.shortcut
-        around = list(shortcut) if isinstance(shortcut, nn.Sequential) else []
-        self.shortcut = nn.Sequential(*fold(around, dtype))
+        layers = [*layers, block.last_act] if ends else layers
+        self.branch = nn.ModuleList(fold_layers(layers, dtype))
+        # A shortcut is an Identity or a sequence.
+        self.shortcut = nn.Sequential(*fold_layers(list(block.shortcut.children()), dtype))
 
     def forward(self, x: Tensor, clips: Clips | None) -> Tensor:
-        """x (N, C, H, W), which is overwritten, -> (N, O, H', W')."""
+        """Map x (P, C, H, W), which is overwritten, to (P, O, H', W')."""
         y = x
         for layer in self.branch[:-1]:
             y = layer(y, clips) if isinstance(layer, OverTime) else layer(y)
@@ -171,11 +166,11 @@ class FoldedBlock(nn.Module):
 
 
 class FoldedResNet(Frontend):
-    """What `optimise` makes of a ResNet over frames. It has no training mode and no gradients.
+    """A ResNet over frames, folded. It has no training mode and no gradients.
 
     Args:
-        source: the trained frontend, of which nothing is shared.
-        precision: see `optimise`; features come out as float32 in any case.
+        source: the trained frontend; its weights are copied.
+        precision: see `fold_frontend`; features come out as float32 in any case.
     """
 
     def __init__(self, source: PackedResNet, precision: Precision):
@@ -187,7 +182,7 @@ class FoldedResNet(Frontend):
         dtypes = [self.dtype] * low + [torch.float32] * (len(source.trunk) - low)
         self.windows = copy.deepcopy(source.windows)
         self.stem = nn.Sequential(
-            *fold([*source.stem, source.stem_norm, source.stem_act], self.dtype)
+            *fold_layers([*source.stem, source.stem_norm, source.stem_act], self.dtype)
         )
         self.pool = copy.deepcopy(source.pool)
         self.trunk = nn.ModuleList(map(FoldedBlock, source.trunk, dtypes))
@@ -200,12 +195,12 @@ class FoldedResNet(Frontend):
 
     @torch.no_grad()
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """As the source's `forward`."""
+        """Describe each frame, as `PackedResNet.forward` does."""
         pictures, first = self.windows.pictures(x, lengths)
         # A layer that looks along time needs all frames of a clip.
         clips = Clips.of(lengths) if self.over_time else None
         parts = [first] if self.over_time else first.split(FRAMES_AT_ONCE)
-        y = torch.cat([self.describe(pictures, part, clips) for part in parts])  # (N, F)
+        y = torch.cat([self.describe(pictures, part, clips) for part in parts])  # (P, F)
         return unpack(self.output_norm(y), lengths, x.shape[1]), lengths
 
     def describe(self, pictures: Tensor, first: Tensor, clips: Clips | None) -> Tensor:
@@ -217,12 +212,12 @@ class FoldedResNet(Frontend):
 
 
 def has_bf16_instructions() -> bool:
-    """Whether PyTorch can tell that this processor multiplies bfloat16 by itself."""
+    """Return whether PyTorch finds bfloat16 instructions in this processor."""
     ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return ask is not None and ask()
 
 
-def optimise(frontend: Frontend, precision: Precision = "fp32") -> Frontend:
+def fold_frontend(frontend: Frontend, precision: Precision = "fp32") -> Frontend:
     """Make a trained frontend ready for inference on a CPU.
 
     Args:
@@ -232,11 +227,14 @@ def optimise(frontend: Frontend, precision: Precision = "fp32") -> Frontend:
 
     Returns:
         A frontend with the same interface, in evaluation mode for good.
+
+    Raises:
+        ConfigError: an unknown precision.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision: one of {', '.join(get_args(Precision))}, not {precision!r}")
     if not isinstance(frontend, PackedResNet):
         return frontend
     if precision != "fp32" and not has_bf16_instructions():
-        logger.warning("no bfloat16 instructions found here: %r may not be faster", precision)
+        logger.warning("this processor has no bfloat16 instructions: %r may be slower", precision)
     return FoldedResNet(frontend, precision)

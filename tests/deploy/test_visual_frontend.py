@@ -1,4 +1,4 @@
-"""Frontends made ready for inference: the same numbers, with and without fused convolutions."""
+"""Folded visual frontends: the same numbers, with and without fused convolutions."""
 
 import copy
 
@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from speechattn.frontends import EnhancedResNet3D, LogMelFbank, ResNet3D, inference
-from speechattn.frontends.inference import FoldedConv, FoldedResNet, optimise
+from speechattn.deploy import visual_frontend
+from speechattn.deploy.visual_frontend import FoldedConv, FoldedResNet, fold_frontend
+from speechattn.errors import ConfigError
+from speechattn.frontends import EnhancedResNet3D, LogMelFbank, ResNet3D
 
 SIZES = (37, 0, 23, 1)
 ENHANCED = {
@@ -52,15 +54,15 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("activation", ["relu", "prelu", "swish"])
 @pytest.mark.parametrize("name", MODELS)
 def test_folded_equals_unfolded(name, activation, fused, monkeypatch):
-    if fused and not inference.FUSED:
+    if fused and not visual_frontend.FUSED:
         pytest.skip("this PyTorch has no fused convolutions")
-    monkeypatch.setattr(inference, "FUSED", fused)
+    monkeypatch.setattr(visual_frontend, "FUSED", fused)
     model = make(name, activation)
     before = copy.deepcopy(model.state_dict())
     x, lengths = batch()
     with torch.inference_mode():
         expected, _ = model(x, lengths)
-    ready = optimise(model)
+    ready = fold_frontend(model)
     for _ in range(2):  # nothing is overwritten that a second pass needs
         found, frames = ready(x, lengths)
         assert frames.tolist() == list(SIZES)
@@ -74,7 +76,7 @@ def test_folded_equals_unfolded(name, activation, fused, monkeypatch):
 def test_bf16_is_near_and_padding_changes_nothing(name, precision):
     model = make(name)
     x, lengths = batch()
-    ready = optimise(model, precision)
+    ready = fold_frontend(model, precision)
     with torch.inference_mode():
         expected, _ = model(x, lengths)
     found, _ = ready(x, lengths)
@@ -89,7 +91,7 @@ def test_bf16_is_near_and_padding_changes_nothing(name, precision):
 
 
 def test_no_norm_is_left_in_a_plain_network():
-    ready = optimise(make("plain"))
+    ready = fold_frontend(make("plain"))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in ready.modules())
     # the stem, five blocks of two, three shortcuts
     assert sum(isinstance(module, FoldedConv) for module in ready.modules()) == 1 + 10 + 3
@@ -98,7 +100,7 @@ def test_no_norm_is_left_in_a_plain_network():
 def test_wide_stages_by_winograd_are_the_same():
     torch.manual_seed(0)
     model = ResNet3D(8, (8, 8, 16, 256), (1, 1, 1, 2)).eval()
-    ready = optimise(model)
+    ready = fold_frontend(model)
     convs = [m for m in ready.modules() if isinstance(m, FoldedConv)]
     # Not the first of the last stage, which has a stride and 16 channels.
     assert sum(conv.winograd is not None for conv in convs) == 3
@@ -109,7 +111,7 @@ def test_wide_stages_by_winograd_are_the_same():
 
 
 def test_mixed_keeps_the_later_blocks_in_float32():
-    ready = optimise(ResNet3D(8, (8, 8, 8, 8)), "mixed")
+    ready = fold_frontend(ResNet3D(8, (8, 8, 8, 8)), "mixed")
     found = [block.branch[0].weight.dtype for block in ready.trunk]
     assert found == [torch.bfloat16] * 2 + [torch.float32] * 6
     assert ready.stem[0].weight.dtype == torch.bfloat16
@@ -117,7 +119,7 @@ def test_mixed_keeps_the_later_blocks_in_float32():
 
 def test_it_can_be_copied_and_stays_in_evaluation():
     x, lengths = batch()
-    ready = optimise(make("plain"))
+    ready = fold_frontend(make("plain"))
     expected, _ = ready(x, lengths)
     again = copy.deepcopy(ready).train()
     assert not again.training
@@ -127,10 +129,10 @@ def test_it_can_be_copied_and_stays_in_evaluation():
 
 def test_other_frontends_come_back_as_they_are():
     fbank = LogMelFbank()
-    assert optimise(fbank, "bf16") is fbank
-    assert isinstance(optimise(make("plain")), FoldedResNet)
+    assert fold_frontend(fbank, "bf16") is fbank
+    assert isinstance(fold_frontend(make("plain")), FoldedResNet)
 
 
 def test_other_precisions_are_refused():
-    with pytest.raises(ValueError, match="int4"):
-        optimise(make("plain"), "int4")
+    with pytest.raises(ConfigError, match="int4"):
+        fold_frontend(make("plain"), "int4")
