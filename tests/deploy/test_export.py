@@ -152,7 +152,8 @@ def test_missing_packages(monkeypatch):
         ("onnxruntime", "onnx", lambda: open_session(path)),
     ):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(ConfigError, match=rf"{package} is not.*\[{extra}\].*clone.*\[{extra}\]"):
+        message = rf"{package} is not.*\[{extra}\].*clone.*\[{extra}\]"
+        with pytest.raises(ConfigError, match=message):
             run()
 
 
