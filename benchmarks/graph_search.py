@@ -146,7 +146,7 @@ def read_text(path: Path, folder: Path, quick: bool) -> tuple[Task, list[dict]]:
         [" ".join(s) for s in rest], vocab_size=200 if quick else UNITS
     )
     begun = time.perf_counter()
-    train_word_ngram(rest, vocabulary, folder / "counted.arpa", 3)
+    train_word_ngram(rest, vocabulary, folder / "counted.arpa", order=3)
     counted = time.perf_counter() - begun
     begun = time.perf_counter()
     graph = build_graph(

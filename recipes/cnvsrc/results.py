@@ -1,9 +1,9 @@
-"""The table of an experiment: character error rates of each system and of all of them fused.
+"""Table of an experiment: character error rates of each system and of their fusion.
 
     python recipes/cnvsrc/results.py EXP
 
-Prints EXP/results.md and writes it. A system that reads both ways has a second row, of its search
-left to right alone.
+Writes EXP/results.md and prints it. A system with a bidirectional decoder has a second row, for its
+left-to-right decoder alone.
 """
 
 import argparse
@@ -17,22 +17,26 @@ SETS = ("dev", "test")
 KINDS = {"": "", "_left": ", left to right alone"}
 
 
-def cell(folder: Path) -> str:
-    """Error rate with its interval, of a decode folder that was scored."""
-    if not (folder / "score.json").is_file():
+def read_score(folder: Path) -> dict:
+    """Read the score by character of a decode folder; empty if it was not scored."""
+    path = folder / "score.json"
+    return json.loads(path.read_text(encoding="utf-8"))["char"] if path.is_file() else {}
+
+
+def error_rate(score: dict) -> str:
+    """Return the error rate with its interval, of `read_score`."""
+    if not score:
         return "-"
-    score = json.loads((folder / "score.json").read_text(encoding="utf-8"))["char"]
     rate = f"{score['error_rate']:.2f}"
     if score.get("ci_low") is not None:
         rate += f" ({score['ci_low']:.1f}-{score['ci_high']:.1f})"
     return rate
 
 
-def speakers(folder: Path) -> str:
-    """The best and the worst speaker, where there are several."""
-    if not (folder / "score.json").is_file():
+def speakers(score: dict) -> str:
+    """Return the best and the worst speaker, if there are several."""
+    if not score:
         return "-"
-    score = json.loads((folder / "score.json").read_text(encoding="utf-8"))["char"]
     rates = sorted((s["error_rate"], name) for name, s in score.get("speakers", {}).items())
     if len(rates) < 2:
         return "one"
@@ -41,38 +45,39 @@ def speakers(folder: Path) -> str:
 
 
 def utterances(exp: Path, name: str) -> int:
-    """How many there are in a set."""
+    """Return the number of utterances in a set."""
     tables = sorted(exp.glob(f"*/decode_{name}/ref.tsv"))
     return len(read_table(tables[0]).texts) if tables else 0
 
 
 def is_synthetic(exp: Path) -> bool:
-    """Whether the models were trained on a made-up corpus."""
+    """Return whether a model was trained on synthetic data."""
     metas = exp.glob("**/model/meta.json")
     return any(json.loads(meta.read_text(encoding="utf-8")).get("synthetic") for meta in metas)
 
 
 def table(exp: Path) -> str:
-    """The Markdown text."""
+    """Return the table as Markdown."""
     lines = [f"# {exp.name}", ""]
     if is_synthetic(exp):
         lines += ["Synthetic corpus: these numbers say nothing about real speech.", ""]
-    found = [name for name in SETS if utterances(exp, name)]
-    sizes = ", ".join(f"{name}: {utterances(exp, name)} utterances" for name in found)
-    lines += [f"CER % (95 % interval). {sizes}.", ""]
-    lines += [f"| system | {' | '.join(found)} | speakers, {found[-1]} |"]
-    lines += [f"|---|{'---|' * len(found)}---|"]
+    sizes = {name: size for name in SETS if (size := utterances(exp, name))}
+    listed = ", ".join(f"{name}: {size} utterances" for name, size in sizes.items())
+    lines += [f"CER % (95 % interval). {listed}.", ""]
+    lines += [f"| system | {' | '.join(sizes)} | speakers, {[*sizes][-1]} |"]
+    lines += [f"|---|{'---|' * len(sizes)}---|"]
     systems = sorted({path.parent.name for path in exp.glob("*/decode_*")} - {"fused"})
     if (exp / "fused").is_dir():
         systems.append("fused")
     for system in systems:
         for suffix, words in KINDS.items():
-            folders = [exp / system / f"decode_{name}{suffix}" for name in found]
+            folders = [exp / system / f"decode_{name}{suffix}" for name in sizes]
             if not any(folder.is_dir() for folder in folders):
                 continue
             name = f"**{system}** (ROVER)" if system == "fused" else system + words
-            cells = " | ".join(cell(folder) for folder in folders)
-            lines.append(f"| {name} | {cells} | {speakers(folders[-1])} |")
+            scores = [read_score(folder) for folder in folders]
+            cells = " | ".join(map(error_rate, scores))
+            lines.append(f"| {name} | {cells} | {speakers(scores[-1])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -81,7 +86,7 @@ def main() -> None:
     parser.add_argument("exp", type=Path)
     exp = parser.parse_args().exp
     if not any(exp.glob("*/decode_*/ref.tsv")):
-        raise SystemExit(f"{exp} has no decode folders: run stage 6")
+        raise SystemExit(f"{exp}: no decode folders; run stage 6 first")
     text = table(exp)
     write_text(exp / "results.md", text)
     print(text)

@@ -1,20 +1,22 @@
-"""The delay / error-rate curve of an experiment of delay.sh.
+"""Curve of delay against error rate of an experiment of delay.sh.
 
     python recipes/grid/delay_curve.py EXP
 
-Prints EXP/delay.md and writes it, and EXP/delay.svg.
+Writes EXP/delay.svg and EXP/delay.md, and prints the latter.
 """
 
 import argparse
 import json
 from pathlib import Path
 
+from speechattn.files import replacing, write_text
+
 SEARCHES = {"decode_test": "greedy", "decode_graph": "graph"}
 
 
-def measured(exp: Path) -> list[dict]:
-    """Search, penalty, word error rate and delays of each model, by search and rising penalty."""
-    found = []
+def read_results(exp: Path) -> list[dict]:
+    """Read the penalty, word error rate and delays of each model and search."""
+    results = []
     for folder, search in SEARCHES.items():
         rows = []
         for path in exp.glob(f"penalty_*/{folder}/score.json"):
@@ -23,17 +25,17 @@ def measured(exp: Path) -> list[dict]:
                 penalty = float(path.parent.parent.name.removeprefix("penalty_"))
                 rows.append({"search": search, "penalty": penalty, "wer": scores["word"],
                              "delay": scores["delay"]})  # fmt: skip
-        found += sorted(rows, key=lambda one: one["penalty"])
-    return found
+        results += sorted(rows, key=lambda one: one["penalty"])
+    return results
 
 
-def table(found: list[dict]) -> str:
-    """Markdown."""
+def table(results: list[dict]) -> str:
+    """Return the results as Markdown."""
     lines = [
         "| search | penalty | WER % | end delay, mean ms | 90 % | first word | last word |",
         "|---|---|---|---|---|---|---|",
     ]
-    for one in found:
+    for one in results:
         wer, delay = one["wer"], one["delay"]
         interval = (
             f" ({wer['ci_low']:.1f}-{wer['ci_high']:.1f})" if wer.get("ci_low") is not None else ""
@@ -46,8 +48,8 @@ def table(found: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(found: list[dict], path: Path) -> None:
-    """Word error rate over mean delay, a line a search and a point a penalty."""
+def draw(results: list[dict], path: Path) -> None:
+    """Draw word error rate over mean delay, one line per search and one point per penalty."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -55,7 +57,7 @@ def draw(found: list[dict], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for search in SEARCHES.values():
-        rows = [one for one in found if one["search"] == search]
+        rows = [one for one in results if one["search"] == search]
         if not rows:
             continue
         points = [(one["delay"]["end"]["mean"], one["wer"]["error_rate"]) for one in rows]
@@ -69,8 +71,8 @@ def draw(found: list[dict], path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.set_title("GRID, sound in chunks, by delay penalty", fontsize=10)
     axes.grid(alpha=0.3)
-    # Without a date: the same figures give the same file.
-    figure.savefig(path, metadata={"Date": None})
+    with replacing(path) as part:
+        figure.savefig(part, metadata={"Date": None})  # the same figures give the same file
 
 
 def main() -> None:
@@ -79,12 +81,12 @@ def main() -> None:
     )
     parser.add_argument("exp", type=Path)
     options = parser.parse_args()
-    found = measured(options.exp)
-    if not found:
-        parser.error(f"{options.exp} has no delays: run delay.sh up to stage 3")
-    text = table(found)
-    (options.exp / "delay.md").write_text(text, encoding="utf-8")
-    draw(found, options.exp / "delay.svg")
+    results = read_results(options.exp)
+    if not results:
+        parser.error(f"{options.exp}: no delays; run delay.sh up to stage 3 first")
+    text = table(results)
+    write_text(options.exp / "delay.md", text)
+    draw(results, options.exp / "delay.svg")
     print(text, end="")
 
 

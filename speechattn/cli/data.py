@@ -271,10 +271,8 @@ def augment_sheet(args: Namespace) -> None:
     from speechattn.data.augment.sheet import write_augment_sheet
     from speechattn.data.batches.datamodule import DataOptions
     from speechattn.data.crops.store import CropStore
-    from speechattn.training import set_noise
 
     config = read_config(args)
-    set_noise(config, None)  # nothing to be seen of it
     options = build(DataOptions, config.get("data") or {}, "data")
     speeds = [t for t in options.audio_transforms or () if isinstance(t, SpeedPerturb)]
     transforms = [*speeds, *(options.video_transforms or ())]

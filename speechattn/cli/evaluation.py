@@ -31,7 +31,7 @@ def add_fuse(command) -> None:
     sub.add_argument("--unit", choices=UNITS, default="word", help="what is voted on")
     sub.add_argument(
         "--voting",
-        choices=("frequency", "average", "maximum"),
+        choices=("frequency", "average", "maximum", "avgconf"),
         help="by votes, or by votes and the average or highest confidence; else chosen on --dev",
     )
     sub.add_argument("--alpha", type=float, help="share of the votes, 0 to 1; else as --voting")
@@ -79,10 +79,10 @@ def score(args: Namespace) -> None:
         args.ref,
         args.hyp,
         args.unit,
-        args.json,
-        args.alignments,
-        args.allow_missing,
-        args.allow_extra,
+        json_path=args.json,
+        show_alignments=args.alignments,
+        allow_missing=args.allow_missing,
+        allow_extra=args.allow_extra,
         console=console,
     )
 
@@ -94,15 +94,16 @@ def fuse(args: Namespace) -> None:
     fuse(
         args.systems,
         args.output,
-        args.unit,
-        args.voting,
-        args.alpha,
-        args.null_confidence,
-        args.weights,
-        args.dev,
-        args.tune_weights,
-        args.order_by_dev,
-        args.allow_missing,
+        unit=args.unit,
+        voting=args.voting,
+        alpha=args.alpha,
+        null_confidence=args.null_confidence,
+        weights=args.weights,
+        dev=args.dev,
+        tune_weights=args.tune_weights,
+        order_by_dev=args.order_by_dev,
+        allow_missing=args.allow_missing,
+        console=Console(),
     )
 
 

@@ -29,7 +29,7 @@ def add_training_commands(command) -> None:
     sub.add_argument("--valid-cuts", type=Path, required=True)
     sub.add_argument("--tokens", type=Path, required=True, help="folder of the tokenizer")
     sub.add_argument("--crops", type=Path, help="folder of mouth crops")
-    sub.add_argument("--noise", type=Path, help="what the config's AddNoise mixes in")
+    sub.add_argument("--noise", type=Path, help="data.noise: the file that AddNoise mixes in")
     sub.add_argument("--exp", type=Path, required=True, help="the experiment's folder")
     sub.add_argument(
         "--init",
@@ -148,9 +148,9 @@ def add_lm_commands(command) -> None:
     sub.add_argument("--topology", choices=("standard", "modified"), default="standard")
     sub.add_argument("--output", type=Path, required=True, help="folder of the graph")
 
-    sub = command("draw", draw, "draw a decoding graph of a few words as SVG")
+    sub = command("draw", draw, "draw a decoding graph of a few words")
     sub.add_argument("graph", type=Path, help="folder that `speechattn graph` has made")
-    sub.add_argument("picture", type=Path, help="FILE.svg to write")
+    sub.add_argument("picture", type=Path, help="FILE.dot to write, or FILE.svg with Graphviz")
     sub.add_argument("--tokens", type=Path, required=True, help="folder of the tokenizer")
 
 
@@ -170,20 +170,21 @@ def add_texts(sub: argparse.ArgumentParser) -> None:
 
 def train(args: Namespace) -> None:
     """speechattn train"""
-    from speechattn.training import set_noise, train
+    from speechattn.training import train
 
     config = read_config(args)
-    set_noise(config, args.noise)
+    if args.noise is not None:
+        config["data"] = {**(config.get("data") or {}), "noise": str(args.noise)}
     train(
         config,
         args.train_cuts,
         args.valid_cuts,
         args.tokens,
         args.exp,
-        args.crops,
-        args.allow,
-        args.init,
-        args.renew_classifier,
+        crops=args.crops,
+        allow=args.allow,
+        init=args.init,
+        renew_classifier=args.renew_classifier,
     )
 
 
@@ -191,14 +192,28 @@ def train_lm(args: Namespace) -> None:
     """speechattn train-lm"""
     from speechattn.training.lm.run import train_lm
 
-    train_lm(read_config(args), args.text, args.tokens, args.exp, args.valid_text, args.best)
+    train_lm(
+        read_config(args),
+        args.text,
+        args.tokens,
+        args.exp,
+        valid_text=args.valid_text,
+        best=args.best,
+    )
 
 
 def ngram(args: Namespace) -> None:
     """speechattn ngram"""
     from speechattn.lm.ngram_training import train_ngram
 
-    train_ngram(args.text, args.tokens, args.output, args.order, args.min_count, args.valid_text)
+    train_ngram(
+        args.text,
+        args.tokens,
+        args.output,
+        order=args.order,
+        min_count=args.min_count,
+        valid_text=args.valid_text,
+    )
 
 
 def graph(args: Namespace) -> None:
@@ -207,14 +222,14 @@ def graph(args: Namespace) -> None:
     from speechattn.decoding.fst.build import build_graph
     from speechattn.decoding.fst.lexicon import Lexicon, most_frequent
     from speechattn.lm.texts import read_texts
-    from speechattn.lm.word_ngram import train_word_ngram, words_of
+    from speechattn.lm.word_ngram import split_words, train_word_ngram
 
     tokenizer = Tokenizer.load(args.tokens)
     texts = read_texts(args.text)
     if args.units:
         sentences = [[tokenizer.tokens[unit] for unit in tokenizer.encode(text)] for text in texts]
     else:
-        sentences = [words_of(text, args.segmented) for text in texts]
+        sentences = [split_words(text, args.segmented) for text in texts]
     if args.units:
         lexicon = Lexicon.of_units(tokenizer)
     elif args.lexicon is not None:
@@ -227,21 +242,15 @@ def graph(args: Namespace) -> None:
     if arpa is None and sentences:
         args.output.mkdir(parents=True, exist_ok=True)
         arpa = args.output / "words.arpa"
-        train_word_ngram(sentences, lexicon.words, arpa, args.order, args.min_count)
+        train_word_ngram(sentences, lexicon.words, arpa, order=args.order, min_count=args.min_count)
     build_graph(lexicon, tokenizer, args.output, arpa, args.topology)
 
 
 def draw(args: Namespace) -> None:
     """speechattn draw"""
-    from speechattn.data.tokenizers.tokenizer import Tokenizer
-    from speechattn.decoding.fst.draw import graph_svg
-    from speechattn.decoding.fst.graph import Graph
+    from speechattn.decoding.fst.dot import draw_graph
 
-    if args.picture.suffix != ".svg":
-        raise ConfigError(f"{args.picture}: pictures are SVG: name it {args.picture.stem}.svg")
-    svg = graph_svg(Graph.load(args.graph), Tokenizer.load(args.tokens).tokens)
-    args.picture.parent.mkdir(parents=True, exist_ok=True)
-    args.picture.write_text(svg, encoding="utf-8")
+    draw_graph(args.graph, args.picture, args.tokens)
     logger.info("written to %s", args.picture)
 
 
@@ -263,7 +272,7 @@ def average(args: Namespace) -> None:
     if args.data_dir is not None:
         meta["corpus"] = args.data_dir.resolve().name
         meta["synthetic"] = (args.data_dir / SYNTHETIC_MARK).is_file()
-    average(read_config(args), args.exp, args.tokens, args.best, meta, args.allow)
+    average(read_config(args), args.exp, args.tokens, args.best, meta=meta, allow=args.allow)
 
 
 def combine(args: Namespace) -> None:

@@ -113,9 +113,18 @@ class LstmPredictor(Predictor):
         width: D, of the embedding too.
         layers: L.
         dropout: of the embedding, between layers and of the output, in [0, 1).
+        zero_blank: embed the blank that starts a text as zeros rather than as a learnt vector.
     """
 
-    def __init__(self, vocab_size: int, width: int, layers: int = 1, dropout: float = 0.0):
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int,
+        layers: int = 1,
+        dropout: float = 0.0,
+        *,
+        zero_blank: bool = False,
+    ):
         super().__init__()
         if layers < 1:
             raise ConfigError(f"layers is 1 at least, not {layers}")
@@ -124,7 +133,7 @@ class LstmPredictor(Predictor):
         self.vocab_size = vocab_size
         self.width = width
         self.layers = layers
-        self.embedding = nn.Embedding(vocab_size, width)
+        self.embedding = nn.Embedding(vocab_size, width, padding_idx=BLANK if zero_blank else None)
         between = dropout if layers > 1 else 0.0
         self.lstm = nn.LSTM(width, width, layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(dropout)

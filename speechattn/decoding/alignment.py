@@ -47,7 +47,7 @@ class WordTime:
 
 
 def token_times(log_probs: Tensor, tokens: list[int], frame_shift: float) -> list[TokenTime]:
-    """The time of each token on the most probable CTC path.
+    """Return the time of each token on the most probable CTC path.
 
     CTC emits a token for as long as it is sure of it, which is often one frame: a start is where
     the model recognised the token, an end is not where the sound stopped.
@@ -160,7 +160,7 @@ def word_times(times: Sequence[TokenTime], pieces: Sequence[str]) -> list[WordTi
 
 
 def _separates(character: str) -> bool:
-    """Whether a character only says that a word ends here, and takes no time."""
+    """Return whether a character only says that a word ends here, and takes no time."""
     return character == WORD_START or character.isspace()
 
 

@@ -52,11 +52,11 @@ class Beam:
         )
 
     def rows(self, index: Tensor) -> "Beam":
-        """The utterances index (M,)."""
+        """Return the utterances index (M,)."""
         return Beam(self.tokens[index], self.score[index], self.parts[index])
 
     def best(self, count: int) -> "Beam":
-        """The `count` best hypotheses of each utterance, best first."""
+        """Return the `count` best hypotheses of each utterance, best first."""
         score, at = self.score.topk(count, dim=1)
         at = at[..., None]  # (B, count, 1)
         return Beam(
@@ -66,7 +66,7 @@ class Beam:
         )
 
     def merge(self, other: "Beam", eos: int) -> "Beam":
-        """The best of both, as many as here; `other` is one token longer."""
+        """Return the best of both, as many as here; `other` is one token longer."""
         tokens = pad(self.tokens, (0, 1), value=eos)
         return Beam(
             torch.cat([tokens, other.tokens], 1),
@@ -142,7 +142,7 @@ def length_limits(lengths: Tensor, min_ratio: float, max_ratio: float) -> tuple[
 
 
 def most_gain(scorer: Scorer | PartialScorer, weight: float) -> float:
-    """The most that a weighted scorer can add for one token."""
+    """Return the most that a weighted scorer can add for one token."""
     if weight < 0:
         return math.inf  # of what is far below 0
     return weight * getattr(scorer, "bonus", 0.0)
@@ -232,7 +232,7 @@ class _Search:
         return results
 
     def _candidates(self, log_probs: list[Tensor], n: int, device) -> Tensor:
-        """The tokens to consider after each hypothesis, (N, S).
+        """Return the tokens to consider after each hypothesis, (N, S).
 
         The last of them is <eos>; one that the pre-beam picked before it takes a place there, as
         in ESPnet, and is passed over later.

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from speechattn.errors import ConfigError
-from speechattn.lm.ngram import BackoffArcs
+from speechattn.lm.backoff import BackoffArcs
 from speechattn.units import UNK
 
 
@@ -55,7 +55,7 @@ class ContextGraph:
         score_per_token: float = 1.0,
         scores: Sequence[float] | None = None,
     ) -> "ContextGraph":
-        """The graph of phrases.
+        """Return the graph of phrases.
 
         Args:
             phrases: tokens of each, in 2..V-2. Of a phrase that is there twice the higher score
@@ -94,11 +94,11 @@ class ContextGraph:
         return replace(self, **{name: value.to(device) for name, value in values.items()})
 
     def step(self, state: Tensor, token: Tensor) -> Tensor:
-        """The states (N,) after tokens (N,); <sos/eos> leads to the first, 0."""
+        """Return the states (N,) after tokens (N,); <sos/eos> leads to the first, 0."""
         return self.arcs.step(state, token)
 
     def scores(self, state: Tensor) -> Tensor:
-        """What every next token adds, (N, V); <eos> what is given back."""
+        """Return what every next token adds, (N, V); <eos> what is given back."""
         held = -self.advance[state]  # (N,)
         row = self.gain[self.arcs.root] + held[:, None]  # (N, V)
         for context in reversed(self.arcs.chain(state)):

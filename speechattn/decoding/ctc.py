@@ -37,7 +37,7 @@ class TokenSpan:
 
 
 def ctc_greedy(log_probs: Tensor, lengths: Tensor) -> list[Hypothesis]:
-    """The best label of each frame, repeats merged and blanks removed.
+    """Return the best label of each frame, repeats merged and blanks removed.
 
     <sos/eos> is never a label: CTC is not trained on it.
 
@@ -92,7 +92,7 @@ def merge_blanks(log_probs: Tensor, lengths: Tensor, threshold: float) -> tuple[
 
 
 def ctc_forced_align(log_probs: Tensor, tokens: list[int]) -> list[TokenSpan]:
-    """The most probable CTC path that spells the tokens.
+    """Return the most probable CTC path that spells the tokens.
 
     Of two equally good paths the one that moves on later is taken.
 

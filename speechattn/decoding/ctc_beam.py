@@ -44,7 +44,9 @@ def ctc_beam_search(
     length_bonus: float = 0.0,
     scorers: Mapping[str, tuple[Scorer, float]] | None = None,
 ) -> list[list[Hypothesis]]:
-    """The most probable token sequences, each the sum of all CTC paths that the beam kept of it.
+    """Return the most probable token sequences by CTC, as a beam finds them.
+
+    A score is the sum of all paths that the beam kept of a sequence.
 
     With a beam that drops nothing the scores are exact. Otherwise they lack the paths whose
     beginnings were dropped: a score is at most the true one. <sos/eos> is never a label.
@@ -312,7 +314,7 @@ class _Workspace:
 
 
 def _collect(units: Tensor, chosen: Tensor, beam: PrefixBeam, nbest: int) -> list[list[Hypothesis]]:
-    """The hypotheses of the last beam, best first."""
+    """Return the hypotheses of the last beam, best first."""
     ctc = beam.total
     score, parts = ctc, {"ctc": ctc}
     if beam.extra is not None:
@@ -339,7 +341,8 @@ def _collect(units: Tensor, chosen: Tensor, beam: PrefixBeam, nbest: int) -> lis
 
 
 def trace(units: Tensor, chosen: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Where prefixes at `place` (B, n) come from, over the frames of one `PrefixBeam.accept`.
+    """Return where prefixes at `place` (B, n) come from, over the frames of one
+    `PrefixBeam.accept`.
 
     Returns:
         What each frame added to them, a token or blank, (B, n, T); and their places before the

@@ -50,7 +50,7 @@ class Frames:
     possible: bool
 
     def inputs(self) -> tuple[Tensor, ...]:
-        """What a step reads, (B, T, ...) each."""
+        """Return what a step reads, (B, T, ...) each."""
         each = self.units[:, :, None], self.growth[:, :, None]  # the same for all prefixes
         return self.start, self.blank, self.units, *each, self.closed, self.gap
 
@@ -98,7 +98,7 @@ class Frames:
 
 
 def best_units(rows: Tensor, at: Tensor, s: int) -> tuple[Tensor, Tensor]:
-    """The S best units of frames at (M,) of rows (N, V), without blank and <sos/eos>.
+    """Return the S best units of frames at (M,) of rows (N, V), without blank and <sos/eos>.
 
     Returns:
         Their log-probabilities and ids, (M, S) each.

@@ -102,7 +102,7 @@ def _checksum(path: str | Path) -> str:
 
 
 def read_hot_words(tokenizer: Tokenizer, path: str | Path) -> ContextGraph:
-    """The graph of a file of hot words; see `read_fusion`."""
+    """Read a file of hot words; see `read_fusion`."""
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:

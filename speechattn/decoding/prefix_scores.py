@@ -123,7 +123,7 @@ class PrefixScores:
         self.used = len(node)
 
     def finish(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """With <eos>: the weighted sum (B, K), and each scorer's part (B, K) by name."""
+        """Return, with <eos>, the weighted sum (B, K), and each scorer's part (B, K) by name."""
         added = self.added
         parts = {}
         for i, name in enumerate(self.names):
@@ -194,7 +194,7 @@ class _OtherStates:
 
 
 def _has_rows(scorer: Scorer, state: Any) -> bool:
-    """Whether a state is a tensor with a row for each hypothesis."""
+    """Return whether a state is a tensor with a row for each hypothesis."""
     if not isinstance(state, Tensor) or not state.dim():
         return False
     # Any other axis has one length, whatever is selected.

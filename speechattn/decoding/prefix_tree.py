@@ -39,7 +39,7 @@ class PrefixTree:
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[Sequence[int]]], eos: int) -> "PrefixTree":
-        """Of each utterance's sequences, in the order in which they are fed, without <sos>.
+        """Build the trees of each utterance's sequences, fed in this order, without <sos>.
 
         Args:
             sequences: of each utterance any number.
@@ -73,7 +73,7 @@ class PrefixTree:
         return cls(tokens, depth, path, *edges.unbind(1))
 
     def to(self, device: torch.device) -> "PrefixTree":
-        """The same on a device."""
+        """Return the same on a device."""
         return PrefixTree(**{name: value.to(device) for name, value in vars(self).items()})
 
 

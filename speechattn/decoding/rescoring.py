@@ -57,7 +57,7 @@ def rescore(
 
 
 def add_reverse(h: Hypothesis, output: ModelOutput, share: float, score: float) -> Hypothesis:
-    """With `share` of one model's left-to-right score replaced by the right-to-left one."""
+    """Replace `share` of one model's left-to-right score by its right-to-left one."""
     total = h.score + share * (score - h.scores[output.label("decoder")])
     return replace(h, score=total, scores={**h.scores, output.label("reverse"): score})
 
@@ -141,7 +141,7 @@ def nbest_scores(
     vocab_size: int,
     device: torch.device,
 ) -> list[list[float]]:
-    """A score of each hypothesis, all of them in one pass.
+    """Return a score of each hypothesis, all of them in one pass.
 
     Args:
         score: of sequences behind <sos> (N, U), their lengths (N,) and the utterances (B,) that

@@ -35,7 +35,7 @@ class Scorer(Protocol):
     """
 
     def start(self) -> Any:
-        """The state of B empty hypotheses, one an utterance."""
+        """Return the state of B empty hypotheses, one an utterance."""
 
     def score(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Feed the last token of each hypothesis (N,), <sos> at first.
@@ -45,20 +45,20 @@ class Scorer(Protocol):
         """
 
     def select(self, state: Any, index: Tensor) -> Any:
-        """The state of hypotheses index (M,), which may drop, reorder and repeat."""
+        """Return the state of hypotheses index (M,), which may drop, reorder and repeat."""
 
 
 class PartialScorer(Protocol):
     """Scores chosen tokens only, being too expensive for all. No score exceeds 0."""
 
     def start(self) -> Any:
-        """The state of B empty hypotheses, one an utterance."""
+        """Return the state of B empty hypotheses, one an utterance."""
 
     def score(self, candidates: Tensor, state: Any) -> Tensor:
-        """What each of the candidates (N, S) adds to its hypothesis's score, (N, S)."""
+        """Return what each of the candidates (N, S) adds to its hypothesis's score, (N, S)."""
 
     def extend(self, state: Any, index: Tensor, token: Tensor) -> Any:
-        """The state of hypotheses index (M,), each with its token (M,) appended."""
+        """Return the state of hypotheses index (M,), each with its token (M,) appended."""
 
 
 class DecoderScorer:

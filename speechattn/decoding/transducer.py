@@ -35,7 +35,7 @@ from speechattn.units import BLANK
 def transducer_greedy(
     head: Transducer, hidden: Tensor, lengths: Tensor, frame_tokens: int = 1
 ) -> list[Hypothesis]:
-    """The best unit after what was said, again and again; blank goes on to the next frame.
+    """Take the best unit after what was said, again and again; blank goes on to the next frame.
 
     <sos/eos> is never said: a transducer is not trained on it.
 
@@ -88,7 +88,9 @@ def transducer_beam(
     length_bonus: float = 0.0,
     scorers: Mapping[str, tuple[Scorer, float]] | None = None,
 ) -> list[list[Hypothesis]]:
-    """The most probable token sequences, each the sum of all paths that the beam kept of it.
+    """Return the most probable token sequences, as a beam finds them.
+
+    A score is the sum of all paths that the beam kept of a sequence.
 
     Paths say one token a frame at most. With a beam that drops nothing the scores are exact, of a
     model with the topology "modified".
@@ -211,7 +213,7 @@ class _Beam:
 
 
 def _step(head: Transducer, tokens: Tensor, state: PredictorState) -> tuple[Tensor, PredictorState]:
-    """The joiner's part of the predictor after one more token (N,), (N, D), and the state."""
+    """Return the predictor's part of the joiner (N, D) after one more token (N,), and the state."""
     predicted, state = head.predictor.step(tokens, state)
     return head.joiner.predictor_projection(predicted), state
 
@@ -219,7 +221,7 @@ def _step(head: Transducer, tokens: Tensor, state: PredictorState) -> tuple[Tens
 def _where(
     which: Tensor, new: tuple[Tensor, PredictorState], old: tuple[Tensor, PredictorState]
 ) -> tuple[Tensor, PredictorState]:
-    """A step's outcome for the hypotheses which (N,), and what was before it for the others."""
+    """Return the outcome of a step where `which` (N,) is true, else what was before it."""
 
     def mixed(x: Tensor, y: Tensor) -> Tensor:
         return torch.where(which.view(-1, *(1 for _ in x.shape[1:])), x, y)
@@ -234,7 +236,7 @@ def _collect(
     extra: PrefixScores | None,
     nbest: int,
 ) -> list[list[Hypothesis]]:
-    """The hypotheses of the last beam (B, K), best first."""
+    """Return the hypotheses of the last beam (B, K), best first."""
     score, parts = total, {"transducer": total}
     if extra is not None:
         added, others = extra.finish()

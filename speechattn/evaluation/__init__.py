@@ -1,4 +1,8 @@
-"""Evaluation: error rates with intervals and alignments, and the HTML report."""
+"""Evaluation: error rates, emission delay, fusion of transcripts, and the HTML report.
+
+Legend, for all files: B utterances, M systems that are fused, C columns of a word transition
+network, A alternatives of all columns, T frames, U tokens, V units, L layers, H heads.
+"""
 
 from speechattn.evaluation.bootstrap import BootstrapOptions
 from speechattn.evaluation.error_rate import (

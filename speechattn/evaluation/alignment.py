@@ -1,4 +1,4 @@
-"""Aligned errors as text for a terminal."""
+"""Alignments of reference and hypothesis as text for a terminal."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ SPACE = "\u2423"
 
 
 def operation(pair: Pair) -> str:
-    """``I``, ``D``, ``S`` or, where the units agree, an empty string."""
+    """Return ``I``, ``D``, ``S`` or, for equal units, an empty string."""
     reference, hypothesis = pair
     if reference == hypothesis:
         return ""
@@ -21,10 +21,10 @@ def operation(pair: Pair) -> str:
 
 
 def format_alignment(pairs: Sequence[Pair], width: int = 100) -> str:
-    """Three lines (REF, HYP, EVAL) with the units of a pair below each other.
+    """Format three lines (REF, HYP, EVAL) with the units of a pair below each other.
 
-    Columns are measured in terminal cells, so CJK lines up. A gap is shown by asterisks, a space as
-    an open box.
+    Columns are measured in terminal cells, so CJK lines up. Gaps are shown as asterisks, spaces as
+    open boxes.
 
     Args:
         pairs: an alignment.

@@ -1,11 +1,10 @@
-"""Confidence interval of an error rate by the bootstrap.
+"""Confidence intervals of error rates by the bootstrap.
 
 Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation",
-ICASSP 2004: resample the test set with replacement, take the error rate (a ratio of sums) of every
-replicate, report percentiles. Errors of one speaker are not independent, so speakers rather than
-utterances are resampled where there are enough of them (Liu et al., "Statistical testing on ASR
-performance via blockwise bootstrap", Interspeech 2020); with a handful the percentiles would mean
-nothing.
+ICASSP 2004: resample the test set with replacement, compute the error rate (a ratio of sums) of
+every replicate, report percentiles. Errors of one speaker are not independent, so speakers rather
+than utterances are resampled where there are enough of them (Liu et al., "Statistical testing on
+ASR performance via blockwise bootstrap", Interspeech 2020).
 """
 
 from collections.abc import Sequence
@@ -21,14 +20,13 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class BootstrapOptions:
-    """How the interval is computed.
+    """Options of the interval.
 
     Args:
         replications: number of resampled test sets; 0 computes no interval.
         level: coverage of the interval, in (0, 1).
-        seed: of the resampling; the same seed gives the same interval.
-        blocks: what is drawn. ``auto`` draws speakers when every utterance has one and there are
-            at least 10, else utterances.
+        seed: of the resampling.
+        blocks: what is resampled. ``auto``: speakers if there are at least 10, else utterances.
     """
 
     replications: int = 10_000
@@ -43,21 +41,20 @@ def error_rate_interval(
     options: BootstrapOptions | None = None,
     blocks: Sequence[str] | None = None,
 ) -> tuple[float, float] | None:
-    """Percentile interval of ``sum(errors) / sum(lengths)``.
+    """Return the percentile interval of ``sum(errors) / sum(lengths)``.
 
     Args:
-        errors: (N,) errors of each utterance.
-        lengths: (N,) reference length of each utterance.
-        options: see `BootstrapOptions`; its `blocks` is for the caller.
-        blocks: N labels; utterances of one label are drawn together. None draws utterances.
+        errors: (B,) errors of each utterance.
+        lengths: (B,) reference length of each utterance.
+        options: its `blocks` is for the caller.
+        blocks: (B,) labels; utterances of one label are drawn together. None draws utterances.
 
     Returns:
-        Low and high end as fractions, or None when nothing can be resampled (no replications, no
-        utterances, or no replicate with a reference).
+        Low and high end as fractions; None without replications, utterances or references.
     """
     options = options or BootstrapOptions()
     if not 0 < options.level < 1:
-        raise ValueError(f"the interval's level must lie in (0, 1), not {options.level}")
+        raise ValueError(f"level must lie in (0, 1), not {options.level}")
     errors = np.asarray(errors, dtype=np.float64)
     lengths = np.asarray(lengths, dtype=np.float64)
     if blocks is not None:
@@ -76,9 +73,9 @@ def error_rate_interval(
         total = lengths[drawn].sum(axis=1)
         # A replicate that drew only empty references has no error rate.
         rates.append(errors[drawn].sum(axis=1)[total > 0] / total[total > 0])
-    found = np.concatenate(rates)
-    if not len(found):
+    rates = np.concatenate(rates)
+    if not len(rates):
         return None
     tail = (1 - options.level) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
+    low, high = np.quantile(rates, [tail, 1 - tail])
     return float(low), float(high)

@@ -1,67 +1,17 @@
 """Learning curves of one or several experiments."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from speechattn.evaluation.experiment import read_metrics
 from speechattn.evaluation.svg import GRID, MUTED, RC, SERIES, WIDTH, to_svg
 
 
 def learning_curves(metrics: Mapping[str, np.ndarray]) -> str:
-    """Losses, validation error and learning rate over epochs; an empty string without any."""
-    with matplotlib.rc_context(RC):
-        figure = _learning_figure(metrics)
-        return "" if figure is None else to_svg(figure)
-
-
-def learning_curve(metrics_csv: str | Path, png: str | Path) -> bool:
-    """Write the learning curves of a metrics.csv as a PNG; False when there is nothing to draw."""
-    with matplotlib.rc_context(RC):
-        figure = _learning_figure(read_metrics(Path(metrics_csv)))
-        if figure is None:
-            return False
-        FigureCanvasAgg(figure)
-        Path(png).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(png, dpi=120, facecolor="white")
-        return True
-
-
-def compare_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    """Validation error of several experiments in one picture; an empty string below two."""
-    series = {name: by_epoch(metrics, "valid_error") for name, metrics in curves.items()}
-    series = {name: line for name, line in series.items() if line is not None}
-    if len(series) < 2:
-        return ""
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
-        axes = figure.add_subplot()
-        _lines(axes, "validation token error, %", series)
-        return to_svg(figure)
-
-
-def by_epoch(metrics: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """One value an epoch (the mean of its rows) as (epochs, values); None without two values.
-
-    Rows are taken as steps where there is no epoch column.
-    """
-    values = metrics.get(name)
-    if values is None:
-        return None
-    x = metrics.get("epoch", metrics.get("step", np.arange(len(values), dtype=float)))
-    known = np.isfinite(values) & np.isfinite(x)
-    epochs, index = np.unique(x[known], return_inverse=True)
-    if len(epochs) < 2:
-        return None
-    return epochs, np.bincount(index, weights=values[known]) / np.bincount(index)
-
-
-def _learning_figure(metrics: Mapping[str, np.ndarray]) -> Figure | None:
+    """Draw losses, validation error and learning rate over epochs as SVG; "" without any."""
     panels = {
         "loss": {
             "train": "train_loss",
@@ -82,13 +32,40 @@ def _learning_figure(metrics: Mapping[str, np.ndarray]) -> Figure | None:
         if lines:
             found[title] = lines
     if not found:
+        return ""
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+        grid = figure.subplots(1, len(found), squeeze=False)[0]
+        unit = "epoch" if "epoch" in metrics else "step"
+        for axes, (title, lines) in zip(grid, found.items(), strict=True):
+            _lines(axes, title, lines, unit)
+        return to_svg(figure)
+
+
+def compare_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """Draw the validation errors of several experiments as one SVG; "" for fewer than two."""
+    series = {name: by_epoch(metrics, "valid_error") for name, metrics in curves.items()}
+    series = {name: line for name, line in series.items() if line is not None}
+    if len(series) < 2:
+        return ""
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+        axes = figure.add_subplot()
+        _lines(axes, "validation token error, %", series)
+        return to_svg(figure)
+
+
+def by_epoch(metrics: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return (epochs, mean values), or steps without an epoch column; None below two of them."""
+    values = metrics.get(name)
+    if values is None:
         return None
-    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
-    grid = figure.subplots(1, len(found), squeeze=False)[0]
-    unit = "epoch" if "epoch" in metrics else "step"
-    for axes, (title, lines) in zip(grid, found.items(), strict=True):
-        _lines(axes, title, lines, unit)
-    return figure
+    x = metrics.get("epoch", metrics.get("step", np.arange(len(values), dtype=float)))
+    known = np.isfinite(values) & np.isfinite(x)
+    epochs, index = np.unique(x[known], return_inverse=True)
+    if len(epochs) < 2:
+        return None
+    return epochs, np.bincount(index, weights=values[known]) / np.bincount(index)
 
 
 def _lines(

@@ -1,22 +1,22 @@
-"""Emission delay: how long after a word was said a recogniser says it.
+"""Emission delay: the time from a spoken word to its recognition.
 
-A word counts where it was recognised: where the alignment of the fewest errors matches it. It is
-emitted when the frame in which its last token first appears has been heard to its end, and where
-the encoder hears by chunks, when the last frame of the chunk has. From that moment
+Only correctly recognised words count: those that the alignment with the fewest errors matches. A
+token is emitted at the end of the frame in which it first appears or, if the encoder works on
+chunks, at the end of that frame's chunk.
 
-    end delay      to the end of the word in the reference: what a listener waits for (the mean end
-                   delay of Yu et al., 2010.11395, who take the end of the token instead)
-    start delay    from the start of the word to the moment its first token is emitted
+    end delay      from the word's end in the reference to the emission of its last token: what a
+                   listener waits for (the mean end delay of Yu et al., 2010.11395, is to the
+                   token's end instead)
+    start delay    from the word's start in the reference to the emission of its first token
 
-Both may be below 0: a word can be known before it is over, and reference times are no truth. Those
-that `speechattn align` finds are one frame a word, where its model is surest, so that `end` is then
-counted from there: differences between two recognisers mean something, the figures alone do not.
+Both can be negative: a word can be known before it ends, and reference times are not exact. Those
+of `speechattn align` are one frame per word, the one with the highest posterior, so with them only
+differences between recognisers mean something.
 
-Times of tokens are those of `transcripts.jsonl`, the first frame of a token on the best path. Of
-`ctc_greedy` that path is what was emitted; of `ctc_beam` and `ctc_graph` it is the best path of
-what won in the end. Searches with a decoder emit nothing before the utterance is over, and are
-refused.
-What a frame hears beyond its own end (subsampling, the window of the spectrum) is not counted.
+Token times are those of `transcripts.jsonl`: first frames on the best path. For greedy CTC search
+that path is what was emitted; for beam and graph search it is the path that won in the end.
+Searches with a decoder emit nothing before the utterance ends and are refused. Look-ahead of a
+frame (subsampling, spectral window) is not counted.
 """
 
 import json
@@ -27,20 +27,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from kaldialign import align
 from rich.console import Console
 from rich.table import Table
 
+from speechattn.config import read_yaml
+from speechattn.decoding.config import build_search
+from speechattn.decoding.search import Search
 from speechattn.errors import SpeechattnError
 from speechattn.evaluation.bootstrap import BootstrapOptions, error_rate_interval
 from speechattn.evaluation.score_files import write_json
 from speechattn.evaluation.text import normalize
 
-# Rounding of times that were written as decimals.
-_SLACK = 1e-6
-# Their words are there when the utterance is over.
-_WHOLE = ("joint", "attention", "ctc_rescore")
+_SLACK = 1e-6  # rounding of times that were written as decimals
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ class Word:
 
     Attributes:
         text: normalised.
-        start: seconds; of a recognised word, when its first token was emitted.
-        end: seconds; of a recognised word, when its last token was emitted.
+        start: seconds; for a recognised word, the emission of its first token.
+        end: seconds; for a recognised word, the emission of its last token.
     """
 
     text: str
@@ -60,13 +59,13 @@ class Word:
 
 @dataclass(frozen=True)
 class Delay:
-    """Of some words, in milliseconds.
+    """Statistics of a delay, in milliseconds.
 
     Attributes:
-        words: how many.
-        mean: over them.
-        p90: nine of ten words have less.
-        ci_low, ci_high: interval of the mean, by the bootstrap over utterances.
+        words: number of words.
+        mean: over the words.
+        p90: 90th percentile.
+        ci_low, ci_high: bootstrap interval of the mean, over utterances.
     """
 
     words: int
@@ -81,11 +80,11 @@ class DelayReport:
     """Delays of a test set.
 
     Attributes:
-        end: of all recognised words, to their ends.
-        start: of the same, from their starts.
-        first: end delay of the first word of each utterance, where it was recognised.
-        last: of the last.
-        reference_words: how many there were to be recognised.
+        end: end delay of all recognised words.
+        start: their start delay.
+        first: end delay of the utterances' first words.
+        last: end delay of their last words.
+        reference_words: number of words in the reference.
     """
 
     end: Delay
@@ -95,6 +94,7 @@ class DelayReport:
     reference_words: int
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the entry `delay` of score.json."""
         return asdict(self)
 
     def render(self, console: Console) -> None:
@@ -103,10 +103,10 @@ class DelayReport:
         for column in ("ms", "words", "mean", "CI", "90 %"):
             table.add_column(column, justify="left" if column == "ms" else "right")
         for name, text in (
-            ("end", "after the reference's end of the word"),
-            ("first", "of an utterance's first word"),
-            ("last", "of its last"),
-            ("start", "after its start of the word"),
+            ("end", "end delay"),
+            ("first", "end delay, first words"),
+            ("last", "end delay, last words"),
+            ("start", "start delay"),
         ):
             delay = getattr(self, name)
             mean, low, high, p90 = (
@@ -122,25 +122,27 @@ def emission_delay(
     recognised: Mapping[str, Sequence[Word]],
     bootstrap: BootstrapOptions | None = None,
 ) -> DelayReport:
-    """Delays of the words that were recognised.
+    """Measure the delays of the words that were recognised.
 
     Args:
-        references: by utterance, its words in their order.
-        recognised: likewise; an utterance that is missing has none.
-        bootstrap: of the intervals; its `blocks` is not used, utterances are drawn.
+        references: words in order, by utterance.
+        recognised: likewise; a missing utterance has none.
+        bootstrap: of the intervals; `blocks` is ignored, utterances are drawn.
 
     Raises:
-        SpeechattnError: utterances were recognised that have no reference.
+        SpeechattnError: a recognised utterance has no reference.
     """
     if extra := sorted(recognised.keys() - references.keys()):
-        raise SpeechattnError(f"no reference times of {len(extra)} utterances, as of {extra[0]}")
+        raise SpeechattnError(
+            f"{len(extra)} utterances have no reference times, such as {extra[0]}"
+        )
     end, start, first, last = ([[] for _ in references] for _ in range(4))  # by utterance
     for row, (utterance, words) in enumerate(references.items()):
         for i, j in matches(words, recognised.get(utterance, ())):
-            said, emitted = words[i], recognised[utterance][j]
-            delay = emitted.end - said.end
+            spoken, emitted = words[i], recognised[utterance][j]
+            delay = emitted.end - spoken.end
             end[row].append(delay)
-            start[row].append(emitted.start - said.start)
+            start[row].append(emitted.start - spoken.start)
             if i == 0:
                 first[row].append(delay)
             if i == len(words) - 1:
@@ -150,74 +152,81 @@ def emission_delay(
 
 
 def matches(references: Sequence[Word], recognised: Sequence[Word]) -> list[tuple[int, int]]:
-    """Places (of the reference, of the recognised) of the words that an alignment matches."""
+    """Return the pairs of indices (reference, recognised) of words that an alignment matches."""
     pairs = align([w.text for w in references], [w.text for w in recognised], "")
-    found, i, j = [], 0, 0
+    matched, i, j = [], 0, 0
     for ref, hyp in pairs:
         if ref and ref == hyp:
-            found.append((i, j))
+            matched.append((i, j))
         i, j = i + bool(ref), j + bool(hyp)
-    return found
+    return matched
 
 
 def _delay(seconds: list[list[float]], bootstrap: BootstrapOptions | None) -> Delay:
-    """Of the words of each utterance."""
+    """Return the statistics of the delays of each utterance's words."""
     every = [x for words in seconds for x in words]
     if not every:
         return Delay(0, None, None)
     ms = 1000.0 * np.asarray(every)
-    # A mean is a ratio of sums as an error rate is, and is drawn like one.
+    # A mean is a ratio of sums, as an error rate is.
     sums = 1000.0 * np.asarray([sum(words) for words in seconds])
     counts = np.asarray([len(words) for words in seconds])
     low, high = error_rate_interval(sums, counts, bootstrap) or (None, None)
-    found = (float(ms.mean()), float(np.percentile(ms, 90)), low, high)
-    return Delay(len(ms), *(None if x is None else round(x, 2) for x in found))
+    values = (float(ms.mean()), float(np.percentile(ms, 90)), low, high)
+    return Delay(len(ms), *(None if x is None else round(x, 2) for x in values))
 
 
 def emitted_words(
     transcript: Mapping[str, Any], frame_shift: float, chunk: float = 0.0
 ) -> list[Word]:
-    """The words of a transcript (a line of `transcripts.jsonl`), at the moments of emission.
+    """Return the words of a transcript (a line of `transcripts.jsonl`) at their emission times.
 
     Args:
-        transcript: with `words` and `tokens` in time, as the search of CTC says them: a token is
-            there from the frame on in which it first appears.
-        frame_shift: seconds from one hidden frame to the next.
-        chunk: seconds that the encoder hears at a time; 0 for frame by frame.
+        transcript: with `words` and `tokens` in time, from a CTC search.
+        frame_shift: seconds from one encoder frame to the next.
+        chunk: seconds of the encoder's chunks; 0 for frame by frame.
     """
     starts = [token["start"] for token in transcript["tokens"]]
-    found = []
+    words = []
     for word in transcript["words"]:
         inside = [s for s in starts if word["start"] - _SLACK <= s < word["end"] - _SLACK]
         if not inside:
             continue
-        first, last = (heard(s + frame_shift, chunk) for s in (min(inside), max(inside)))
-        found.append(Word(normalize(word["text"]), first, last))
-    return found
+        first, last = (chunk_end(s + frame_shift, chunk) for s in (min(inside), max(inside)))
+        words.append(Word(normalize(word["text"]), first, last))
+    return words
 
 
-def heard(seconds: float, chunk: float) -> float:
-    """When what ends then has been heard by an encoder that waits for whole chunks."""
+def chunk_end(seconds: float, chunk: float) -> float:
+    """Return the end of the chunk in which a frame ends; the frame's end if `chunk` is 0."""
     return seconds if not chunk else math.ceil(seconds / chunk - _SLACK) * chunk
 
 
 def reference_words(cuts: Iterable[Any]) -> dict[str, list[Word]]:
-    """Words in time of Lhotse cuts with alignments.
+    """Read the words in time of Lhotse cuts with word alignments.
 
     Raises:
-        SpeechattnError: a cut has none.
+        SpeechattnError: a cut has no alignment.
     """
     from speechattn.data.batches.timed import word_alignment
 
-    found = {}
+    references = {}
     for cut in cuts:
         words = word_alignment(cut)
         if words is None:
             raise SpeechattnError(
-                f"{cut.id} does not say when its words were said: `speechattn align` adds it"
+                f"{cut.id}: the cut has no word alignment; `speechattn align` adds one"
             )
-        found[cut.id] = [Word(normalize(text), start, end) for text, start, end in words]
-    return found
+        references[cut.id] = [Word(normalize(text), start, end) for text, start, end in words]
+    return references
+
+
+def read_search(decode_dir: Path) -> Search | None:
+    """Return the search of a decode folder; None without `search.yaml`, or if it is a plug-in's."""
+    try:
+        return build_search(read_yaml(decode_dir / "search.yaml"))
+    except SpeechattnError:
+        return None
 
 
 def score_delay(
@@ -227,31 +236,30 @@ def score_delay(
     chunk: float = 0.0,
     console: Console | None = None,
 ) -> DelayReport:
-    """Delays of a decode folder; writes them into its `score.json`, as `delay`.
+    """Measure the delays of a decode folder and write them into its `score.json` as `delay`.
 
     Args:
-        decode_dir: with `transcripts.jsonl`, and with `score.json` if it was scored.
+        decode_dir: with `transcripts.jsonl`.
         ref_times: Lhotse cuts of the same utterances with word alignments.
-        frame_shift: seconds from one hidden frame to the next.
-        chunk: seconds that the encoder hears at a time; 0 for frame by frame.
+        frame_shift: seconds from one encoder frame to the next.
+        chunk: seconds of the encoder's chunks; 0 for frame by frame.
         console: where a table is printed; None prints nothing.
 
     Raises:
-        SpeechattnError: the two do not belong together, or the search was none that emits.
+        SpeechattnError: utterances differ, or the search emits nothing before an utterance ends.
     """
     from lhotse import CutSet
 
     folder = Path(decode_dir)
-    options = folder / "options.yaml"
-    method = (yaml.safe_load(options.read_text()) or {}).get("method") if options.exists() else None
-    if method in _WHOLE:
+    search = read_search(folder)
+    if search is not None and not (search.streams or search.needs_transducer):
         raise SpeechattnError(
-            f"{options}: method {method} says nothing before an utterance is over, so that it has "
-            "no emission delay; decode with ctc_greedy"
+            f"{folder}: {type(search).__name__} emits nothing before an utterance ends, so it has "
+            "no emission delay; decode with CtcGreedySearch"
         )
     path = folder / "transcripts.jsonl"
     if not path.is_file():
-        raise SpeechattnError(f"{path} is missing: `speechattn decode` writes it")
+        raise SpeechattnError(f"{path} is missing; `speechattn decode` writes it")
     with path.open(encoding="utf-8") as file:
         transcripts = [json.loads(line) for line in file]
     recognised = {t["id"]: emitted_words(t, frame_shift, chunk) for t in transcripts}

@@ -27,12 +27,10 @@ class ErrorCounts:
     """Sums over one or more utterances.
 
     Args:
-        insertions: units of the hypothesis that no reference unit stands for.
-        deletions: units of the reference that the hypothesis lacks.
-        substitutions: units taken for another.
-        reference_length: units of the reference.
+        insertions, deletions, substitutions: errors.
+        reference_length: units of the references.
         utterances: number of utterances.
-        wrong_utterances: how many of them have an error.
+        wrong_utterances: number of utterances with an error.
     """
 
     insertions: int
@@ -48,16 +46,16 @@ class ErrorCounts:
 
     @property
     def error_rate(self) -> float | None:
-        """Percent, above 100 where insertions make it so; None without reference units."""
+        """Return percent of the reference length, maybe above 100; None if that is 0."""
         return 100 * self.errors / self.reference_length if self.reference_length else None
 
     @property
     def sentence_error_rate(self) -> float | None:
-        """Percent of the utterances that have an error."""
+        """Return the percentage of utterances with an error."""
         return 100 * self.wrong_utterances / self.utterances if self.utterances else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The counts and rates under the names of score.json."""
+        """Return the counts and rates under their names in score.json."""
         return {
             "error_rate": self.error_rate,
             "errors": self.errors,
@@ -72,11 +70,11 @@ class ErrorCounts:
 
 @dataclass(frozen=True)
 class UtteranceScore:
-    """One utterance: its units and its errors.
+    """The units and errors of one utterance.
 
     Args:
         id: utterance id.
-        speaker: speaker, or None where the tables carry none.
+        speaker: None if the tables have no speakers.
         reference: units of the reference.
         hypothesis: units of the hypothesis; empty for a missing one.
         insertions, deletions, substitutions: errors of the alignment.
@@ -95,7 +93,7 @@ class UtteranceScore:
         return self.insertions + self.deletions + self.substitutions
 
     def alignment(self) -> list[Pair]:
-        """Pairs (reference unit, hypothesis unit); an empty string stands for none."""
+        """Return pairs (reference unit, hypothesis unit); an empty string stands for none."""
         return kaldialign.align(self.reference, self.hypothesis, "")
 
 
@@ -106,14 +104,14 @@ class ScoreReport:
     Args:
         unit: ``char`` or ``word``.
         total: counts over all utterances.
-        ci_low, ci_high: ends of the bootstrap interval in percent; None where there is none.
+        ci_low, ci_high: ends of the bootstrap interval in percent, or None.
         ci_level: coverage of the interval.
         ci_blocks: what was resampled, ``utterance`` or ``speaker``.
-        speakers: counts by speaker; empty where the tables carry none.
+        speakers: counts by speaker; empty if the tables have no speakers.
         utterances: the utterances in the reference's order.
         missing: ids without a hypothesis, scored as deletions.
-        extra: ids of the hypotheses that have no reference, left out.
-        normalization: the text rule that was applied.
+        extra: ids without a reference, left out.
+        normalization: the text rule.
     """
 
     unit: Unit
@@ -129,7 +127,7 @@ class ScoreReport:
     normalization: TextNormalization
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of score.json for this unit; rates in percent, null where undefined."""
+        """Return the entry of score.json for this unit; rates in percent, None if undefined."""
         return {
             "unit": self.unit,
             **self.total.to_dict(),
@@ -144,13 +142,13 @@ class ScoreReport:
         }
 
     def worst(self, count: int) -> list[UtteranceScore]:
-        """The utterances with most errors, the higher rate first among equals; none without."""
+        """Return the utterances with most errors, of equal ones the higher rate first."""
         wrong = [utterance for utterance in self.utterances if utterance.errors]
         wrong.sort(key=lambda u: (-u.errors, -u.errors / max(1, len(u.reference)), u.id))
         return wrong[:count]
 
     def confusions(self, count: int) -> list[tuple[Pair, int]]:
-        """The most frequent errors as ((reference unit, hypothesis unit), how often)."""
+        """Return the most frequent errors as ((reference unit, hypothesis unit), count)."""
         pairs = Counter(
             pair
             for utterance in self.utterances
@@ -161,7 +159,7 @@ class ScoreReport:
         return sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:count]
 
     def render(self, console: Console | None = None, show_alignments: bool = False) -> None:
-        """Print the table, and the aligned errors of every wrong utterance on request."""
+        """Print the table and, on request, the alignment of every utterance with errors."""
         console = console or Console()
         console.print(self._rich_table())
         if self.ci_low is not None:
@@ -204,6 +202,7 @@ def score(
     hypothesis: Mapping[str, str],
     unit: Unit = "char",
     speakers: Mapping[str, str] | None = None,
+    *,
     normalization: TextNormalization | None = None,
     allow_missing: bool = False,
     allow_extra: bool = False,
@@ -212,41 +211,27 @@ def score(
     """Score hypotheses against references.
 
     Args:
-        reference: text by utterance id; it may be empty, and what is heard there is insertions.
+        reference: text by utterance id; a text may be empty.
         hypothesis: text by utterance id.
         unit: ``char`` or ``word``, as defined in `speechattn.evaluation.text`.
-        speakers: speaker by utterance id; asks for per-speaker rows.
+        speakers: speaker by utterance id, for scores by speaker.
         normalization: the text rule.
-        allow_missing: score an id without a hypothesis as an empty one, so that all its units count
-            as deletions, instead of refusing.
-        allow_extra: leave out an id without a reference instead of refusing.
-        bootstrap: how the confidence interval is computed.
+        allow_missing: count an id without a hypothesis as deletions of all its units.
+        allow_extra: leave out ids without a reference.
+        bootstrap: options of the confidence interval.
 
     Raises:
-        SpeechattnError: ids differ without being allowed to, the speakers do not cover the
-            references, or the references hold nothing to score.
+        SpeechattnError: ids differ and may not, a reference has no speaker, or the references hold
+            nothing to score.
     """
     if unit not in UNITS:
         raise SpeechattnError(f"unit must be one of {', '.join(UNITS)}, not {unit!r}")
     normalization = normalization or TextNormalization()
     bootstrap = bootstrap or BootstrapOptions()
-    missing = tuple(key for key in reference if key not in hypothesis)
-    extra = tuple(key for key in hypothesis if key not in reference)
-    if missing and not allow_missing:
-        raise SpeechattnError(
-            f"{len(missing)} of {len(reference)} references have no hypothesis: "
-            f"{_shortened(missing)}; allow missing ids to count them as deletions"
-        )
-    if extra and not allow_extra:
-        raise SpeechattnError(
-            f"{len(extra)} of {len(hypothesis)} hypotheses have no reference: "
-            f"{_shortened(extra)}; allow extra ids to leave them out"
-        )
-    if speakers:
-        unknown = [key for key in reference if key not in speakers]
-        if unknown:
-            raise SpeechattnError(f"{len(unknown)} ids have no speaker: {_shortened(unknown)}")
-
+    missing, extra = _unmatched(reference, hypothesis, allow_missing, allow_extra)
+    unknown = [key for key in reference if speakers and key not in speakers]
+    if unknown:
+        raise SpeechattnError(f"{len(unknown)} ids have no speaker: {_shortened(unknown)}")
     utterances = tuple(
         _score_one(
             key,
@@ -258,9 +243,7 @@ def score(
     )
     total = _sum(utterances)
     if not total.reference_length:
-        raise SpeechattnError(
-            f"nothing to score: {len(reference)} references without a single {unit}"
-        )
+        raise SpeechattnError(f"nothing to score: {len(reference)} references without any {unit}")
     by_speaker: dict[str, list[UtteranceScore]] = {}
     for utterance in utterances:
         if utterance.speaker is not None:
@@ -293,22 +276,44 @@ def score(
 
 
 def format_interval(low: float | None, high: float | None) -> str:
-    """``1.2 - 3.4`` with an en dash, or nothing."""
+    """Return ``1.2 - 3.4`` with an en dash, or an empty string."""
     return "" if low is None or high is None else f"{low:.1f}\u2013{high:.1f}"
+
+
+def _unmatched(
+    reference: Mapping[str, str],
+    hypothesis: Mapping[str, str],
+    allow_missing: bool,
+    allow_extra: bool,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return ids without a hypothesis and ids without a reference; refuse those not allowed."""
+    missing = tuple(key for key in reference if key not in hypothesis)
+    extra = tuple(key for key in hypothesis if key not in reference)
+    if missing and not allow_missing:
+        raise SpeechattnError(
+            f"{len(missing)} of {len(reference)} references have no hypothesis: "
+            f"{_shortened(missing)}; allow missing ids to count them as deletions"
+        )
+    if extra and not allow_extra:
+        raise SpeechattnError(
+            f"{len(extra)} of {len(hypothesis)} hypotheses have no reference: "
+            f"{_shortened(extra)}; allow extra ids to leave them out"
+        )
+    return missing, extra
 
 
 def _score_one(
     key: str, speaker: str | None, reference: Sequence[str], hypothesis: Sequence[str]
 ) -> UtteranceScore:
-    found = kaldialign.edit_distance(reference, hypothesis)
+    errors = kaldialign.edit_distance(reference, hypothesis)
     return UtteranceScore(
         id=key,
         speaker=speaker,
         reference=tuple(reference),
         hypothesis=tuple(hypothesis),
-        insertions=found["ins"],
-        deletions=found["del"],
-        substitutions=found["sub"],
+        insertions=errors["ins"],
+        deletions=errors["del"],
+        substitutions=errors["sub"],
     )
 
 

@@ -1,4 +1,4 @@
-"""Reading of an experiment folder for tables and reports: whatever is there, nothing required.
+"""Reading of experiment folders for tables and reports; every file is optional.
 
 ::
 
@@ -36,7 +36,7 @@ class Decode:
     Args:
         split: name after ``decode_``.
         folder: ``decode_<split>``.
-        scores: score.json's entries by unit; may be empty.
+        scores: entries of score.json by unit; may be empty.
         details: files under ``details/``, sorted.
     """
 
@@ -45,8 +45,13 @@ class Decode:
     scores: dict[str, dict[str, Any]]
     details: tuple[Path, ...]
 
+    @property
+    def any_score(self) -> dict[str, Any]:
+        """Return an entry of `scores` for what all units share; empty without any."""
+        return self.scores.get("word") or self.scores.get("char") or {}
+
     def report(self, unit: Unit) -> ScoreReport | None:
-        """Scores of the utterances, without an interval; None where the tables are not there."""
+        """Return the utterances' scores, without an interval; None where a table is missing."""
         ref, hyp = self.folder / "ref.tsv", self.folder / "hyp.tsv"
         if not (ref.is_file() and hyp.is_file()):
             return None
@@ -69,7 +74,7 @@ class Experiment:
     """One experiment folder.
 
     Args:
-        name: how it is called in tables.
+        name: name in tables.
         folder: its path.
         meta: content of meta.json, or empty.
         metrics: columns of metrics.csv as (rows,) float64 with NaN for blanks; may be empty.
@@ -84,30 +89,30 @@ class Experiment:
 
     @property
     def modality(self) -> str:
-        """``audio``, ``video`` or both joined by a plus, as meta.json says; else empty."""
+        """Return ``audio``, ``video`` or ``audio+video`` as in meta.json, or an empty string."""
         listed = self.meta.get("modalities") or [self.meta.get("modality", "")]
         return "+".join(map(str, listed))
 
     @property
     def synthetic(self) -> bool:
-        """Whether meta.json says that the data was made by a synthesiser."""
+        """Return whether meta.json says that the data is synthetic."""
         return bool(self.meta.get("synthetic"))
 
 
 @dataclass(frozen=True)
 class Details:
-    """What a decoder saw and did on one utterance.
+    """Inputs and outputs of a decoder for one utterance.
 
     Args:
         id: utterance id.
         text: the hypothesis.
         reference: the reference.
-        tokens: U decoded tokens, without start and end.
+        tokens: (U,) decoded tokens, without start and end.
         frame_shift: seconds per encoder frame.
         ctc: (T, V) posteriors in [0, 1], or None.
-        cross_attention: (L, H, U', T) weights; U' may hold a row more, for the end. Or None.
+        cross_attention: (L, H, U', T) weights, or None; U' is U, or U + 1 with a row for the end.
         crops: (Tv, height, width) uint8 mouth crops over the same time as `ctc`, or None.
-        vocabulary: V token strings, or None where nothing tells.
+        vocabulary: (V,) token strings, or None if unknown.
     """
 
     id: str
@@ -122,7 +127,7 @@ class Details:
 
     @property
     def duration(self) -> float:
-        """Seconds that the pictures span; 0 where there are none."""
+        """Return the seconds that the pictures span; 0 without any."""
         for array, axis in ((self.ctc, 0), (self.cross_attention, -1)):
             if array is not None:
                 return array.shape[axis] * self.frame_shift
@@ -130,7 +135,7 @@ class Details:
 
 
 def read_experiments(folders: Iterable[str | Path] | Mapping[str, str | Path]) -> list[Experiment]:
-    """Read experiment folders; a mapping names them, else a folder's own name does.
+    """Read experiment folders; a mapping gives their names, else they have the folders' names.
 
     Raises:
         SpeechattnError: a folder does not exist.
@@ -168,7 +173,7 @@ def read_experiment(folder: str | Path, name: str | None = None) -> Experiment:
 
 
 def read_scores(decode_dir: Path) -> dict[str, dict[str, Any]]:
-    """Entries of ``score.json`` by unit; it holds one unit's or ``{"char": ..., "word": ...}``."""
+    """Read ``score.json``, of one unit or ``{"char": ..., "word": ...}``, as entries by unit."""
     content = _read_json(decode_dir / "score.json")
     if content.get("unit") in UNITS:
         content = {content["unit"]: content}
@@ -176,7 +181,7 @@ def read_scores(decode_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a CSV of numbers; a cell that is no number is NaN. Empty without the file."""
+    """Read the columns of a CSV of numbers, NaN for other cells; empty without the file."""
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", newline="") as file:
@@ -190,7 +195,7 @@ def read_details(path: Path, vocabulary: tuple[str, ...] | None = None) -> Detai
 
     Args:
         path: the file.
-        vocabulary: token strings for the V of the posteriors; the file's own come first.
+        vocabulary: (V,) token strings, used if the file has none.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -218,7 +223,7 @@ def read_details(path: Path, vocabulary: tuple[str, ...] | None = None) -> Detai
 
 
 def read_vocabulary(model_dir: Path) -> tuple[str, ...] | None:
-    """The tokens of a model directory, or None where there is no tokenizer."""
+    """Read the tokens of a model directory; None without a tokenizer."""
     if not model_dir.is_dir():
         return None
     try:

@@ -1,7 +1,4 @@
-"""Pictures of one utterance: crops, transcript, posteriors and attention over one time axis.
-
-Legend: T encoder frames, U tokens, V units, L layers, H heads.
-"""
+"""Pictures of one utterance: crops, transcript, posteriors and attention over one time axis."""
 
 import matplotlib
 import numpy as np
@@ -21,9 +18,10 @@ MAX_ROWS = 40  # units shown of the posteriors
 
 
 def utterance_picture(details: Details) -> str:
-    """Crops, transcript, posteriors and attention of one utterance over one time axis.
+    """Draw crops, transcript, posteriors and attention over one time axis, as far as there are any.
 
-    An empty string when the utterance has none of the pictures.
+    Returns:
+        SVG, or an empty string without any of them.
     """
     attention = details.cross_attention
     posteriors = None if details.ctc is None else ctc_rows(details.ctc)
@@ -66,7 +64,7 @@ def utterance_picture(details: Details) -> str:
 
 
 def heads_picture(attention: np.ndarray) -> str:
-    """Every head of every layer, and each layer's mean, as small multiples.
+    """Draw every head of every layer, and each layer's mean, as small multiples.
 
     Args:
         attention: (L, H, U, T) weights.
@@ -111,30 +109,31 @@ def heads_picture(attention: np.ndarray) -> str:
 
 
 def ctc_rows(ctc: np.ndarray, threshold: float = 0.1) -> list[int]:
-    """Units worth a row of the heat map, in order of their peaks: those that ever pass a threshold.
+    """Return the units whose posteriors ever pass a threshold, without blank, in order of time.
 
     Args:
-        ctc: (T, V) posteriors; unit 0 is blank and not among the rows.
+        ctc: (T, V) posteriors.
+        threshold: of the posterior.
     """
     peaks = ctc.max(axis=0)
     peaks[0] = 0
     chosen = np.flatnonzero(peaks >= threshold)
     if len(chosen) > MAX_ROWS:
         chosen = chosen[np.argsort(-peaks[chosen])[:MAX_ROWS]]
-    # The first frame near a unit's height, so that repeated units stand where they come first.
+    # Ordered by the first frame near the peak, so that repeated units stand where they come first.
     first = [int(np.argmax(ctc[:, unit] >= 0.5 * peaks[unit])) for unit in chosen]
     return [int(unit) for _, unit in sorted(zip(first, chosen, strict=True))]
 
 
 def shown_token(token: str) -> str:
-    """A token as a label: spaces are made visible."""
+    """Return a token as a label, with spaces made visible."""
     if token in (" ", "<space>"):
         return SPACE
     return token.replace("\u2581", SPACE).replace(" ", SPACE)
 
 
 def words_in_time(details: Details) -> list[WordTime] | None:
-    """The decoded words in time, from the CTC alignment; None where there is nothing to align."""
+    """Return the decoded words in time by CTC alignment; None if they cannot be aligned."""
     if details.ctc is None or details.vocabulary is None or not details.tokens:
         return None
     index = {token: i for i, token in enumerate(details.vocabulary)}
@@ -236,7 +235,7 @@ def _attention(axes: Axes, details: Details, inches: float) -> None:
 
 
 def _row_labels(axes: Axes, count: int, inches: float) -> None:
-    """Sizes the labels to their rows; those of very low rows are thinned out."""
+    """Fit the labels' size to the rows; hide some labels of very low rows."""
     points = 72 * inches / count
     size = min(9.0, max(5.0, 0.8 * points))
     every = max(1, int(np.ceil(0.8 * size / points)))
@@ -253,7 +252,7 @@ def _side_label(axes: Axes, text: str) -> None:
 
 
 def _shrink(picture: np.ndarray, rows: int = 400, columns: int = 1000) -> np.ndarray:
-    """At most so many cells, each the highest of those it stands for, so that no spike is lost."""
+    """Reduce to at most so many cells, each the maximum of those it replaces: no spike is lost."""
     for axis, limit in enumerate((rows, columns)):
         size = picture.shape[axis]
         if size > limit:
@@ -262,5 +261,5 @@ def _shrink(picture: np.ndarray, rows: int = 400, columns: int = 1000) -> np.nda
 
 
 def _ceiling(values: np.ndarray) -> float:
-    """Weight drawn darkest: high enough that one peak does not wash out the rest."""
+    """Return the weight to draw darkest, so that one peak does not wash out the rest."""
     return max(1e-6, float(np.quantile(values, 0.995)))

@@ -1,22 +1,21 @@
 """The HTML report of one or several experiments: one file that needs nothing else.
 
-Error rates with intervals, learning curves, worst utterances with coloured alignments, and for the
-utterances with details what the model saw and where it looked. Whatever an experiment lacks is left
-out.
+Error rates with intervals, learning curves, the worst utterances with colored alignments, and for
+utterances with details the model's input, posteriors and attention. Whatever an experiment lacks is
+left out. The page is `templates/report.html.j2`.
 """
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader
 from rich import box
 from rich.table import Table as RichTable
 
 from speechattn import __version__
-from speechattn.evaluation import template
-from speechattn.evaluation.alignment import SPACE
+from speechattn.evaluation.alignment import SPACE, operation
 from speechattn.evaluation.curves import compare_curves, learning_curves
 from speechattn.evaluation.error_rate import RATE_NAMES, ScoreReport, format_interval
 from speechattn.evaluation.experiment import (
@@ -41,14 +40,8 @@ CAVEAT = (
     "what matters in the encoder's output, averages over heads and layers doing better than single "
     "heads (Papi et al. 2025, arXiv:2509.18010)."
 )
-# Facts of meta.json worth a line under an experiment's name, as (key, label).
-_FACTS = (
-    ("modality", "modality"),
-    ("corpus", "corpus"),
-    ("language", "language"),
-    ("parameters", "parameters"),
-    ("epochs", "epochs"),
-)
+# Facts of meta.json worth a line under an experiment's name.
+_FACTS = ("modality", "corpus", "language", "parameters", "epochs")
 
 
 def write_report(
@@ -56,6 +49,7 @@ def write_report(
     output: str | Path,
     title: str = "Speech recognition experiments",
     note: str | None = None,
+    *,
     worst: int = 8,
     max_details: int = 4,
 ) -> Path:
@@ -67,8 +61,8 @@ def write_report(
         title: its heading.
         note: a banner under the heading. An experiment whose meta.json has a true ``synthetic``
             brings the banner about synthetic data by itself.
-        worst: utterances shown with their errors, of each decoded split.
-        max_details: utterances shown with pictures, of each decoded split.
+        worst: number of utterances shown with their errors, per decoded split.
+        max_details: number of utterances shown with pictures, per decoded split.
 
     Returns:
         The path of the file.
@@ -77,38 +71,36 @@ def write_report(
         SpeechattnError: an experiment folder does not exist.
     """
     experiments = read_experiments(exp_dirs)
-    head = [
-        f'<div class="muted">speechattn {escape(__version__)}, '
-        f"{datetime.now().strftime('%Y-%m-%d %H:%M')}</div>"
-    ]
-    if note:
-        head.append(template.note(note))
-    if any(experiment.synthetic for experiment in experiments):
-        head.append(template.note(SYNTHETIC))
-    links = [
-        f'<a href="#experiment-{i}">{escape(experiment.name)}</a>'
-        for i, experiment in enumerate(experiments)
-    ]
-    head.append(f'<nav><a href="#results">Results</a>{"".join(links)}</nav>')
-    body = [_results(experiments)]
-    body += [
-        _experiment(experiment, f"experiment-{i}", worst, max_details)
-        for i, experiment in enumerate(experiments)
-    ]
-    foot = (
-        "Error rates are insertions, deletions and substitutions over reference units, after the "
-        "text rule of speechattn.evaluation.text (NFKC, case and spaces beside CJK ignored). "
-        "Intervals are 95 % percentile bootstrap intervals unless score.json says otherwise."
+    scored = [(e, d) for e in experiments for d in e.decodes if d.scores]
+    # Chinese has no words to score: its word rate repeats the character rate.
+    unit: Unit = "word" if any("word" in d.scores for _, d in scored) else "char"
+    keys = ("error_rate", "ci_high")
+    rates = [_number(d.scores.get(unit), key) for _, d in scored for key in keys]
+    notes = [note, SYNTHETIC if any(e.synthetic for e in experiments) else None]
+    template = _environment().get_template("report.html.j2")
+    page = template.render(
+        title=title,
+        version=__version__,
+        date=datetime.now().strftime("%Y-%m-%d %H:%M"),
+        notes=[text for text in notes if text],
+        rate_names=RATE_NAMES,
+        unit=unit,
+        scored=scored,
+        scale=1.02 * max([1.0, *(rate for rate in rates if rate is not None)]),
+        curves=compare_curves({e.name: e.metrics for e in experiments}),
+        caveat=CAVEAT,
+        worst=worst,
+        experiments=[_experiment(experiment, max_details) for experiment in experiments],
     )
     output = Path(output)
-    write_text(output, template.page(title, "".join(head), "\n".join(body), foot))
+    write_text(output, page)
     return output
 
 
 def summary_table(
     exp_dirs: Iterable[str | Path] | Mapping[str, str | Path], title: str = "Error rates"
 ) -> RichTable:
-    """Error rates with intervals of every experiment and decoded split, for a terminal."""
+    """Return the error rates of every experiment and decoded split as a table for a terminal."""
     table = RichTable(title=title, box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("experiment", overflow="fold", min_width=10)
     table.add_column("modality", no_wrap=True)
@@ -124,162 +116,62 @@ def summary_table(
                 entry = decode.scores.get(unit)
                 interval = _interval(entry)
                 cells.append(_percent(entry) + (f" ({interval})" if interval else ""))
-            table.add_row(
-                experiment.name,
-                experiment.modality,
-                decode.split,
-                str(_any_score(decode).get("utterances", "")),
-                *cells,
-            )
+            utterances = str(decode.any_score.get("utterances", ""))
+            table.add_row(experiment.name, experiment.modality, decode.split, utterances, *cells)
     return table
 
 
-def _results(experiments: list[Experiment]) -> str:
-    scored = [(e, d) for e in experiments for d in e.decodes if d.scores]
-    parts = ['<section id="results"><h2>Results</h2>']
-    if scored:
-        # Chinese has no words to score: its word rate repeats the character rate.
-        unit: Unit = "word" if any("word" in d.scores for _, d in scored) else "char"
-        rates = [
-            value
-            for _, d in scored
-            for value in (_number(d.scores.get(unit), key) for key in ("error_rate", "ci_high"))
-            if value is not None
-        ]
-        scale = max([*rates, 1.0]) * 1.02
-        headers = [("Experiment", ""), ("Modality", ""), ("Split", ""), ("Utterances", "num")]
-        for name in RATE_NAMES.values():
-            headers += [(f"{name} %", "num rate"), ("95 % CI", "num ci")]
-        headers += [("SER %", "num"), (f"{RATE_NAMES[unit]}, 0\u2013{scale:.0f} %", "range")]
-        rows = []
-        for experiment, decode in scored:
-            cells = [escape(experiment.name), escape(experiment.modality), escape(decode.split)]
-            cells.append(str(_any_score(decode).get("utterances", "")))
-            for each in UNITS:
-                cells += [_percent(decode.scores.get(each)), _interval(decode.scores.get(each))]
-            cells.append(_percent(_any_score(decode), "sentence_error_rate"))
-            entry = decode.scores.get(unit)
-            rate = _number(entry, "error_rate")
-            low, high = _number(entry, "ci_low"), _number(entry, "ci_high")
-            cells.append("" if rate is None else template.interval_bar(rate, low, high, scale))
-            rows.append(cells)
-        parts.append(template.table(headers, rows, "wide"))
-        parts.append(
-            '<p class="muted">CER and WER: character and word error rate. SER: share of utterances '
-            "with an error.</p>"
-        )
-    else:
-        parts.append("<p>Nothing has been scored yet.</p>")
-    together = compare_curves({e.name: e.metrics for e in experiments})
-    if together:
-        parts.append(template.figure(together, ""))
-    parts.append("</section>")
-    return "\n".join(parts)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader(__package__), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "interval": _interval,
+        "counted": _counted,
+        "operation": operation,
+        "visible": lambda unit: SPACE if unit == " " else unit,
+    }
+    return environment
 
 
-def _experiment(experiment: Experiment, anchor: str, worst: int, max_details: int) -> str:
-    parts = [f'<section id="{anchor}"><h2>{escape(experiment.name)}</h2>']
+def _experiment(experiment: Experiment, max_details: int) -> dict[str, Any]:
+    """Return what the page shows of one experiment."""
     meta = {**experiment.meta, "modality": experiment.modality}
-    facts = [f"{label}: {_fact(meta[key])}" for key, label in _FACTS if meta.get(key)]
-    if facts:
-        parts.append(f'<p class="muted">{escape(", ".join(facts))}</p>')
-    curves = learning_curves(experiment.metrics)
-    if curves:
-        parts.append(f"<h3>Learning curves</h3>{template.figure(curves, '')}")
     vocabulary = read_vocabulary(experiment.folder / "model")
+    decodes = []
     for decode in experiment.decodes:
-        parts.append(_errors(decode, worst))
-        found = (read_details(path, vocabulary) for path in decode.details[:max_details])
-        shown = [picture for d in found if d is not None and (picture := _details(d))]
-        if shown:
-            parts.append(f"<h3>What the model saw: {escape(decode.split)}</h3>")
-            if any("<summary>" in picture for picture in shown):
-                parts.append(f'<p class="muted">{CAVEAT}</p>')
-            parts += shown
-    parts.append("</section>")
-    return "\n".join(part for part in parts if part)
+        details = (read_details(path, vocabulary) for path in decode.details[:max_details])
+        shown = [pictures for d in details if d is not None and (pictures := _pictures(d))]
+        decodes.append({"split": decode.split, "report": _report(decode), "details": shown})
+    return {
+        "name": experiment.name,
+        "facts": [f"{key}: {_fact(meta[key])}" for key in _FACTS if meta.get(key)],
+        "curves": learning_curves(experiment.metrics),
+        "decodes": decodes,
+    }
 
 
-def _errors(decode: Decode, worst: int) -> str:
-    by_word = decode.report("word")
-    if by_word is None:
-        return ""
-    unit: Unit = (
-        "char" if any(has_cjk("".join(u.reference)) for u in by_word.utterances) else "word"
-    )
-    report = by_word if unit == "word" else decode.report("char")
-    split = escape(decode.split)
-    if report is None:
-        return ""
-    if not report.total.errors:
-        return f"<h3>Errors: {split}</h3><p>None in {report.total.utterances} utterances.</p>"
-    items = [
-        f'<div class="utt"><div><h4>{escape(u.id)}</h4><span class="muted">'
-        f"{escape(u.speaker + ', ') if u.speaker else ''}{_count(u.errors, 'error')} "
-        f"in {_count(len(u.reference), unit)}</span></div>"
-        f"{template.alignment(u.alignment(), unit == 'char')}</div>"
-        for u in report.worst(worst)
-    ]
-    return (
-        f"<h3>Worst utterances: {split}</h3>{template.KEY}"
-        f'<div class="columns"><div>{"".join(items)}</div><div>{_frequent(report)}</div></div>'
-    )
+def _report(decode: Decode) -> ScoreReport | None:
+    """Return scores by word, or by character where the references are written without spaces."""
+    report = decode.report("word")
+    if report and any(has_cjk("".join(u.reference)) for u in report.utterances):
+        return decode.report("char")
+    return report
 
 
-def _frequent(report: ScoreReport) -> str:
-    """Table of the most frequent errors, and of the speakers where there are several."""
-    rows = [
-        [
-            f'<span class="pair D"><span class="ref">{_unit(pair[0])}</span></span>'
-            if not pair[1]
-            else _unit(pair[0]),
-            f'<span class="pair I"><span class="hyp">{_unit(pair[1])}</span></span>'
-            if not pair[0]
-            else _unit(pair[1]),
-            str(count),
-        ]
-        for pair, count in report.confusions(12)
-    ]
-    headers = [("Most frequent: reference", ""), ("hypothesis", ""), ("times", "num")]
-    html = template.table(headers, rows)
-    if len(report.speakers) > 1:
-        name = RATE_NAMES[report.unit]
-        html += template.table(
-            [("Speaker", ""), ("Utterances", "num"), (f"{name} %", "num")],
-            [
-                [escape(speaker), str(counts.utterances), _percent(counts.to_dict())]
-                for speaker, counts in report.speakers.items()
-            ],
-        )
-    return html
-
-
-def _details(details: Details) -> str:
+def _pictures(details: Details) -> dict[str, Any] | None:
     picture = utterance_picture(details)
     if not picture:
-        return ""
-    parts = [f'<div class="detail"><h4>{escape(details.id)}</h4>']
-    for label, text in (("reference", details.reference), ("hypothesis", details.text)):
-        if text:
-            parts.append(f'<p><span class="muted">{label}</span> {escape(text)}</p>')
-    parts.append(template.figure(picture, ""))
-    if details.cross_attention is not None:
-        parts.append(
-            "<details><summary>Every layer and head</summary>"
-            + template.figure(
-                heads_picture(details.cross_attention),
-                "Cross-attention, time to the right, tokens downwards; the last column is the mean "
-                "over a layer's heads.",
-            )
-            + "</details>"
-        )
-    parts.append("</div>")
-    return "".join(parts)
-
-
-def _any_score(decode: Decode) -> dict[str, Any]:
-    """The word entry for what both units share (utterances, sentence errors), or the only one."""
-    return decode.scores.get("word") or decode.scores.get("char") or {}
+        return None
+    attention = details.cross_attention
+    return {
+        "id": details.id,
+        "reference": details.reference,
+        "text": details.text,
+        "picture": picture,
+        "heads": "" if attention is None else heads_picture(attention),
+    }
 
 
 def _number(entry: Mapping[str, Any] | None, key: str) -> float | None:
@@ -300,10 +192,6 @@ def _fact(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _count(number: int, noun: str) -> str:
+def _counted(number: int, noun: str) -> str:
     noun = {"char": "character"}.get(noun, noun)
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _unit(unit: str) -> str:
-    return escape(SPACE if unit == " " else unit) or "\u2013"

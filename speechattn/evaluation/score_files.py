@@ -1,4 +1,4 @@
-"""Scoring of transcript tables on disk: what ``speechattn score`` and a recipe's stage 6 do."""
+"""Scoring of transcript tables on disk, for ``speechattn score`` and the recipes."""
 
 import json
 from pathlib import Path
@@ -18,6 +18,7 @@ def score_files(
     ref: str | Path,
     hyp: str | Path,
     unit: Unit = "char",
+    *,
     json_path: str | Path | None = None,
     show_alignments: bool = False,
     allow_missing: bool = False,
@@ -26,13 +27,13 @@ def score_files(
     bootstrap: BootstrapOptions | None = None,
     console: Console | None = None,
 ) -> ScoreReport:
-    """What ``speechattn score`` does: reads two tables, scores, prints, writes JSON.
+    """Score a table of hypotheses against one of references; print and write the result.
 
-    Speakers are the reference table's, or the hypothesis table's where only that one has them;
-    where both have, they must agree.
+    Speakers are the reference table's, or else the hypothesis table's; if both have them, they must
+    agree.
 
     Args:
-        ref, hyp: tables as `speechattn.data.tables` describes them.
+        ref, hyp: tables, see `speechattn.data.tables`.
         unit: ``char`` or ``word``.
         json_path: where `ScoreReport.to_dict` is written.
         show_alignments: print the aligned errors.
@@ -43,12 +44,12 @@ def score_files(
     for key, speaker in hypothesis.speakers.items():
         if reference.speakers.get(key, speaker) != speaker:
             raise SpeechattnError(
-                f"{hyp}: {key!r} is of speaker {speaker!r}, but of "
+                f"{hyp}: the speaker of {key!r} is {speaker!r}, but "
                 f"{reference.speakers[key]!r} in {ref}"
             )
     speakers = reference.speakers
     if not speakers and hypothesis.speakers:
-        # A missing hypothesis leaves its speaker unknown; the row is then named so.
+        # The speaker of a missing hypothesis is unknown.
         speakers = {key: hypothesis.speakers.get(key, "unknown") for key in reference.texts}
     try:
         report = score(
@@ -56,10 +57,10 @@ def score_files(
             hypothesis.texts,
             unit,
             speakers,
-            normalization,
-            allow_missing,
-            allow_extra,
-            bootstrap,
+            normalization=normalization,
+            allow_missing=allow_missing,
+            allow_extra=allow_extra,
+            bootstrap=bootstrap,
         )
     except SpeechattnError as error:
         raise SpeechattnError(f"{hyp} against {ref}: {error}") from None
@@ -78,8 +79,7 @@ def score_both(
 ) -> dict[str, ScoreReport]:
     """Score ``hyp.tsv`` against ``ref.tsv`` of a decode folder by character and by word.
 
-    Writes ``score.json`` beside them: ``{"char": {...}, "word": {...}}`` with `ScoreReport.to_dict`
-    in each.
+    Writes ``score.json`` beside them: ``{"char": ..., "word": ...}``, each `ScoreReport.to_dict`.
     """
     folder = Path(decode_dir)
     reports = {

@@ -1,7 +1,7 @@
-"""How every picture of a report looks, and its way into HTML: SVG with live text.
+"""The style of the report's pictures, and their conversion to SVG with live text.
 
-Text stays text (`svg.fonttype` none), so that the browser's fonts draw Chinese that matplotlib's
-own font lacks. No pyplot: figures are plain objects, safe in any thread and without a display.
+Text stays text (`svg.fonttype` none): the browser's fonts have Chinese, matplotlib's does not.
+Without pyplot, figures are plain objects that need no display.
 """
 
 import io
@@ -38,7 +38,7 @@ WIDTH = 11.0  # inches of a full-width figure
 
 
 def to_svg(figure: Figure) -> str:
-    """SVG element of a figure for use inside HTML: no prologue, no ids but those referred to."""
+    """Return a figure as an SVG element for HTML, without prologue and unused ids."""
     FigureCanvasSVG(figure)
     buffer = io.StringIO()
     with warnings.catch_warnings():

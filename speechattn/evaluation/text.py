@@ -1,6 +1,6 @@
-"""Text normalisation and splitting into the units that error rates count.
+"""Normalisation of texts and their splitting into the units that error rates count.
 
-The rule, in this order (each step can be turned off in `TextNormalization`):
+The text rule, in this order (each step can be turned off in `TextNormalization`):
 
 1. NFKC: full-width letters, digits and punctuation become half-width, ligatures and composed
    characters get one spelling; a typographic apostrophe becomes ``'``.
@@ -13,8 +13,8 @@ Units:
 
 - ``char``: code points after the rule; the space between Latin words is one too, as ESPnet counts
   ``<space>``. ``<unk>`` is a single unit.
-- ``word``: what white space separates, every CJK character standing as a word of its own (the mixed
-  error rate of code-switched corpora), so that for pure Chinese words and characters coincide.
+- ``word``: separated by white space, but every CJK character is a word of its own (the mixed error
+  rate of code-switched corpora); for pure Chinese, words and characters coincide.
 
 CJK here is Han, kana and bopomofo with their punctuation; Korean is written with spaces and keeps
 them.
@@ -40,19 +40,19 @@ _SPACE_BESIDE_CJK = re.compile(rf"(?<=[{_CJK}])\s+|\s+(?=[{_CJK}])")
 _WORD_OR_CJK = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
 _CHAR = re.compile(r"<unk>|.", re.DOTALL | re.IGNORECASE)
 _HAS_CJK = re.compile(rf"[{_CJK}]")
-# What carries no sound and is invisible on screen; it would be an error that nobody can see.
+# Characters without sound that are invisible on screen: errors that nobody could see.
 _INVISIBLE = re.compile("[\u200b\u200e\u200f\u2060\ufeff\u00ad]")
 
 
 @dataclass(frozen=True)
 class TextNormalization:
-    """What is made equal before texts are compared.
+    """Options of the text rule.
 
     Args:
         nfkc: apply Unicode's NFKC, which maps full-width forms to half-width ones.
-        lower_case: do not count differences of case.
-        remove_punctuation: replace punctuation by a space, apart from an apostrophe between two
-            letters and the brackets of ``<unk>``.
+        lower_case: ignore case.
+        remove_punctuation: replace punctuation by a space, except for apostrophes between letters
+            and the brackets of ``<unk>``.
         join_cjk: remove white space beside CJK characters.
     """
 
@@ -88,7 +88,7 @@ def split_units(text: str, unit: Unit) -> list[str]:
 
 
 def has_cjk(text: str) -> bool:
-    """Whether a text holds a character that is scored as a word of its own."""
+    """Return whether a text has a character that is scored as a word of its own."""
     return _HAS_CJK.search(text) is not None
 
 

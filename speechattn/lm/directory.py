@@ -1,7 +1,7 @@
 """The directory of a Transformer language model.
 
-As a model directory has them: `config.yaml` (a section `lm`, the arguments of `TransformerLm`),
-`model.safetensors`, the tokenizer's files and `meta.json`. No pickle is read.
+It has the files of a model directory: `config.yaml` (a section `lm`, the arguments of
+`TransformerLm`), `model.safetensors`, the tokenizer's files and `meta.json`. No pickle is read.
 """
 
 from collections.abc import Mapping
@@ -46,15 +46,15 @@ def save_lm(
 
 
 def load_lm(folder: str | Path) -> tuple[TransformerLm, Tokenizer]:
-    """The language model of a directory, in evaluation mode on the CPU, and its tokenizer.
+    """Load the language model of a directory, in evaluation mode on the CPU, and its tokenizer.
 
     Raises:
-        ConfigError: the directory is not whole, or is none of a language model.
+        ConfigError: the directory is incomplete, or holds no language model.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise ConfigError(
-            f"{folder} is no directory of a language model: it needs {CONFIG} and {WEIGHTS}; "
+            f"{folder} is not the directory of a language model: it needs {CONFIG} and {WEIGHTS}; "
             "`speechattn train-lm` makes one"
         )
     config = read_yaml(folder / CONFIG)

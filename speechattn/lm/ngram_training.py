@@ -2,16 +2,13 @@
 
 Chen and Goodman, "An empirical study of smoothing techniques for language modeling" (1998), as
 KenLM's `lmplz` computes it (Heafield et al. 2013): lower orders count the different units before an
-n-gram rather than how often it is seen, but for those that begin a sentence, which have none; each
-order has its own discounts, for counts of 1, of 2 and of more; unigrams are interpolated with equal
-shares for all units, `<unk>` among them, so that a unit that the text lacks has its share too.
-
-Legend: N words of the text, a sentence's ends among them, M n-grams of one order, V units.
+n-gram rather than its occurrences, except for those that begin a sentence; each order has its own
+discounts, for counts of 1, of 2 and of more; unigrams are interpolated with equal shares for all
+units, `<unk>` among them, so that units that the text lacks have a share too.
 """
 
 import gzip
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +17,7 @@ import numpy as np
 
 from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.errors import ConfigError
+from speechattn.files import replacing
 from speechattn.lm.ngram import NgramLm
 from speechattn.lm.perplexity import Perplexity, ngram_perplexity
 from speechattn.lm.texts import TokenLines, read_texts
@@ -28,8 +26,8 @@ from speechattn.units import BLANK
 logger = logging.getLogger(__name__)
 
 MAX_ORDER = 10
-NEVER = -99.0  # log10 of a probability that nobody asks for: of <s>
-FALLBACK = np.array([0.5, 1.0, 1.5])  # KenLM's, where counts allow no estimate
+NEVER = -99.0  # log10 of the probability of <s>, which is not used
+FALLBACK = np.array([0.5, 1.0, 1.5])  # KenLM's discounts, where counts allow no estimate
 LINES = 100_000  # written at once
 
 
@@ -37,14 +35,14 @@ LINES = 100_000  # written at once
 class Ngrams:
     """The different n-grams of one order; `<s>` is V, `</s>` is V - 1.
 
-    All units are among those of one, seen or not, each at its id.
+    Unigrams are all units, seen or not, each at its id.
 
     Attributes:
         last: (M,) int64, the last unit.
-        prefix: (M,) int64, which n-gram of the order below all but the last are; 0 for unigrams.
-        suffix: (M,) int64, which all but the first are.
-        seen: (M,) int64, how often.
-        count: (M,) int64, what is discounted: `seen`, or the different units before it.
+        prefix: (M,) int64, index of all units but the last in the order below; 0 for unigrams.
+        suffix: (M,) int64, index of all units but the first.
+        seen: (M,) int64, occurrences.
+        count: (M,) int64, to be discounted: `seen`, or the different units before the n-gram.
     """
 
     last: np.ndarray
@@ -55,7 +53,7 @@ class Ngrams:
 
 
 def count_ngrams(lines: TokenLines, order: int, vocab_size: int) -> list[Ngrams]:
-    """The n-grams of sentences, by order.
+    """Count the n-grams of sentences, by order.
 
     Args:
         lines: the sentences.
@@ -65,9 +63,9 @@ def count_ngrams(lines: TokenLines, order: int, vocab_size: int) -> list[Ngrams]
     words, place = _words(lines, vocab_size)
     units, none = np.arange(vocab_size + 1), np.zeros(vocab_size + 1, np.int64)
     seen = np.bincount(words, minlength=len(units))
-    found = [Ngrams(units, none, none, seen, seen)]
+    orders = [Ngrams(units, none, none, seen, seen)]
     starts = units == vocab_size
-    below = words  # by the word that it ends in: the n-gram of the order below
+    below = words  # the n-gram of the order below that ends at each word
     for n in range(2, order + 1):
         ends = np.flatnonzero(place >= n - 1)
         key, first, index, seen = np.unique(
@@ -77,18 +75,18 @@ def count_ngrams(lines: TokenLines, order: int, vocab_size: int) -> list[Ngrams]
             return_counts=True,
         )
         suffix = below[ends[first]]
-        # Nothing but <s> stands before what begins a sentence.
-        different = np.bincount(suffix, minlength=len(found[-1].last))
-        found[-1] = replace(found[-1], count=np.where(starts, found[-1].seen, different))
-        found.append(Ngrams(key % len(units), key // len(units), suffix, seen, seen))
+        # Only <s> precedes the n-grams that begin a sentence.
+        different = np.bincount(suffix, minlength=len(orders[-1].last))
+        orders[-1] = replace(orders[-1], count=np.where(starts, orders[-1].seen, different))
+        orders.append(Ngrams(key % len(units), key // len(units), suffix, seen, seen))
         starts = place[ends[first]] == n - 1
         below = np.zeros_like(words)
         below[ends] = index
-    return found
+    return orders
 
 
 def _words(lines: TokenLines, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """All words with `<s>` and `</s>`, (N,) int64, and the place of each in its sentence (N,)."""
+    """Return all words with `<s>` and `</s>` and their places in their sentences, both int64."""
     lengths = lines.lengths + 2
     starts = np.cumsum(lengths) - lengths
     words = np.full(int(lengths.sum()), -1, np.int64)
@@ -99,30 +97,30 @@ def _words(lines: TokenLines, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def discounts(count: np.ndarray, order: int) -> np.ndarray:
-    """What is taken from counts of 1, of 2 and of more, (3,), by Chen and Goodman's formula."""
+    """Estimate the discounts of counts of 1, of 2 and of more, (3,), as Chen and Goodman do."""
     n = np.bincount(np.minimum(count, 5), minlength=6)[1:5].astype(np.float64)
-    found = np.full(3, -1.0)
+    estimate = np.full(3, -1.0)
     if n[:3].all():
         y = n[0] / (n[0] + 2 * n[1])
-        found = np.arange(1, 4) - np.arange(2, 5) * y * n[1:] / n[:3]
-    if ((found <= 0) | (found > np.arange(1, 4))).any():
+        estimate = np.arange(1, 4) - np.arange(2, 5) * y * n[1:] / n[:3]
+    if ((estimate <= 0) | (estimate > np.arange(1, 4))).any():
         logger.warning(
-            "%d-grams: too few are seen once, twice and three times (or sentences are repeated) to "
-            "tell what to discount; 0.5, 1 and 1.5 are taken",
+            "%d-grams: too few occur once, twice and three times (or sentences are repeated) to "
+            "estimate discounts; using 0.5, 1 and 1.5",
             order,
         )
         return FALLBACK
-    return found
+    return estimate
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is said of the n-grams of one order.
+    """The model of the n-grams of one order.
 
     Attributes:
-        prob: (M,) float64, given what is before the last unit.
+        prob: (M,) float64, of the last unit after the others.
         weight: (M,) float64, of backing off from it; 1 where nothing follows it.
-        keep: (M,) bool, whether it stands in the model.
+        keep: (M,) bool, whether it is written.
     """
 
     prob: np.ndarray
@@ -131,15 +129,15 @@ class Estimate:
 
 
 def kneser_ney(ngrams: Sequence[Ngrams], vocab_size: int, min_count: int = 1) -> list[Estimate]:
-    """Probabilities and back-off weights, by order.
+    """Estimate probabilities and back-off weights, by order.
 
     Args:
         ngrams: as `count_ngrams` gives them.
         vocab_size: V.
-        min_count: n-grams of three units and more that are seen less often are left out; what they
-            had goes to the orders below.
+        min_count: n-grams of three units and more that occur less often are dropped; their
+            probability goes to the orders below.
     """
-    found: list[Estimate] = []
+    estimates: list[Estimate] = []
     lower = np.full(vocab_size + 1, 1.0 / (vocab_size - 1))  # of all but blank and <s>
     for n, grams in enumerate(ngrams, 1):
         count = grams.count.copy()
@@ -149,49 +147,46 @@ def kneser_ney(ngrams: Sequence[Ngrams], vocab_size: int, min_count: int = 1) ->
         keep = (grams.seen >= min_count) | (n < 3)
         contexts = len(lower) if n > 1 else 1
         total = np.bincount(grams.prefix, count, contexts)
-        given = np.bincount(grams.prefix, (count - taken) * keep, contexts)
+        kept = np.bincount(grams.prefix, (count - taken) * keep, contexts)
         followed = np.bincount(grams.prefix, keep, contexts) > 0
-        weight = np.where(followed, 1.0 - given / np.maximum(total, 1.0), 1.0)
+        weight = np.where(followed, 1.0 - kept / np.maximum(total, 1.0), 1.0)
         suffix = grams.suffix if n > 1 else grams.last
         prob = (count - taken) / total[grams.prefix] + weight[grams.prefix] * lower[suffix]
         if n > 1:
-            found[-1] = replace(found[-1], weight=weight)
-        found.append(Estimate(prob, np.ones(len(prob)), keep))
+            estimates[-1] = replace(estimates[-1], weight=weight)
+        estimates.append(Estimate(prob, np.ones(len(prob)), keep))
         lower = prob
-    return found
+    return estimates
 
 
 def write_arpa(
     path: str | Path, tokens: Sequence[str], ngrams: Sequence[Ngrams], estimates: Sequence[Estimate]
 ) -> list[int]:
-    """Write a model, whole or not at all; gzipped if the file is named `.gz`.
+    """Write a model; gzipped if the file is named `.gz`.
 
     Returns:
         How many n-grams there are, by order.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     keep = [e.keep.copy() for e in estimates]
     keep[0][BLANK] = False
     counts = [int(k.sum()) for k in keep]
     counts = [n for n in counts if n]
-    part = path.with_name(f".{path.name}.partial{os.getpid()}")
     opened = gzip.open if path.suffix == ".gz" else open
-    with opened(part, "wt", encoding="utf-8", newline="\n") as file:
+    with replacing(path) as part, opened(part, "wt", encoding="utf-8", newline="\n") as file:
         file.write("\\data\\\n")
         file.writelines(f"ngram {n}={count}\n" for n, count in enumerate(counts, 1))
         for n in range(1, len(counts) + 1):
             file.write(f"\n\\{n}-grams:\n")
             file.writelines(_rows(tokens, ngrams[:n], estimates[n - 1], keep[n - 1]))
         file.write("\n\\end\\\n")
-    part.replace(path)
     return counts
 
 
 def _rows(
     tokens: Sequence[str], ngrams: Sequence[Ngrams], estimate: Estimate, keep: np.ndarray
 ) -> Iterator[str]:
-    """The lines of the n-grams of the last order in `ngrams`."""
+    """Yield the lines of the n-grams of the last order in `ngrams`."""
     names = [*tokens[:-1], "</s>", "<s>"]
     prob = np.log10(np.maximum(estimate.prob, 10.0**NEVER))
     if len(ngrams) == 1:
@@ -212,6 +207,7 @@ def train_ngram(
     texts: Iterable[str | Path],
     tokenizer_dir: str | Path,
     output: str | Path,
+    *,
     order: int = 4,
     min_count: int = 1,
     valid_text: Iterable[str | Path] = (),
@@ -223,11 +219,11 @@ def train_ngram(
         tokenizer_dir: of the models that it will go with.
         output: the file, gzipped if it is named `.gz`.
         order: units of the longest n-grams, 1..10.
-        min_count: n-grams of three units and more that are seen less often are left out.
+        min_count: n-grams of three units and more that occur less often are dropped.
         valid_text: texts whose perplexity is logged.
 
     Returns:
-        Of each of `valid_text`.
+        The perplexity of each of `valid_text`.
     """
     if not 1 <= order <= MAX_ORDER:
         raise ConfigError(f"--order {order}: it has to be in 1..{MAX_ORDER}")

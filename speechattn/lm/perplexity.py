@@ -1,4 +1,4 @@
-"""How well a language model expects a text."""
+"""The perplexity of texts."""
 
 import math
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from speechattn.lm.ngram import NgramLm
 from speechattn.lm.texts import TokenLines, collate_lines
 from speechattn.lm.transformer import TransformerLm, sequence_scores
 
-MAX_SCORES = 2**22  # of an n-gram model, looked at at once
+MAX_SCORES = 2**22  # of an n-gram model in memory at once
 
 
 @dataclass(frozen=True)
 class Perplexity:
     """The perplexity of a text, by token and by character.
 
-    The end of each sentence is predicted too, and counts as one token and as one character. So
-    models of other units over the same text can be compared by character, as long as none of them
-    has `<unk>` for a part of it, which costs less than saying what it is.
+    The end of each sentence is predicted too, and counts as one token and one character. So models
+    of different units can be compared by character, as long as none of them has `<unk>` for a part
+    of the text, which costs less than what it stands for.
 
     Attributes:
         log_prob: of all sentences, natural log.
@@ -38,12 +38,12 @@ class Perplexity:
 
     @property
     def token(self) -> float:
-        """exp of the mean surprise at a token."""
+        """Return the perplexity per token."""
         return _exp(-self.log_prob / max(1, self.tokens + self.sentences))
 
     @property
     def character(self) -> float:
-        """exp of the mean surprise at a character."""
+        """Return the perplexity per character."""
         return _exp(-self.log_prob / max(1, self.characters + self.sentences))
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ def _exp(x: float) -> float:
 
 @torch.inference_mode()
 def lm_perplexity(lm: TransformerLm, lines: TokenLines, batch_tokens: int = 8192) -> Perplexity:
-    """The perplexity of sentences, by a model in evaluation mode."""
+    """Compute the perplexity of sentences, by a model in evaluation mode."""
     total = 0.0
     device = lm.output.weight.device
     for chosen in PaddedFrameBatches(1.0 + lines.lengths, batch_tokens, shuffle=False).batches():
@@ -71,7 +71,7 @@ def lm_perplexity(lm: TransformerLm, lines: TokenLines, batch_tokens: int = 8192
 
 @torch.inference_mode()
 def ngram_perplexity(lm: NgramLm, lines: TokenLines) -> Perplexity:
-    """The perplexity of sentences."""
+    """Compute the perplexity of sentences."""
     total, eos = 0.0, lm.vocab_size - 1
     order = torch.from_numpy(np.argsort(lines.lengths, kind="stable"))
     for chosen in order.split(max(1, MAX_SCORES // lm.vocab_size)):

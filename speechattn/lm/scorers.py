@@ -1,7 +1,4 @@
-"""Language models as scorers: n-grams, Transformers, and the one inside an attention decoder.
-
-Legend: B utterances, N hypotheses, M hypotheses chosen from N, V units.
-"""
+"""Language models as scorers: n-grams, Transformers, and the one inside an attention decoder."""
 
 import torch
 from torch import Tensor
@@ -59,18 +56,16 @@ class LmScorer:
 
 
 class InternalLmScorer:
-    """What an attention decoder expects without listening: its internal language model.
+    """The internal language model of an attention decoder.
 
-    The decoder with its memory zeroed out, as in Meng et al., "Internal Language Model Estimation
+    The decoder with its memory set to zero, as in Meng et al., "Internal Language Model Estimation
     for Domain-Adaptive End-to-End Speech Recognition" (2011.01991). All frames of such a memory
-    are alike, so one of them is enough: the weights over equal values do not matter. (Not so for a
-    decoder that remembers where it listened last.)
+    are equal, so one is enough: the attention weights do not matter. (Except for a decoder whose
+    attention depends on its last position.)
 
-    Used with a negative weight, next to a language model of the target domain with a positive one.
-    The score itself is never above 0, but the weighted one is never below it, and no bound on it
-    exists: the less a decoder expects a token, the more is given back. So where a weight is
-    negative no running hypothesis can be ruled out by its score, and the search has to end by
-    length or by the paper's end detection.
+    It is used with a negative weight, beside a language model of the target domain with a positive
+    one. The weighted score has no upper bound, so no running hypothesis can be ruled out by its
+    score: the search has to end by length or by end detection.
 
     Args:
         decoder: in evaluation mode.

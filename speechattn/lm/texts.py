@@ -19,7 +19,7 @@ MANIFESTS = (".jsonl", ".jsonl.gz")
 
 
 def read_texts(paths: Iterable[str | Path]) -> list[str]:
-    """The sentences of files, in order; empty ones are left out.
+    """Read the sentences of files, in order, without empty ones.
 
     Args:
         paths: Lhotse cuts (`.jsonl`, `.jsonl.gz`), whose transcripts are read, or text, a sentence
@@ -35,17 +35,17 @@ def read_texts(paths: Iterable[str | Path]) -> list[str]:
             lines = _transcripts(path) if manifest else _lines(path)
         except (OSError, EOFError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: cannot be read as text: {error}") from error
-        found = [line for line in lines if line.strip()]
-        if not found:
+        lines = [line for line in lines if line.strip()]
+        if not lines:
             raise ConfigError(f"{path}: there is no sentence in it")
-        texts += found
+        texts += lines
     return texts
 
 
 def _lines(path: Path) -> list[str]:
     data = path.read_bytes()
     data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    # Not splitlines: U+2028 and its like may stand in a sentence.
+    # Not splitlines: U+2028 and similar characters may occur in a sentence.
     return data.decode("utf-8-sig").split("\n")
 
 
@@ -78,7 +78,7 @@ class TokenLines:
 
     @classmethod
     def of(cls, texts: Sequence[str], tokenizer: Tokenizer) -> "TokenLines":
-        """Sentences through a tokenizer."""
+        """Tokenize sentences."""
         lines = [np.array(tokenizer.encode(text), dtype=np.int32) for text in texts]
         ids = np.concatenate(lines) if lines else np.zeros(0, np.int32)
         return cls(
@@ -92,14 +92,14 @@ class TokenLines:
         return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """The ids of one sentence."""
+        """Return the ids of one sentence."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self.ids[self.starts[index] : self.starts[index + 1]]
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each sentence, int64."""
+        """Return the number of tokens of each sentence, int64."""
         return np.diff(self.starts)
 
 
@@ -119,13 +119,13 @@ class LmBatch:
         return len(self.lengths)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "LmBatch":
-        """The same on a device."""
+        """Move to a device."""
         tokens = self.tokens.to(device, non_blocking=non_blocking)
         return LmBatch(tokens, self.lengths.to(device, non_blocking=non_blocking))
 
 
 def collate_lines(lines: Sequence[np.ndarray], sos: int) -> LmBatch:
-    """A batch of sentences (token ids without <sos>)."""
+    """Make a batch of sentences (token ids without <sos>)."""
     lengths = torch.tensor([1 + len(line) for line in lines])
     tokens = torch.full((len(lines), int(lengths.max())), sos)
     for row, line in zip(tokens, lines, strict=True):
@@ -134,7 +134,7 @@ def collate_lines(lines: Sequence[np.ndarray], sos: int) -> LmBatch:
 
 
 def hold_out(texts: Sequence[str], every: int = 50) -> tuple[list[str], list[str]]:
-    """Sentences to learn from, and every fiftieth to validate on.
+    """Split sentences into those to learn from and every fiftieth to validate on.
 
     Raises:
         ConfigError: there are too few.

@@ -1,11 +1,10 @@
 """A Transformer language model over the model's units, for shallow fusion and rescoring.
 
-Legend: B sequences (utterances in a search), K hypotheses of an utterance, N = B * K, U tokens,
-V units, L layers, H heads, D width.
+Legend: K hypotheses of an utterance, N = B * K, L layers, H heads; else as in `speechattn.lm`.
 
 The arithmetic of ESPnet's `espnet2.lm.transformer_lm.TransformerLM`: pre-norm blocks of causal
-self-attention behind a linear layer of the embedding, and by default no positions, which a causal
-mask gives away by itself (Irie et al., "Language Modeling with Deep Transformers", 1905.04226).
+self-attention after a linear layer of the embedding, and by default no positions, which a causal
+mask implies (Irie et al., "Language Modeling with Deep Transformers", 1905.04226).
 """
 
 import math
@@ -47,15 +46,15 @@ class LmLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, U, D) -> (B, U, D); token u sees tokens 0..u."""
+        """Map (B, U, D) to (B, U, D); token u attends to tokens 0..u."""
         return self.feed(x + self.dropout(self.self_attention(self.norm_self(x))))
 
     def feed(self, x: Tensor) -> Tensor:
-        """The feed-forward sub-layer, (..., D) -> (..., D)."""
+        """Apply the feed-forward sub-layer, (..., D) -> (..., D)."""
         return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
 
     def step(self, x: Tensor, past: Cache, growth: Growth) -> tuple[Tensor, Cache]:
-        """One token of each hypothesis, (B, K, D) -> (B, K, D) and the cache with it."""
+        """Feed one token of each hypothesis, (B, K, D) -> (B, K, D) and the new cache."""
         y, past = self.self_attention.step(self.norm_self(x), past, growth)
         return self.feed(x + y), past
 
@@ -83,6 +82,7 @@ class TransformerLm(nn.Module):
         width: int = 512,
         attention_heads: int = 8,
         linear_units: int = 2048,
+        *,
         num_blocks: int = 6,
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
@@ -126,27 +126,27 @@ class TransformerLm(nn.Module):
         self._positions = sinusoids(256, width)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Logits of the next token after each token.
+        """Return the logits of the next token after each token.
 
         Args:
             tokens: (B, U) int64, starting with <sos>; any value beyond a sequence's length.
             lengths: (B,) int64.
 
         Returns:
-            (B, U, V); what stands beyond a sequence's length means nothing.
+            (B, U, V); undefined beyond a sequence's length.
         """
         return self.output(self.hidden(tokens, lengths))
 
     def hidden(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """What the output layer gets in `forward`, (B, U, D)."""
-        # Padding may be -1 as the loss wants it, which no embedding has.
+        """Return the input of the output layer, (B, U, D)."""
+        # Padding may be -1, which has no embedding.
         x = self._embed(tokens.masked_fill(~padding_mask(lengths, tokens.size(1)), 0))
         for layer in self.layers:
             x = layer(x)
         return self.after_norm(x)
 
     def init_state(self, batch: int) -> TokenTree:
-        """The state before <sos>, one hypothesis for each of B utterances."""
+        """Return the state before <sos>, of one hypothesis for each of B utterances."""
         like = self.embed.weight
         cache = tuple(layer.self_attention.empty(batch, like) for layer in self.layers)
         return TokenTree.root(cache, self.layers[0].self_attention.stride)
@@ -170,7 +170,7 @@ class TransformerLm(nn.Module):
         return log_probs, tree.grown(tuple(cache), growth)
 
     def _embed(self, tokens: Tensor, position: int | None = None) -> Tensor:
-        """Of tokens (B, U) one after the other, or all of them at one position."""
+        """Embed tokens (B, U) at positions 0..U - 1, or all of them at one position."""
         x = self.input(self.embed(tokens))
         if self.positions == "none":
             return x
@@ -181,7 +181,7 @@ class TransformerLm(nn.Module):
 
 
 def sequence_scores(lm: TransformerLm, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Log-probability of whole sequences, <eos> included, in one pass.
+    """Score whole sequences, <eos> included, in one pass.
 
     Args:
         lm: in evaluation mode.
@@ -189,7 +189,7 @@ def sequence_scores(lm: TransformerLm, tokens: Tensor, lengths: Tensor) -> Tenso
         lengths: (N,) int64, <sos> counted, each at least 1.
 
     Returns:
-        (N,) float64, natural logs.
+        (N,) log-probabilities, float64, natural logs.
     """
     targets = next_tokens(tokens, lengths, lm.vocab_size - 1)
     return sequence_log_probs(lm.hidden(tokens, lengths), targets, lengths, lm.output)

@@ -9,31 +9,31 @@ from speechattn.lm.texts import TokenLines
 from speechattn.units import BLANK_TOKEN, SOS_EOS_TOKEN, UNK_TOKEN, is_ideograph
 
 
-def words_of(text: str, segmented: bool = False) -> list[str]:
-    """The words of a text: what stands between spaces, and each ideograph alone.
+def split_words(text: str, segmented: bool = False) -> list[str]:
+    """Split a text into words: at spaces, and around each ideograph.
 
     Args:
         text: a sentence.
-        segmented: spaces stand between words of ideographs too, and these stay whole.
+        segmented: spaces separate words of ideographs too, which stay whole.
     """
-    found: list[str] = []
+    words: list[str] = []
     for part in text.split():
         if segmented:
-            found.append(part)
+            words.append(part)
             continue
         run = ""
         for character in part:
             if is_ideograph(character):
-                found += [run, character] if run else [character]
+                words += [run, character] if run else [character]
                 run = ""
             else:
                 run += character
-        found += [run] if run else []
-    return found
+        words += [run] if run else []
+    return words
 
 
 class _Words(Tokenizer):
-    """Words as units; those that are not listed are <unk>."""
+    """Words as units; any others are <unk>."""
 
     kind = "word"
 
@@ -52,6 +52,7 @@ def train_word_ngram(
     sentences: Iterable[Sequence[str]],
     words: Sequence[str],
     output: str | Path,
+    *,
     order: int = 3,
     min_count: int = 1,
 ) -> list[int]:
@@ -62,7 +63,7 @@ def train_word_ngram(
         words: those of the lexicon; others count as `<unk>`.
         output: the file.
         order: words of the longest n-grams.
-        min_count: n-grams of three words and more that are seen less often are left out.
+        min_count: n-grams of three words and more that occur less often are dropped.
 
     Returns:
         How many n-grams of each order were written.

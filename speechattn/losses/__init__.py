@@ -1,4 +1,7 @@
-"""What training minimises."""
+"""What training minimises.
+
+Legend: B utterances, N hypotheses of all of them, T frames, U tokens, V units, D width.
+"""
 
 from speechattn.losses.blank_regularised_ctc import (
     BlankRegularisedCTC,

@@ -1,22 +1,21 @@
-"""CTC that keeps its tokens short, so that more frames are blank.
+"""CTC that keeps its tokens short, so that more frames are blank and a transducer may skip them.
 
-What a transducer may skip is what CTC says is blank, and CTC has no reason to say so where it can
-go on with a token. Blank-regularised CTC (Yang et al., 2305.11558) constrains the self-loops of the
-tokens in the topology of CTC, blank's stay free:
+Blank-regularised CTC (Yang et al., 2305.11558) constrains the self-loops of tokens in CTC's
+topology; those of blank stay free:
 
     soft: each further frame of a token costs `repeat_penalty`, added to the log of the path;
     hard: a token has at most `max_repeats` frames after its first.
 
-The paper constrains with one of the two; here both may be on, and neither is plain CTC. Its penalty
-is a score of the arc: as such it is neither divided by the temperature of anything nor normalised,
-so with it the loss is the log of no probability.
+The paper uses one of the two; here both may be on, and with neither it is plain CTC. The penalty is
+a score of an arc and is not normalised: with it the loss is no longer the log of a probability.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from speechattn.errors import ConfigError
 from speechattn.kernels.lattice.ctc import ctc
 from speechattn.kernels.lattice.max_duration_ctc import capped_ctc
+from speechattn.losses.criterion import CtcCriterion
+from speechattn.losses.ranges import check_range
 
 
 def blank_regularised_ctc_loss(
@@ -24,12 +23,13 @@ def blank_regularised_ctc_loss(
     lengths: Tensor,
     tokens: Tensor,
     token_lengths: Tensor,
+    *,
     repeat_penalty: float = 0.0,
     max_repeats: int | None = None,
     modified: bool = False,
     zero_infinity: bool = False,
 ) -> Tensor:
-    """Minus the log of the sum over all alignments, those of short tokens weighing more.
+    """Compute minus the log of the sum over all alignments, short tokens weighing more.
 
     Unregularised and unmodified it is `torch.nn.functional.ctc_loss(reduction="none")`.
 
@@ -55,8 +55,8 @@ def blank_regularised_ctc_loss(
     return loss.masked_fill(loss.isposinf(), 0.0) if zero_infinity else loss
 
 
-class BlankRegularisedCTC(nn.Module):
-    """The CTC of a `JointLoss` that is to leave a `FrameReducer` few frames.
+class BlankRegularisedCTC(CtcCriterion):
+    """CTC for a `JointLoss` whose model skips blank frames with a `FrameReducer`.
 
     Args:
         repeat_penalty: see `blank_regularised_ctc_loss`; more makes shorter tokens.
@@ -68,33 +68,22 @@ class BlankRegularisedCTC(nn.Module):
         self, repeat_penalty: float = 0.0, max_repeats: int | None = None, modified: bool = False
     ):
         super().__init__()
-        if not 0.0 <= repeat_penalty < float("inf"):
-            raise ConfigError(f"repeat_penalty has to be 0 or more, got {repeat_penalty!r}")
-        if max_repeats is not None and max_repeats < 0:
-            raise ConfigError(f"max_repeats has to be 0 or more, got {max_repeats!r}")
+        check_range("repeat_penalty", repeat_penalty)
+        if max_repeats is not None:
+            check_range("max_repeats", max_repeats)
         self.repeat_penalty = repeat_penalty
         self.max_repeats = max_repeats
         self.modified = modified
 
-    def forward(
+    def losses(
         self, log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor
     ) -> Tensor:
-        """A scalar, averaged over the batch; items too short for their text count 0.
-
-        Args:
-            log_probs: (B, T, V), blank at 0.
-            lengths: (B,).
-            tokens: (B, U).
-            token_lengths: (B,).
-        """
-        loss = blank_regularised_ctc_loss(
+        return blank_regularised_ctc_loss(
             log_probs,
             lengths,
             tokens,
             token_lengths,
-            self.repeat_penalty,
-            self.max_repeats,
-            self.modified,
-            zero_infinity=True,
+            repeat_penalty=self.repeat_penalty,
+            max_repeats=self.max_repeats,
+            modified=self.modified,
         )
-        return loss.sum() / len(loss)

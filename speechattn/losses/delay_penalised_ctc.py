@@ -1,11 +1,10 @@
-"""CTC that is paid for saying tokens early.
+"""CTC that rewards early tokens.
 
-CTC cares for the order of tokens and not for their times, and a model that sees the past alone
-learns to wait. Delay-penalised CTC (Yao et al., 2305.11539) takes CTC as a composition of
-finite-state transducers and gives the arc on which a token is first emitted a score that falls with
-its frame; blanks, and further frames of the same token, keep theirs. The offset of the frame is
-k2's `ctc_loss(..., delay_penalty=)`, half of the item's frames rounded down, so that the penalties
-of tokens spread over all of an item add up to nothing much:
+CTC does not care when tokens are emitted, and a causal model learns to wait. Delay-penalised CTC
+(Yao et al., 2305.11539) adds to the arc on which a token is first emitted a score that falls with
+its frame; blanks and further frames of the same token keep theirs. As in k2's
+`ctc_loss(..., delay_penalty=)` the frame counts from the middle of the item, rounded down, so that
+the penalties of tokens spread over the whole item cancel:
 
     first_scores[t] = -delay_penalty * (t - frames // 2)
 """
@@ -13,12 +12,14 @@ of tokens spread over all of an item add up to nothing much:
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from speechattn.errors import ConfigError
 from speechattn.k2.ctc import ctc_losses
 from speechattn.k2.library import library
 from speechattn.kernels.lattice.ctc import ctc
+from speechattn.losses.criterion import CtcCriterion
+from speechattn.losses.ranges import check_range
 
 
 def delay_penalised_ctc_loss(
@@ -27,10 +28,11 @@ def delay_penalised_ctc_loss(
     tokens: Tensor,
     token_lengths: Tensor,
     delay_penalty: float = 0.0,
+    *,
     modified: bool = False,
     zero_infinity: bool = False,
 ) -> Tensor:
-    """Minus the log of the sum over all alignments, earlier ones weighing more.
+    """Compute minus the log of the sum over all alignments, earlier ones weighing more.
 
     Without a penalty and unmodified it is `torch.nn.functional.ctc_loss(reduction="none")`.
 
@@ -45,7 +47,7 @@ def delay_penalised_ctc_loss(
             either way.
 
     Returns:
-        (B,). With a penalty it is the log of no probability, and may be below 0.
+        (B,). With a penalty it is not the log of a probability, and may be below 0.
     """
     first_scores = None
     if delay_penalty:
@@ -55,8 +57,8 @@ def delay_penalised_ctc_loss(
     return loss.masked_fill(loss.isposinf(), 0.0) if zero_infinity else loss
 
 
-class DelayPenalisedCTC(nn.Module):
-    """The CTC of a `JointLoss` that is to emit early.
+class DelayPenalisedCTC(CtcCriterion):
+    """CTC for a `JointLoss` whose model should emit early.
 
     Args:
         delay_penalty: see `delay_penalised_ctc_loss`; more makes earlier tokens, and more errors.
@@ -64,7 +66,7 @@ class DelayPenalisedCTC(nn.Module):
         backend: `native`, or `k2` where that is installed: the same numbers.
 
     Raises:
-        ConfigError: the penalty cannot be, or k2 is not there.
+        ConfigError: the penalty is negative, or k2 is not installed.
     """
 
     def __init__(
@@ -78,27 +80,15 @@ class DelayPenalisedCTC(nn.Module):
             raise ConfigError(f"backend has to be native or k2, got {backend!r}")
         if backend == "k2":
             library()
-        if not 0.0 <= delay_penalty < float("inf"):
-            raise ConfigError(f"delay_penalty has to be 0 or more, got {delay_penalty!r}")
+        check_range("delay_penalty", delay_penalty)
         self.delay_penalty = delay_penalty
         self.modified = modified
         self.backend = backend
 
-    def forward(
+    def losses(
         self, log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor
     ) -> Tensor:
-        """A scalar, averaged over the batch; items too short for their text count 0.
-
-        Args:
-            log_probs: (B, T, V), blank at 0.
-            lengths: (B,).
-            tokens: (B, U).
-            token_lengths: (B,).
-        """
-        given = log_probs, lengths, tokens, token_lengths, self.delay_penalty, self.modified
-        if self.backend == "native":
-            loss = delay_penalised_ctc_loss(*given, zero_infinity=True)
-            return loss.sum() / len(loss)
-        loss = ctc_losses(*given)
-        fits = loss.isfinite()  # of others k2's gradient is none
-        return loss[fits].sum() / len(loss)
+        compute = ctc_losses if self.backend == "k2" else delay_penalised_ctc_loss
+        return compute(
+            log_probs, lengths, tokens, token_lengths, self.delay_penalty, modified=self.modified
+        )

@@ -1,4 +1,4 @@
-"""Minimum word error rate training: the errors that the search is expected to make.
+"""Minimum word error rate (MWER) training: the expected errors of the search.
 
 Prabhavalkar et al., "Minimum Word Error Rate Training for Attention-based Sequence-to-Sequence
 Models" (1712.01818): an n-best list from the beam search stands for all texts, and with P the
@@ -7,8 +7,6 @@ model's probabilities normalised over the list and W(y) the errors of a text,
     loss = sum over y of P(y) (W(y) - mean of W over the list)
 
 The mean changes no gradient of an exact sum and makes the loss 0 for a list of equal errors.
-
-Legend: B utterances, N hypotheses of all of them, T frames, U tokens, V units.
 """
 
 import torch
@@ -20,6 +18,7 @@ from speechattn.decoders.scoring import next_tokens, sequence_log_probs
 from speechattn.decoding import CtcBeamSearch, JointSearch, Search
 from speechattn.errors import ConfigError
 from speechattn.kernels.lattice.ctc import ctc
+from speechattn.losses.ranges import check_range
 from speechattn.model.output import ModelOutput
 
 
@@ -44,17 +43,16 @@ class MwerLoss(nn.Module):
         self,
         weight: float = 0.9,
         nbest: int = 4,
+        *,
         ctc_weight: float = 0.3,
         with_truth: bool = False,
         scale: float = 1.0,
     ):
         super().__init__()
-        if not 0.0 <= weight <= 1.0:
-            raise ConfigError(f"weight has to be in 0..1, got {weight!r}")
+        check_range("weight", weight, 0, 1)
+        check_range("ctc_weight", ctc_weight, 0, 1)
         if nbest < 2:
             raise ConfigError(f"nbest is {nbest}: the risk of a list needs 2 hypotheses or more")
-        if not 0.0 <= ctc_weight <= 1.0:
-            raise ConfigError(f"ctc_weight has to be in 0..1, got {ctc_weight!r}")
         if not scale > 0.0:
             raise ConfigError(f"scale has to be above 0, got {scale!r}")
         self.weight = weight
@@ -76,7 +74,7 @@ class MwerLoss(nn.Module):
         tokens: Tensor,
         token_lengths: Tensor,
     ) -> Tensor:
-        """A scalar, averaged over the batch: errors an utterance above the mean of its list.
+        """Compute the mean over the batch of the expected errors above the mean of the list.
 
         Args:
             hidden: (B, T, D).
@@ -90,37 +88,32 @@ class MwerLoss(nn.Module):
         lists = self.search(hidden, lengths, log_probs, decoder)
         if self.with_truth:
             lists = [
-                found if truth in found else [*found, truth]
-                for found, truth in zip(lists, references, strict=True)
+                nbest if truth in nbest else [*nbest, truth]
+                for nbest, truth in zip(lists, references, strict=True)
             ]
-        errors = [
-            [float(edit_distance(truth, text)["total"]) for text in found]
-            for truth, found in zip(references, lists, strict=True)
-        ]
         scores = self.scores(hidden, lengths, log_probs, decoder, lists)
-        losses, at = [], 0
-        for wrong in errors:
-            own = scores[at : at + len(wrong)]
-            at += len(wrong)
-            wrong = own.new_tensor(wrong)
-            losses.append((own.softmax(0) * (wrong - wrong.mean())).sum())
+        losses = []
+        scores = scores.split([len(nbest) for nbest in lists])
+        for truth, nbest, own in zip(references, lists, scores, strict=True):
+            errors = own.new_tensor([edit_distance(truth, text)["total"] for text in nbest])
+            losses.append((own.softmax(0) * (errors - errors.mean())).sum())
         return torch.stack(losses).mean().to(hidden.dtype)
 
     @torch.no_grad()
     def search(
         self, hidden: Tensor, lengths: Tensor, log_probs: Tensor, decoder: Decoder | None
     ) -> list[list[list[int]]]:
-        """The texts of each utterance that the search finds, without dropout."""
-        learning = decoder is not None and decoder.training
-        if learning:
+        """Search for the texts of each utterance, without dropout."""
+        training = decoder is not None and decoder.training
+        if training:
             decoder.eval()
         try:
             output = ModelOutput(hidden.detach(), lengths, log_probs.detach(), decoder)
-            found = self.list_search.search([output])
+            results = self.list_search.search([output])
         finally:
-            if learning:
+            if training:
                 decoder.train()
-        return [[hypothesis.tokens for hypothesis in nbest] for nbest in found]
+        return [[hypothesis.tokens for hypothesis in nbest] for nbest in results]
 
     def scores(
         self,
@@ -130,28 +123,29 @@ class MwerLoss(nn.Module):
         decoder: Decoder | None,
         lists: list[list[list[int]]],
     ) -> Tensor:
-        """(N,) float64: how probable each text is to CTC and to the decoder, with gradients."""
-        texts = [text for found in lists for text in found]
-        sizes = torch.tensor([len(found) for found in lists])
+        """Score each text by CTC and the decoder, with gradients, (N,) float64."""
+        texts = [text for nbest in lists for text in nbest]
+        sizes = torch.tensor([len(nbest) for nbest in lists])
         rows = torch.arange(len(lists)).repeat_interleave(sizes).to(hidden.device)
         tokens, counts = padded(texts, hidden.device)
         total = torch.zeros(len(texts), dtype=torch.float64, device=hidden.device)
         if self.ctc_weight > 0.0:
             loss = ctc(log_probs[rows], lengths[rows], tokens, counts)
-            # What has no alignment was found by the decoder; CTC says nothing of it.
+            # A text without an alignment was found by the decoder: CTC does not score it.
             possible = loss.masked_fill(loss.isposinf(), 0.0)
             total = total - self.ctc_weight * possible.double()
         if self.ctc_weight < 1.0:
             eos = decoder.vocab_size - 1
             inputs = torch.cat([tokens.new_full((len(texts), 1), eos), tokens], 1)
             logits = decoder(inputs, counts + 1, hidden[rows], lengths[rows])
-            said = sequence_log_probs(logits, next_tokens(inputs, counts + 1, eos), counts + 1)
-            total = total + (1.0 - self.ctc_weight) * said
+            targets = next_tokens(inputs, counts + 1, eos)
+            attention = sequence_log_probs(logits, targets, counts + 1)
+            total = total + (1.0 - self.ctc_weight) * attention
         return self.scale * total
 
 
 def padded(texts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Texts as (N, U) int64, 0 beyond their ends, and (N,) how long they are."""
+    """Pad texts with 0 to (N, U) int64, and return their lengths (N,)."""
     counts = torch.tensor([len(text) for text in texts])
     tokens = torch.zeros(len(texts), max(int(counts.max()), 1), dtype=torch.int64)
     for row, text in zip(tokens, texts, strict=True):

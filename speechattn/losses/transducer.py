@@ -1,10 +1,8 @@
-"""What a transducer learns from: the loss of all its alignments, or of those a cheap joiner finds.
+"""Transducer losses: over all alignments, or over those that a simple joiner leaves.
 
-The full loss scores every column in every frame, (B, T, U + 1, V): exact, and as much memory. The
-pruned one scores `width` columns a frame (2206.13236) and is what large vocabularies and batches
-are trained with. Both can be paid for saying tokens early (2211.00490).
-
-Legend: B items, T frames, U tokens of the longest text, D width, V units.
+The full loss scores every token position in every frame, (B, T, U + 1, V): exact, but large. The
+pruned one scores `width` positions a frame (2206.13236), for large vocabularies and batches. Both
+can penalise delay (2211.00490).
 """
 
 from typing import get_args
@@ -21,13 +19,15 @@ from speechattn.kernels.lattice.pruned_transducer import (
 )
 from speechattn.kernels.lattice.transducer import transducer
 from speechattn.kernels.lattice.transducer_lattice import Topology
+from speechattn.losses.criterion import mean
+from speechattn.losses.ranges import check_range
 
 
 class FullTransducerLoss(nn.Module):
     """The loss over all alignments.
 
     Args:
-        delay_penalty: for each frame that a token is later, 0 or more; more makes earlier tokens,
+        delay_penalty: for each frame of delay of a token, 0 or more; more makes earlier tokens,
             and more errors.
         topology: "regular" for any number of tokens a frame, "modified" for one at most,
             "constrained" for one and a blank; decode likewise.
@@ -35,7 +35,7 @@ class FullTransducerLoss(nn.Module):
 
     def __init__(self, delay_penalty: float = 0.0, topology: Topology = "regular"):
         super().__init__()
-        _check_range("delay_penalty", delay_penalty, 0.0, float("inf"))
+        check_range("delay_penalty", delay_penalty)
         _check_topology(topology)
         self.delay_penalty = delay_penalty
         self.topology = topology
@@ -48,7 +48,7 @@ class FullTransducerLoss(nn.Module):
         tokens: Tensor,
         token_lengths: Tensor,
     ) -> Tensor:
-        """A scalar, averaged over the batch; items too short for their text count 0.
+        """Compute the mean over the batch; items too short for their text count 0.
 
         Args:
             head: a `speechattn.decoders.transducer.Transducer`.
@@ -60,21 +60,21 @@ class FullTransducerLoss(nn.Module):
         predicted = head.predict(tokens)  # (B, U + 1, P)
         logits = head.joiner(hidden[:, :, None], predicted[:, None])  # (B, T, U + 1, V)
         loss = transducer(logits, lengths, tokens, token_lengths, self.delay_penalty, self.topology)
-        return _mean(loss)
+        return mean(loss)
 
 
 class PrunedTransducerLoss(nn.Module):
-    """The loss over the alignments that the simple joiner of a head leaves, and that joiner's own.
+    """The loss over the alignments that the simple joiner leaves, and the simple joiner's own.
 
-    The simple joiner has to know where texts are before what it leaves is worth scoring. So while
-    `warmup` lasts its scale falls from 1 to simple_scale, and that of the pruned loss rises from
-    0.1 to 1, as in icefall; the delay penalty waits until the end of it. An evaluation has what
-    comes after the warmup, at any time: its values can be compared.
+    The simple joiner has to learn alignments before it can prune. So during `warmup` its scale
+    falls from 1 to simple_scale and that of the pruned loss rises from 0.1 to 1, as in icefall; the
+    delay penalty begins after it. Evaluation always uses the scales after the warmup, so that its
+    values can be compared.
 
     Args:
-        width: columns of a frame that are kept, at least 2 for the regular topology.
+        width: token positions kept in a frame, at least 2 for the regular topology.
         simple_scale: of the simple joiner's loss.
-        lm_only_scale: how much the simple joiner's loss is one of the predictor alone.
+        lm_only_scale: share of the predictor alone in the simple joiner's loss.
         am_only_scale: likewise of the encoder alone.
         delay_penalty: of both; see `FullTransducerLoss`.
         topology: see `FullTransducerLoss`.
@@ -84,6 +84,7 @@ class PrunedTransducerLoss(nn.Module):
     def __init__(
         self,
         width: int = 5,
+        *,
         simple_scale: float = 0.5,
         lm_only_scale: float = 0.25,
         am_only_scale: float = 0.0,
@@ -93,13 +94,13 @@ class PrunedTransducerLoss(nn.Module):
     ):
         super().__init__()
         _check_topology(topology)
-        _check_range("delay_penalty", delay_penalty, 0.0, float("inf"))
-        _check_range("simple_scale", simple_scale, 0.0, float("inf"))
-        _check_range("lm_only_scale", lm_only_scale, 0.0, 1.0)
-        _check_range("am_only_scale", am_only_scale, 0.0, 1.0)
-        _check_range("lm_only_scale + am_only_scale", lm_only_scale + am_only_scale, 0.0, 1.0)
-        _check_range("width", width, 2 if topology == "regular" else 1, float("inf"))
-        _check_range("warmup", warmup, 0, float("inf"))
+        check_range("delay_penalty", delay_penalty)
+        check_range("simple_scale", simple_scale)
+        check_range("lm_only_scale", lm_only_scale, 0, 1)
+        check_range("am_only_scale", am_only_scale, 0, 1)
+        check_range("lm_only_scale + am_only_scale", lm_only_scale + am_only_scale, 0, 1)
+        check_range("width", width, 2 if topology == "regular" else 1)
+        check_range("warmup", warmup)
         self.width = width
         self.simple_scale = simple_scale
         self.lm_only_scale = lm_only_scale
@@ -107,7 +108,7 @@ class PrunedTransducerLoss(nn.Module):
         self.delay_penalty = delay_penalty
         self.topology = topology
         self.warmup = warmup
-        # Kept with the weights, so that a training that goes on is as warm as it was.
+        # Kept with the weights: a resumed training goes on with its warmup.
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     def forward(
@@ -118,7 +119,7 @@ class PrunedTransducerLoss(nn.Module):
         tokens: Tensor,
         token_lengths: Tensor,
     ) -> Tensor:
-        """A scalar, averaged over the batch; see `FullTransducerLoss.forward`."""
+        """Compute the mean over the batch; see `FullTransducerLoss.forward`."""
         simple_scale, pruned_scale, delay_penalty = self.simple_scale, 1.0, self.delay_penalty
         if self.training and self.warmup:
             warm = (self.batches / self.warmup).clamp(max=1.0)
@@ -128,7 +129,7 @@ class PrunedTransducerLoss(nn.Module):
                 delay_penalty = 0.0
             self.batches += 1
         simple, pruned = self.losses(head, hidden, lengths, tokens, token_lengths, delay_penalty)
-        return simple_scale * _mean(simple) + pruned_scale * _mean(pruned)
+        return simple_scale * mean(simple) + pruned_scale * mean(pruned)
 
     def losses(
         self,
@@ -139,7 +140,7 @@ class PrunedTransducerLoss(nn.Module):
         token_lengths: Tensor,
         delay_penalty: float,
     ) -> tuple[Tensor, Tensor]:
-        """(B,) of the simple joiner and (B,) of the real one."""
+        """Return the losses (B,) of the simple joiner and (B,) of the real one."""
         predicted = head.predict(tokens)  # (B, U + 1, P)
         simple, px_grad, py_grad = simple_transducer(
             head.simple_am(hidden),
@@ -165,17 +166,6 @@ class PrunedTransducerLoss(nn.Module):
         return simple, pruned
 
 
-def _mean(losses: Tensor) -> Tensor:
-    """Over the batch, where no alignment counts 0."""
-    return losses.masked_fill(losses.isposinf(), 0.0).sum() / len(losses)
-
-
 def _check_topology(topology: str) -> None:
     if topology not in get_args(Topology):
         raise ConfigError(f"topology is one of {', '.join(get_args(Topology))}, not {topology!r}")
-
-
-def _check_range(name: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most or value == float("inf"):
-        bounds = f"{least:g} or more" if most == float("inf") else f"{least:g} to {most:g}"
-        raise ConfigError(f"{name} has to be {bounds}, got {value!r}")

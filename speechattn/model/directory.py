@@ -94,7 +94,7 @@ def save_model_dir(
 
 
 def without_files(section: Any) -> Any:
-    """A section without the files that training read: what was in them is among the weights."""
+    """Return a section without the files that training read; the weights hold what was in them."""
     if isinstance(section, dict):
         return {k: without_files(v) for k, v in section.items() if k != FILE_KEY}
     if isinstance(section, list):
@@ -103,7 +103,7 @@ def without_files(section: Any) -> Any:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The configuration of a model directory."""
+    """Return the configuration of a model directory."""
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise ConfigError(f"{folder} is no model directory: {CONFIG} is missing")
@@ -111,7 +111,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_meta(folder: str | Path) -> dict[str, Any]:
-    """The facts about a model's training; empty if there are none."""
+    """Return the facts about a model's training; empty if there are none."""
     path = Path(folder) / META
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 

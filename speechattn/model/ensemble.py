@@ -50,7 +50,7 @@ class Ensemble(nn.Module):
         self.sample_rate = self._common("sample_rate", "audio")
 
     def _common(self, attribute: str, modality: Modality | None = None) -> float:
-        """What the models, or those of a modality if there are any, agree in."""
+        """Return what the models, or those of a modality if there are any, agree in."""
         values = {
             name: getattr(model, attribute)
             for name, model in self.models.items()
@@ -63,18 +63,18 @@ class Ensemble(nn.Module):
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """What the models take together."""
+        """Return what the models take together."""
         taken = {m for model in self.models.values() for m in model.modalities}
         return tuple(m for m in ("audio", "video") if m in taken)
 
     @property
     def decoders(self) -> list[Decoder | None]:
-        """The decoder of each model."""
+        """Return the decoder of each model."""
         return [decoder for model in self.models.values() for decoder in model.decoders]
 
     @property
     def transducers(self) -> list[Transducer | None]:
-        """The transducer of each model."""
+        """Return the transducer of each model."""
         return [head for model in self.models.values() for head in model.transducers]
 
     def outputs(
@@ -92,5 +92,5 @@ class Ensemble(nn.Module):
         ]
 
     def num_parameters(self) -> int:
-        """How many numbers the models learned."""
+        """Return how many numbers the models learned."""
         return sum(p.numel() for p in self.parameters())

@@ -35,11 +35,11 @@ class ModelOutput:
     frame_reducer: FrameReducer | None = None
 
     def label(self, part: str) -> str:
-        """The name of a score from this model: its part, or `part.name` where there are several."""
+        """Return the name of this model's score: `part`, or `part.name` among several models."""
         return f"{part}.{self.name}" if self.name else part
 
     def rows(self, index: Tensor) -> "ModelOutput":
-        """The utterances index (M,), with no frames beyond the longest of them."""
+        """Return the utterances index (M,), with no frames beyond the longest of them."""
         lengths = self.lengths[index]
         t = int(lengths.max())
         hidden, log_probs = self.hidden[index, :t], self.log_probs[index, :t]

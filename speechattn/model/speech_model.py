@@ -79,15 +79,15 @@ class SpeechModel(nn.Module):
 
     Args:
         vocab_size: V, the tokenizer's units with blank, unknown and sos/eos.
-        audio: the stream that hears, (B, N) waveforms in [-1, 1].
-        video: the stream that sees, (B, T, 1, H, W) mouth crops in [0, 255].
+        audio: the stream of sound, (B, N) waveforms in [-1, 1].
+        video: the stream of lips, (B, T, 1, H, W) mouth crops in [0, 255].
         fusion: joins the two; needed when both are there.
         decoder: attention decoder, a TransformerDecoder where a configuration names no class;
             without one and without `transducer` the model is CTC only.
         ctc_dropout: dropout before the CTC head.
-        crop_size: side of the square that the model sees of each mouth crop, in pixels.
-        sample_rate: of the sound that the model hears, in Hz.
-        video_fps: frames a second of the video that the model sees.
+        crop_size: side of the square that the model takes of each mouth crop, in pixels.
+        sample_rate: of the sound, in Hz.
+        video_fps: frames a second of the video.
         frame_shift: seconds from one hidden frame to the next.
         transducer: reads hidden frames beside or instead of the decoder.
         frame_reducer: drops frames that CTC says are blank before `transducer` reads them.
@@ -178,17 +178,17 @@ class SpeechModel(nn.Module):
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """What the model takes: ('audio',), ('video',) or both."""
+        """Return what the model takes: ('audio',), ('video',) or both."""
         return tuple(self.streams)
 
     @property
     def decoders(self) -> list[Decoder | None]:
-        """The decoder, as an `Ensemble` lists its models'."""
+        """Return the decoder, as an `Ensemble` lists its models'."""
         return [self.decoder]
 
     @property
     def transducers(self) -> list[Transducer | None]:
-        """The transducer, likewise."""
+        """Return the transducer, likewise."""
         return [self.transducer]
 
     def encode_streams(
@@ -198,7 +198,7 @@ class SpeechModel(nn.Module):
         video: Tensor | None = None,
         video_lengths: Tensor | None = None,
     ) -> Encoded:
-        """As `encode`, with each stream's own output."""
+        """Encode, and keep each stream's own output; arguments as of `encode`."""
         given = {"audio": (audio, audio_lengths), "video": (video, video_lengths)}
         streams, intermediate = {}, {}
         for name, stream in self.streams.items():
@@ -224,9 +224,9 @@ class SpeechModel(nn.Module):
         """Raw input to hidden frames.
 
         Args:
-            audio: (B, N) waveforms in [-1, 1], for a model that hears.
+            audio: (B, N) waveforms in [-1, 1], for a model of sound.
             audio_lengths: (B,) samples.
-            video: (B, T, 1, H, W) mouth crops in [0, 255], for a model that sees.
+            video: (B, T, 1, H, W) mouth crops in [0, 255], for a model of lips.
             video_lengths: (B,) frames.
 
         Returns:
@@ -273,7 +273,7 @@ class SpeechModel(nn.Module):
         return self.ctc if self.fusion is None else self.stream_ctc[name]
 
     def num_parameters(self) -> int:
-        """How many numbers the model learns."""
+        """Return how many numbers the model learns."""
         return sum(p.numel() for p in self.parameters())
 
 

@@ -1,6 +1,10 @@
-"""Training: options, schedules, the Lightning module, resuming, averaging."""
+"""Training with Lightning: options, tasks, resuming, averaging, word times of a corpus.
 
-from speechattn.training.fit import average, set_noise, train
+Legend: B utterances, T frames, U tokens, V units.
+"""
+
+from speechattn.training.averaging import average
+from speechattn.training.fit import train
 from speechattn.training.options import TrainingOptions
 
-__all__ = ["TrainingOptions", "average", "set_noise", "train"]
+__all__ = ["TrainingOptions", "average", "train"]

@@ -1,43 +1,46 @@
-"""Word times for a corpus that has none, from a small model that is trained on the corpus itself.
+"""Word times for a corpus that has none, from a small model trained on the corpus itself.
 
-CTC decides in what order tokens are said, and a model that hears a whole clip is free to say them
-anywhere in it. This one hears 0.3 s to either side of a frame, and can say a word only about
-where it is. Its scores are divided by the priors of the tokens, low as CTC emits blank nearly
-always, as label priors do (Huang et al., 2406.02560). What it writes is what `loss.time_slack` and
-`data.trim_chance` need; as a recogniser it is of no use.
+CTC constrains the order of tokens, and a model that reads a whole clip may emit them anywhere in
+it. This one reads 0.3 s to either side of a frame, and can emit a word only about where it is. Its
+scores are divided by the priors of the tokens, as CTC nearly always emits blank: label priors
+(Huang et al., 2406.02560). It writes what `loss.time_slack` and `data.trim_chance` need; as a
+recogniser it is of no use.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.supervision import AlignmentItem
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from speechattn.data.batches.batch import collate
+from speechattn.data.batches.batch import Batch, collate
+from speechattn.data.batches.datamodule import DataOptions, SpeechData
 from speechattn.data.batches.dataset import SpeechDataset, read_cuts
-from speechattn.data.batches.sampler import PaddedFrameBatches
 from speechattn.data.batches.timed import word_alignment
 from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.decoding import token_times, word_times
 from speechattn.decoding.ctc import AlignmentError
 from speechattn.errors import ConfigError
+from speechattn.files import replacing
 from speechattn.frontends import LogMelFbank
 from speechattn.losses.joint import ctc_loss
 from speechattn.masks import padding_mask
-from speechattn.training.schedule import warmup_cosine
+from speechattn.training.base_task import BaseTask
+from speechattn.training.options import TrainingOptions
+from speechattn.training.trainer import check_resumed, fit, make_trainer, seed
 
 logger = logging.getLogger(__name__)
 
 FRAME_SHIFT = 0.04
-# Below this a prior is not believed.
-_RARE = 1e-5
+RATE = 16000  # Hz
+MIN_PRIOR = 1e-5
+FIRST_EPOCHS = 3  # trained without priors, which are not known yet
 
 
 @dataclass(frozen=True)
@@ -75,19 +78,18 @@ class _Layer(nn.Module):
         return x + self.norm(self.convolution(x)).relu()
 
 
-class LocalCtc(nn.Module):
-    """Sound to scores of tokens in frames of 40 ms, each from 0.6 s around it.
+class Aligner(nn.Module):
+    """A CTC model of frames of 40 ms, each computed from 0.6 s around it.
 
     Args:
         vocab_size: V.
         width: of its layers.
         prior: see `AlignerOptions`.
-        sample_rate: of the sound, Hz.
     """
 
-    def __init__(self, vocab_size: int, width: int, prior: float, sample_rate: int = 16000):
+    def __init__(self, vocab_size: int, width: int, prior: float):
         super().__init__()
-        self.frontend = LogMelFbank(sample_rate=sample_rate)
+        self.frontend = LogMelFbank(sample_rate=RATE)
         sizes = (self.frontend.output_size, width, width)
         halvings = [
             nn.Sequential(nn.Conv1d(a, b, 3, 2, 1), nn.BatchNorm1d(b), nn.ReLU())
@@ -100,21 +102,50 @@ class LocalCtc(nn.Module):
         self.register_buffer("priors", torch.full((vocab_size,), 1.0))
 
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N) sound and (B,) samples to log probabilities (B, T, V) and (B,) frames."""
+        """Map (B, N) sound and (B,) samples to log probabilities (B, T, V) and (B,) frames."""
         x, lengths = self.frontend(audio, lengths)
         x = x.transpose(1, 2)
         for layer in self.layers:
             x = layer(x)
             if not isinstance(layer, _Layer):
                 lengths = (lengths + 1) // 2
-            # Beyond its end an item is as if it were alone.
+            # Padding must not reach the frames before it.
             x = x * padding_mask(lengths, x.shape[2])[:, None]
         x = self.head(self.dropout(x)).transpose(1, 2)
         return x.log_softmax(-1), lengths
 
     def scores(self, log_probs: Tensor) -> Tensor:
-        """Divided by the priors."""
-        return log_probs - self.power * self.priors.clamp(min=_RARE).log()
+        """Divide by the priors."""
+        return log_probs - self.power * self.priors.clamp(min=MIN_PRIOR).log()
+
+
+class AlignerTask(BaseTask):
+    """Trains an `Aligner`, whose priors are its mean posteriors in the epoch before."""
+
+    columns = tuple("epoch step train_loss lr skipped unreadable seconds".split())
+
+    def __init__(self, model: Aligner, options: TrainingOptions):
+        super().__init__(model, options)
+        self.posteriors: Tensor | float = 0.0  # their sum over the frames of the epoch
+        self.frames = 0
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        self.begin(f"cuts {' '.join(batch.ids)}", batch.failed)
+        if len(batch) == 0:
+            return self.skip("nothing of it could be read")
+        log_probs, lengths = self.model(batch.audio, batch.audio_lengths)
+        real = padding_mask(lengths, log_probs.shape[1])
+        self.posteriors = self.posteriors + log_probs.detach()[real].exp().sum(0)
+        self.frames += int(real.sum())
+        if self.current_epoch >= FIRST_EPOCHS:
+            log_probs = self.model.scores(log_probs)
+        loss = ctc_loss(log_probs, lengths, batch.tokens, batch.token_lengths)
+        return self.count(loss, len(batch), {"loss": loss})
+
+    def on_train_epoch_end(self) -> None:
+        if self.frames:
+            self.model.priors.copy_(self.posteriors / self.frames)
+        self.posteriors, self.frames = 0.0, 0
 
 
 def align(
@@ -124,14 +155,16 @@ def align(
     output: str | Path,
     options: AlignerOptions | None = None,
 ) -> list[Path]:
-    """Train on a manifest and writes it, and others, with the times of their words.
+    """Train on a manifest, and write it and others with the times of their words.
+
+    Training goes on where an earlier call of the same `output` was stopped.
 
     Args:
-        cuts: Lhotse cuts with sound and text, to learn from.
+        cuts: Lhotse cuts with sound and text, to train on.
         others: more of them, to align only.
         tokenizer: makes the targets.
-        output: folder for manifests of the same names; cuts that are aligned already stay as they
-            are, and those for which no alignment is found keep none and are reported.
+        output: folder for manifests of the same names; cuts with word times stay as they are, and
+            those without a possible alignment keep none and are reported.
         options: see there.
 
     Returns:
@@ -146,86 +179,87 @@ def align(
         raise ConfigError(f"--output {output}: holds the manifests that are read; choose another")
     if len({path.name for path in paths}) < len(paths):
         raise ConfigError("two manifests of the same name: their alignments would be one file")
-    read = {path: read_cuts(path, ["audio"]) for path in paths}
-    rate = 16000
-    model = fit_aligner(read[paths[0]], tokenizer, options, rate)
-    output.mkdir(parents=True, exist_ok=True)
-    written = []
-    for path, some in read.items():
-        missed = [cut.id for cut in some if not align_cut(model, cut, tokenizer, rate)]
+    manifests = {path: read_cuts(path, ["audio"]) for path in paths}
+    folder = output / "aligner"
+    model = fit_aligner(paths[0], tokenizer, folder, options)
+    for path, some in manifests.items():
+        missed = [cut.id for cut in some if not align_cut(model, cut, tokenizer)]
         if missed:
             logger.warning(
                 "%s: no word times for %d of %d cuts: %s%s",
                 path, len(missed), len(some), " ".join(missed[:5]), " ..." * (len(missed) > 5),
             )  # fmt: skip
-        part = output / f"part.{path.name}"
-        CutSet.from_cuts(some).to_file(part)
-        part.replace(output / path.name)
-        written.append(output / path.name)
-    return written
+        with replacing(output / path.name) as part:
+            CutSet.from_cuts(some).to_file(part)
+    shutil.rmtree(folder)
+    return [output / path.name for path in paths]
 
 
-def fit_aligner(
-    cuts: Sequence[Cut], tokenizer: Tokenizer, options: AlignerOptions, sample_rate: int = 16000
-) -> LocalCtc:
-    """Train the model on cuts with sound and text; ready for use."""
-    torch.manual_seed(options.seed)
-    model = LocalCtc(tokenizer.vocab_size, options.width, options.prior, sample_rate)
-    data = SpeechDataset(cuts, tokenizer, ["audio"], sample_rate=sample_rate)
-    sampler = PaddedFrameBatches(data.durations, options.batch_seconds, seed=options.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
-    total, step = options.epochs * len(sampler), 0
-    for epoch in range(options.epochs):
-        sampler.set_epoch(epoch)
-        loader = DataLoader(
-            data, batch_sampler=sampler, collate_fn=collate, num_workers=options.num_workers
-        )
-        seen, frames, losses = torch.zeros(tokenizer.vocab_size), 0, []
-        for batch in loader:
-            factor = warmup_cosine(step, min(30, total // 10 + 1), total)
-            for group in optimizer.param_groups:
-                group["lr"] = options.lr * factor
-            log_probs, lengths = model(batch.audio, batch.audio_lengths)
-            real = padding_mask(lengths, log_probs.shape[1])
-            seen += log_probs.detach()[real].exp().sum(0)
-            frames += int(real.sum())
-            # The first epochs have no priors to speak of.
-            scores = model.scores(log_probs) if epoch > 2 else log_probs
-            loss = ctc_loss(scores, lengths, batch.tokens, batch.token_lengths)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-            optimizer.step()
-            step += 1
-            losses.append(float(loss.detach()))
-        model.priors.copy_(seen / max(1, frames))
-        logger.info("epoch %d of %d: loss %.2f", epoch + 1, options.epochs, np.mean(losses))
-    return model.eval()
+def fit_aligner(cuts: Path, tokenizer: Tokenizer, folder: Path, options: AlignerOptions) -> Aligner:
+    """Train the model on a manifest.
+
+    Args:
+        cuts: with sound and text.
+        tokenizer: makes the targets.
+        folder: of the training, which resumes there.
+        options: see there.
+
+    Returns:
+        The model on the CPU, in evaluation mode.
+    """
+    data = SpeechData(
+        DataOptions(
+            batch_seconds=options.batch_seconds,
+            max_seconds=float("inf"),
+            num_workers=options.num_workers,
+        ),
+        cuts,
+        cuts,
+        tokenizer,
+        ["audio"],
+        sample_rate=RATE,
+        seed=options.seed,
+    )
+    steps = options.epochs * len(data.train_dataloader())
+    training = TrainingOptions(
+        max_epochs=options.epochs,
+        lr=options.lr,
+        warmup_steps=min(30, steps // 10 + 1),
+        betas=(0.9, 0.999),
+        seed=options.seed,
+    )
+    seed(training)
+    task = AlignerTask(Aligner(tokenizer.vocab_size, options.width, options.prior), training)
+    config = {"aligner": asdict(options), "cuts": str(cuts), "tokens": tokenizer.tokens}
+    folder.mkdir(parents=True, exist_ok=True)
+    check_resumed(folder, config, tuple(config))
+    fit(make_trainer(training, folder, validate=False), task, data, folder, config)
+    return task.model.cpu().eval()
 
 
 @torch.inference_mode()
-def align_cut(model: LocalCtc, cut: Cut, tokenizer: Tokenizer, sample_rate: int = 16000) -> bool:
-    """Write the word times into a cut of one supervision; False if there are none."""
+def align_cut(model: Aligner, cut: Cut, tokenizer: Tokenizer) -> bool:
+    """Write the word times into a cut of one supervision; return False if there are none."""
     if word_alignment(cut) is not None:
         return True
     if len(cut.supervisions) != 1:
         return False
-    item = SpeechDataset([cut], tokenizer, ["audio"], sample_rate=sample_rate)[0]
+    item = SpeechDataset([cut], tokenizer, ["audio"], sample_rate=RATE)[0]
     batch = collate([item])
     log_probs, lengths = model(batch.audio, batch.audio_lengths)
+    scores = model.scores(log_probs)[0, : int(lengths)]
     try:
-        times = token_times(
-            model.scores(log_probs)[0, : int(lengths)], list(item.tokens), FRAME_SHIFT
-        )
+        times = token_times(scores, list(item.tokens), FRAME_SHIFT)
     except AlignmentError:
         return False
     words = word_times(times, tokenizer.tokens)
-    said = item.text.split()
-    names = said if len(said) == len(words) else [word.word for word in words]
+    symbols = item.text.split()
+    if len(symbols) != len(words):
+        symbols = [word.word for word in words]
     cut.supervisions[0].alignment = {
         "word": [
-            AlignmentItem(name, round(word.start, 3), round(word.end - word.start, 3))
-            for name, word in zip(names, words, strict=True)
+            AlignmentItem(symbol, round(word.start, 3), round(word.end - word.start, 3))
+            for symbol, word in zip(symbols, words, strict=True)
         ]
     }
     return True

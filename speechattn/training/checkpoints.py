@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, within an epoch too; weights averaged over steps."""
+"""Checkpoints that are written whole, within an epoch too; weights averaged over steps."""
 
 import os
 from pathlib import Path
@@ -11,36 +11,34 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from speechattn.files import replacing
+
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside the last one, then puts it in its place.
+    """Writes a checkpoint beside the last one, then replaces it.
 
-    Lightning writes it into the system's folder for temporary files and moves it: from another
-    disk that is a copy, which a kill leaves half done in place of the only checkpoint.
+    Lightning writes into the system's temporary folder and moves the file: from another disk that
+    is a copy, and a kill leaves half of it in place of the only checkpoint.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
 
 
 class LastCheckpoint(Checkpoint):
     """Writes the checkpoint that a run is resumed from, after each epoch and within it.
 
-    Lightning's `save_last` leaves out epochs that are not among the best. In the list of callbacks
-    it has to come after the one that keeps the best, which it saves the state of.
+    Lightning's `save_last` omits epochs that are not among the best. In the list of callbacks it
+    has to come after the one that keeps the best, whose state it saves.
 
     Args:
         path: of the checkpoint.
-        every: optimiser steps; 0 writes after epochs only. Not after the last batch of an epoch:
+        every: optimiser steps; 0 for after epochs only. Not after the last batch of an epoch, when
             validation is still to come.
     """
 
@@ -58,7 +56,7 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path)
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        self.saved = trainer.global_step  # else the next would be within the next step
+        self.saved = trainer.global_step  # else another would be written within the next step
         trainer.save_checkpoint(self.path)
 
     def state_dict(self) -> dict[str, int]:
@@ -69,18 +67,18 @@ class LastCheckpoint(Checkpoint):
 
 
 class MovingAverage(WeightAveraging):
-    """Weights as an exponential moving average over steps, for validation and checkpoints.
+    """An exponential moving average of the weights over steps, for validation and checkpoints.
 
     Training goes on from the weights themselves, which checkpoints keep as `current_model_state`.
-    The share that a step keeps of the average grows from a tenth to `decay` as (1 + n) / (10 + n),
-    so that the first weights are soon forgotten.
+    The share of the average that step n keeps grows as (1 + n) / (10 + n) up to `decay`, so that
+    the initial weights are soon forgotten.
 
     Args:
         decay: share of the average that a step keeps, below 1.
     """
 
     def __init__(self, decay: float):
-        def follow(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
+        def update(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
             n = int(count)
             share = min(decay, (1 + n) / (10 + n))
             if averages[0].is_floating_point():
@@ -89,8 +87,8 @@ class MovingAverage(WeightAveraging):
                 for average, weight in zip(averages, weights, strict=True):
                     average.copy_(weight)
 
-        super().__init__(multi_avg_fn=follow)
+        super().__init__(multi_avg_fn=update)
 
     def on_fit_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        # It was made before the model came to its device.
+        # It was made before the model was on its device.
         self._average_model.to(task.device)

@@ -1,7 +1,7 @@
 """Starting from trained models: fine-tuning, and streams of an audio-visual model.
 
-Ma et al. (2102.06657) begin their audio-visual model with the encoders of their audio and their
-visual model; the CNVSRC systems go from one corpus to the next.
+Ma et al. (2102.06657) start their audio-visual model from the encoders of an audio and a visual
+model; the CNVSRC systems go from one corpus to the next.
 """
 
 import logging
@@ -19,8 +19,8 @@ from speechattn.model.speech_model import SpeechModel
 
 logger = logging.getLogger(__name__)
 
-# The classifier: what has a row for each token, and what self-conditioning makes of a head's
-# posteriors, which has a column.
+# The classifier: weights with a row for each token, and those of self-conditioning, which have a
+# column.
 ROWS = re.compile(r"(ctc|stream_ctc\.\w+|decoder\.((left|right)\.)?(embed|output))\.(weight|bias)")
 COLUMNS = re.compile(r"streams\.\w+\.encoder\.conditioning\.weight")
 
@@ -29,54 +29,56 @@ def initialise(
     model: SpeechModel,
     folders: Iterable[str | Path],
     tokenizer: Tokenizer,
+    *,
     allow: Iterable[str] = (),
     renew_classifier: bool = False,
 ) -> int:
-    """Take over the weights of trained models.
+    """Copy the weights of trained models.
 
-    What has the same name is taken from the first model that has it; the CTC head of a model of
-    one modality also becomes the head of that stream in an audio-visual one, and a left-to-right
-    decoder the left-to-right half of a bidirectional one, or the other way round.
+    A tensor is copied from the first model that has one of its name. The CTC head of a model of one
+    modality also becomes the head of that stream in an audio-visual one, and a left-to-right
+    decoder becomes the left-to-right half of a bidirectional one, or the other way round.
 
     The classifier (CTC heads, embedding and output of the decoder) of a model of other tokens is
-    taken over for the tokens that both have, and begins anew for the others. Heads and decoder
-    are taken only, where one model is audio-visual and the other not, if hidden frames are as wide.
+    copied for the tokens that both have, and starts anew for the others. Between audio-visual
+    models and those of one modality, heads and decoder are copied only if hidden frames have the
+    same width.
 
     Args:
         model: what will be trained; changed in place.
         folders: model directories, the most important first.
         tokenizer: the tokens of `model`.
         allow: packages beside this one whose classes the models may name.
-        renew_classifier: it begins anew, whatever the tokens.
+        renew_classifier: start the classifier anew, whatever the tokens.
 
     Returns:
-        How many of the model's tensors were taken over.
+        How many of the model's tensors were copied.
 
     Raises:
-        ConfigError: a part of the same name has another shape, or a model has nothing to give.
+        ConfigError: a tensor of the same name has another shape, or a model has none to copy.
     """
-    wanted = model.state_dict()
-    taken: dict[str, Tensor] = {}
+    weights = model.state_dict()
+    copied: dict[str, Tensor] = {}
     for folder in folders:
-        given = weights_of(folder, model, tokenizer, allow, renew_classifier)
-        fitting = {name: value for name, value in given.items() if name in wanted}
-        if not fitting:
+        source = weights_of(folder, model, tokenizer, allow, renew_classifier=renew_classifier)
+        matching = {name: value for name, value in source.items() if name in weights}
+        if not matching:
             raise ConfigError(
-                f"--init {folder}: nothing in it has a place in a model of "
+                f"--init {folder}: none of its tensors has a place in a model of "
                 f"{' and '.join(model.modalities)}"
             )
-        for name, value in fitting.items():
-            if value.shape != wanted[name].shape:
+        for name, value in matching.items():
+            if value.shape != weights[name].shape:
                 raise ConfigError(
                     f"--init {folder}: {name} is {tuple(value.shape)} there and "
-                    f"{tuple(wanted[name].shape)} here; `model` must agree with "
+                    f"{tuple(weights[name].shape)} here; `model` must agree with "
                     f"{folder}/config.yaml in that part"
                 )
-        new = {name: value for name, value in fitting.items() if name not in taken}
-        taken.update(new)
-        logger.info("%d of %d tensors from %s", len(new), len(wanted), folder)
-    model.load_state_dict({**wanted, **taken})
-    return len(taken)
+        new = {name: value for name, value in matching.items() if name not in copied}
+        copied.update(new)
+        logger.info("%d of %d tensors from %s", len(new), len(weights), folder)
+    model.load_state_dict({**weights, **copied})
+    return len(copied)
 
 
 def weights_of(
@@ -84,24 +86,25 @@ def weights_of(
     model: SpeechModel,
     tokenizer: Tokenizer,
     allow: Iterable[str],
+    *,
     renew_classifier: bool = False,
 ) -> dict[str, Tensor]:
-    """The tensors of a model directory under the names that they would have in `model`."""
+    """Return the tensors of a model directory under the names that they have in `model`."""
     if "model" not in read_config(folder):
         raise ConfigError(f"--init {folder}: its config.yaml has no section `model`")
     source = load_model(folder, allow)
     weights = source.state_dict()
-    if isinstance(source.decoder, TransformerDecoder) and both_ways(model):
-        weights = renamed(weights, "decoder.", "decoder.left.")
-    elif both_ways(source) and isinstance(model.decoder, TransformerDecoder):
-        weights = renamed(weights, "decoder.left.", "decoder.")
+    if isinstance(source.decoder, TransformerDecoder) and is_bidirectional(model):
+        weights = rename(weights, "decoder.", "decoder.left.")
+    elif is_bidirectional(source) and isinstance(model.decoder, TransformerDecoder):
+        weights = rename(weights, "decoder.left.", "decoder.")
     if len(source.modalities) == 1 and len(model.modalities) > 1:
         heads = {k: v for k, v in weights.items() if k.startswith("ctc.")}
-        weights.update(renamed(heads, "ctc.", f"stream_ctc.{source.modalities[0]}."))
+        weights.update(rename(heads, "ctc.", f"stream_ctc.{source.modalities[0]}."))
     fused = len(source.modalities) != len(model.modalities)
     if fused and source.output_size != model.output_size:
         logger.warning(
-            "%s has hidden frames of width %d, here they are %d wide: CTC head and decoder begin "
+            "%s has hidden frames of width %d, here they are %d wide: CTC head and decoder start "
             "anew",
             folder,
             source.output_size,
@@ -112,30 +115,30 @@ def weights_of(
         return {k: v for k, v in weights.items() if not (ROWS.fullmatch(k) or COLUMNS.fullmatch(k))}
     theirs = Tokenizer.load(folder).tokens
     if theirs != tokenizer.tokens:
-        weights = mapped(weights, model.state_dict(), theirs, tokenizer.tokens)
+        weights = map_tokens(weights, model.state_dict(), theirs, tokenizer.tokens)
         common = len(set(theirs) & set(tokenizer.tokens))
         logger.warning(
-            "%s has other tokens: the classifier is taken over for %d of %d and begins anew for "
-            "the rest", folder, common, tokenizer.vocab_size,
+            "%s has other tokens: the classifier is copied for %d of %d and starts anew for the "
+            "rest", folder, common, tokenizer.vocab_size,
         )  # fmt: skip
     return weights
 
 
-def mapped(
+def map_tokens(
     weights: dict[str, Tensor], new: dict[str, Tensor], theirs: list[str], ours: list[str]
 ) -> dict[str, Tensor]:
-    """A classifier's weights for tokens at other ids; `new` ones for tokens that it did not have.
+    """Return a classifier's weights for tokens at other ids, with `new` ones for unknown tokens.
 
     Args:
         weights: of a model of the tokens `theirs`.
-        new: those that a model of the tokens `ours` begins with.
+        new: initial ones of a model of the tokens `ours`.
         theirs: tokens at their ids.
         ours: likewise.
     """
     place = {token: i for i, token in enumerate(theirs)}
     pairs = [(i, place[token]) for i, token in enumerate(ours) if token in place]
     here, there = (list(ids) for ids in zip(*pairs, strict=True))
-    found = dict(weights)
+    result = dict(weights)
     for name, value in weights.items():
         axis = 1 if COLUMNS.fullmatch(name) else 0 if ROWS.fullmatch(name) else None
         if axis is None or name not in new:
@@ -144,17 +147,17 @@ def mapped(
         value = value.transpose(0, axis)
         if other.shape[1:] == value.shape[1:]:  # else it does not fit, which is said elsewhere
             other[here] = value[there]
-            found[name] = other.transpose(0, axis).contiguous()
-    return found
+            result[name] = other.transpose(0, axis).contiguous()
+    return result
 
 
-def both_ways(model: SpeechModel) -> bool:
-    """Whether its decoder reads in both directions."""
+def is_bidirectional(model: SpeechModel) -> bool:
+    """Return whether its decoder reads in both directions."""
     return isinstance(model.decoder, BidirectionalDecoder)
 
 
-def renamed(weights: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
-    """With `new` in place of `old` where a name begins with it."""
+def rename(weights: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    """Replace the prefix `old` of names by `new`."""
     return {
         new + name.removeprefix(old) if name.startswith(old) else name: value
         for name, value in weights.items()

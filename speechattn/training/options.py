@@ -1,8 +1,12 @@
 """How a model is trained."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from lightning.pytorch.loggers import Logger
+
+from speechattn.config import build
 from speechattn.errors import ConfigError
 
 
@@ -21,24 +25,25 @@ class TrainingOptions:
         accumulate: batches a step, of each process.
         clip: largest norm of the gradient; 0 for any.
         precision: 'bf16' and 'fp16' are mixed precision.
+        logger: any of Lightning's loggers by its `class_path`; None for a CSV file.
         freeze: parts that keep the weights they start with, by the beginning of their names:
             `streams.`, `streams.video.frontend.`; they run as in evaluation.
-        ema: weights that are validated and kept are a moving average over steps, of which each step
-            keeps this share (0.999, 0.9999), less in the first steps; 0 for the weights themselves.
-        keep: checkpoints with the lowest validation error that are kept, and averaged after.
-        save_steps: optimiser steps from one checkpoint within an epoch to the next; 0 saves after
+        ema: validate and keep a moving average of the weights, of which each step keeps this share
+            (0.999, 0.9999), less in the first steps; 0 for the weights themselves.
+        keep: how many checkpoints of the lowest validation error are kept, to be averaged.
+        save_steps: optimiser steps from one checkpoint within an epoch to the next; 0 for after
             epochs only.
-        patience: epochs without a better validation error before training stops; 0 never does.
-        skip_limit: batches that may be left out, in an epoch or one after the other, before
-            training stops: their loss is no finite number, or nothing of them can be read.
+        patience: epochs without a better validation error before training stops; 0 for never.
+        skip_limit: batches that may be skipped, in an epoch or in a row, before training stops:
+            those without a finite loss, or of which nothing can be read.
         seed: of initial weights, batches and augmentation.
         threads: of the CPU; 0 leaves torch's choice.
         accelerator: 'auto' takes a GPU where there is one.
         devices: accelerators or CPU processes a node; more than one trains with DDP. Under torchrun
-            and srun leave `devices` and `nodes` out: what was started is what is used.
+            and srun omit `devices` and `nodes`: the processes started are used.
         nodes: machines.
-        find_unused: whether DDP looks in each step for weights that had no part in it; None: where
-            chance or the loss leaves weights out (see `processes.leaves_out`).
+        find_unused: whether DDP looks for unused weights in each step; None: where chance or the
+            loss leaves weights out (see `processes.leaves_out`).
     """
 
     max_epochs: int = 50
@@ -50,6 +55,7 @@ class TrainingOptions:
     accumulate: int = 1
     clip: float = 5.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    logger: Logger | None = None
     freeze: tuple[str, ...] = ()
     ema: float = 0.0
     keep: int = 5
@@ -74,3 +80,9 @@ class TrainingOptions:
             raise ConfigError(f"training.lr is {self.lr:g}; above 0")
         if not 0.0 <= self.ema < 1.0:
             raise ConfigError(f"training.ema is {self.ema:g}; from 0 up to 1, as 0.999")
+
+
+def read_training_options(config: Mapping[str, Any], allow: Iterable[str] = ()) -> TrainingOptions:
+    """Read the section `training` of a configuration, in which Lightning's loggers are allowed."""
+    section = config.get("training") or {}
+    return build(TrainingOptions, section, "training", (*allow, "lightning"))

@@ -1,4 +1,4 @@
-"""The processes of a training: who started them, who writes files, what they wait for."""
+"""The processes of a training run: who started them, which one writes, what they wait for."""
 
 import logging
 import os
@@ -16,40 +16,40 @@ from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss, PrunedTransducerLoss
 from speechattn.training.options import TrainingOptions
 
-# Arguments of encoders, their blocks and frontends that leave whole parts out by chance.
+# Arguments of encoders, their blocks and frontends that skip whole parts by chance.
 CHANCES = ("layer_drop", "stochastic_depth", "attention_drop")
 
 
 def processes(options: TrainingOptions) -> tuple[int, int, ClusterEnvironment | None]:
-    """Processes a node, nodes, and what Lightning has to know of who started them.
+    """Return processes a node, nodes, and the Lightning environment of their launcher.
 
     Raises:
         ConfigError: the options say another number than torchrun or srun started.
     """
-    asked = options.devices, options.nodes
+    wanted = options.devices, options.nodes
     if TorchElasticEnvironment.detect():
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        found, launcher = (local, int(os.environ["WORLD_SIZE"]) // local), "torchrun"
+        started, launcher = (local, int(os.environ["WORLD_SIZE"]) // local), "torchrun"
         environment = TorchElasticEnvironment()
     elif SLURMEnvironment.detect():
         nodes = int(os.environ.get("SLURM_NNODES", 1))
-        found, launcher = (int(os.environ["SLURM_NTASKS"]) // nodes, nodes), "srun"
-        if found == (1, 1):  # a task that starts the others itself, as outside of Slurm
-            return *asked, LightningEnvironment()
-        # A job that was requeued runs the same command, which goes on from its own checkpoint.
+        started, launcher = (int(os.environ["SLURM_NTASKS"]) // nodes, nodes), "srun"
+        if started == (1, 1):  # a task that starts the others itself, as outside of Slurm
+            return *wanted, LightningEnvironment()
+        # A requeued job runs the same command, which resumes from its own checkpoint.
         environment = SLURMEnvironment(auto_requeue=False)
     else:
-        return *asked, None
-    if asked not in ((1, 1), found):
+        return *wanted, None
+    if wanted not in ((1, 1), started):
         raise ConfigError(
-            f"training.devices is {asked[0]} and training.nodes {asked[1]}, but {launcher} started "
-            f"{found[0]} processes on each of {found[1]} nodes; leave the two out, they follow"
+            f"training.devices is {wanted[0]} and training.nodes {wanted[1]}, but {launcher} "
+            f"started {started[0]} processes on each of {started[1]} nodes; omit the two settings"
         )
-    return *found, environment
+    return *started, environment
 
 
 def is_first() -> bool:
-    """Whether this process writes and reports, of those that train together."""
+    """Return whether this is the process that writes files and reports."""
     if TorchElasticEnvironment.detect():
         return int(os.environ["RANK"]) == 0
     return not any(
@@ -58,16 +58,16 @@ def is_first() -> bool:
 
 
 def quieten() -> None:
-    """Leave what the package says to the first process."""
+    """Log in the first process only."""
     if not is_first():
         logging.getLogger("speechattn").setLevel(logging.ERROR)
 
 
 def leaves_out(model: nn.Module, loss: JointLoss) -> bool:
-    """Whether a step may pass by some weights, for which DDP would wait.
+    """Return whether a step may leave some weights without a gradient, for which DDP would wait.
 
-    They are those of blocks that chance skips, of heads and decoders that the loss does not weigh,
-    and, for all that is known, of classes of other packages.
+    These are weights of blocks that are skipped by chance, of heads and decoders that the loss does
+    not weigh, and possibly of classes of other packages.
     """
     for module in model.modules():
         ours = type(module).__module__.split(".")[0] in ("speechattn", "torch")
@@ -78,10 +78,10 @@ def leaves_out(model: nn.Module, loss: JointLoss) -> bool:
     if isinstance(model.decoder, BidirectionalDecoder) and loss.reverse_weight in (0.0, 1.0):
         return True
     if model.transducer is not None:
-        # The simple joiner learns from the pruned loss alone.
-        spare = model.transducer.simple_am is not None
-        if not loss.transducer_weight or (
-            spare and not isinstance(loss.transducer, PrunedTransducerLoss)
-        ):
+        if not loss.transducer_weight:
+            return True
+        # Only the pruned loss trains the simple joiner.
+        pruned = isinstance(loss.transducer, PrunedTransducerLoss)
+        if model.transducer.simple_am is not None and not pruned:
             return True
     return bool(model.stream_ctc) and loss.stream_ctc_weight == 0.0

@@ -4,7 +4,7 @@ import math
 
 
 def warmup_cosine(step: int, warmup: int, total: int, floor: float = 0.01) -> float:
-    """Rise linearly for `warmup` steps, then falls along half a cosine to `floor` at `total`."""
+    """Rise linearly for `warmup` steps, then fall along half a cosine to `floor` at `total`."""
     if step < warmup:
         return (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, total - warmup))
@@ -12,6 +12,6 @@ def warmup_cosine(step: int, warmup: int, total: int, floor: float = 0.01) -> fl
 
 
 def noam(step: int, warmup: int) -> float:
-    """Rise linearly for `warmup` steps, then falls with the inverse square root (1706.03762)."""
+    """Rise linearly for `warmup` steps, then fall with the inverse square root (1706.03762)."""
     step, warmup = step + 1, max(1, warmup)
     return min(step / warmup, math.sqrt(warmup / step))

@@ -8,40 +8,34 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from speechattn.files import replacing
+
 logger = logging.getLogger(__name__)
 
 
 class EpochTable(Callback):
-    """Appends a row of figures to `metrics.csv` after every epoch; a resumed run goes on with it.
+    """Appends a row to `metrics.csv` after every epoch, and logs it; a resumed run continues it.
 
-    Lightning's own CSV logger starts its file anew on resume.
+    Columns and log message are those of the task (`BaseTask.columns`, `BaseTask.summary`).
+    Lightning's own CSV logger starts a new file on resume.
+
+    Args:
+        path: the file.
     """
-
-    columns = (
-        "epoch step train_loss train_ctc_loss train_att_loss train_reverse_loss "
-        "train_intermediate_loss train_stream_loss train_risk valid_loss valid_ctc_loss "
-        "valid_att_loss valid_reverse_loss valid_intermediate_loss valid_stream_loss "
-        "train_transducer_loss train_kept_frames valid_transducer_loss valid_kept_frames "
-        "valid_error lr skipped unreadable seconds"
-    ).split()
-    # What the log says of an epoch.
-    said = (
-        "epoch {epoch}: train loss {train_loss}, valid loss {valid_loss}, "
-        "valid error {valid_error} %, {seconds} s"
-    )
 
     def __init__(self, path: Path):
         self.path = path
         self.started = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Take out the rows of epochs that are done again: their checkpoint was not written."""
+        """Remove the rows of epochs that are done again: their checkpoint was not written."""
+        self.columns = list(task.columns)
         if not trainer.is_global_zero or not self.path.exists():
             return
-        rows, found = self.read()
+        rows, columns = self.read()
         kept = [row for row in rows if int(row.get("epoch") or 0) < trainer.current_epoch]
         if len(kept) < len(rows):
-            self.write(kept, found)
+            self.write(kept, columns)
 
     def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         self.started = time.monotonic()
@@ -58,31 +52,27 @@ class EpochTable(Callback):
         self.head()
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
-        logger.info("%s", self.said.format_map({name: "-" for name in self.columns} | row))
+        logger.info("%s", task.summary.format_map(dict.fromkeys(self.columns, "-") | row))
 
     def head(self) -> None:
-        """Make the file; gives one that another version began the columns of this one too."""
+        """Create the file, or add columns that a file of another version lacks."""
         rows: list[dict[str, str]] = []
         if self.path.exists():
-            rows, found = self.read()
-            if found == self.columns:
-                return
-            self.columns = [*self.columns, *(name for name in found if name not in self.columns)]
-            if found == self.columns:
+            rows, columns = self.read()
+            self.columns = [*self.columns, *(name for name in columns if name not in self.columns)]
+            if columns == self.columns:
                 return
         self.write(rows, self.columns)
 
     def read(self) -> tuple[list[dict[str, str]], list[str]]:
-        """Rows and columns of the file."""
+        """Return rows and columns of the file."""
         with self.path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             return list(reader), list(reader.fieldnames or ())
 
     def write(self, rows: list[dict[str, str]], columns: list[str]) -> None:
         """Replace the file by a whole one."""
-        part = self.path.with_name(self.path.name + ".part")
-        with part.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows({k: v for k, v in row.items() if k is not None} for row in rows)
-        part.replace(self.path)

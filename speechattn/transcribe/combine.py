@@ -39,7 +39,7 @@ def read_models(
     search: Search | None = None,
     allow: Iterable[str] = (),
 ) -> Transcriber:
-    """An ensemble of equal weights.
+    """Return an ensemble of equal weights.
 
     Args:
         folders: model directories by the name that each has in the ensemble.
@@ -126,7 +126,7 @@ def choose_weights(
 def search_each(
     recogniser: Recogniser, batch: Batch, candidates: Sequence[tuple[int, ...]]
 ) -> Iterator[list[list[int]]]:
-    """The tokens of a batch's utterances by each of the candidate weights."""
+    """Yield the tokens of a batch's utterances by each of the candidate weights."""
     outputs = recogniser.model.outputs(
         batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
     )
@@ -139,7 +139,7 @@ def search_each(
 
 
 def shares(count: int, total: int = STEPS) -> Iterator[tuple[int, ...]]:
-    """All ways to split `total` into `count` parts of at least 1."""
+    """Yield all ways to split `total` into `count` parts of at least 1."""
     if count == 1:
         yield (total,)
         return

@@ -55,7 +55,7 @@ class Unit:
 
     @property
     def time(self) -> float:
-        """The middle of the word in seconds."""
+        """Return the middle of the word in seconds."""
         return (self.tokens[0].start + self.tokens[-1].end) / 2
 
 
@@ -81,7 +81,7 @@ def split_units(tokens: Sequence[Span]) -> list[Unit]:
 def align_units(
     left: Sequence[Unit], right: Sequence[Unit], start: float, end: float
 ) -> list[tuple[int | None, int | None]]:
-    """The alignment of least cost between the words of two windows.
+    """Return the alignment of least cost between the words of two windows.
 
     Args:
         left: words near the end of the first window.
@@ -117,7 +117,7 @@ def align_units(
 
 
 def _in_time(columns, left: Sequence[Unit], right: Sequence[Unit]):
-    """The columns, with words that have no counterpart between two pairs in order of time."""
+    """Return the columns, unpaired words between two pairs in order of time."""
     found = []
     for paired, run in groupby(columns, lambda column: None not in column):
         run = list(run)
@@ -130,13 +130,13 @@ def _in_time(columns, left: Sequence[Unit], right: Sequence[Unit]):
 
 
 def _time(column, left: Sequence[Unit], right: Sequence[Unit]) -> float:
-    """Seconds of a column, the mean of its words'."""
+    """Return the seconds of a column, the mean of its words'."""
     heard = [units[k].time for units, k in zip((left, right), column, strict=True) if k is not None]
     return sum(heard) / len(heard)
 
 
 def _moves(left, right, only_left, only_right, cost, i: int, j: int):
-    """The ways to cell (i, j): its cost by each, and how many words of each side that takes."""
+    """Yield the moves to cell (i, j): its cost by each, and the words that it takes of both."""
     if i and j:
         a, b = left[i - 1], right[j - 1]
         pair = abs(a.time - b.time) + (0.0 if a.text == b.text else DIFFERENT)
@@ -203,12 +203,12 @@ def _best_cut(
 
 
 def _worth(inside: float) -> float:
-    """Of a word so many seconds from its own window's border, near which it may well be wrong."""
+    """Return the worth of a word so many seconds inside its window; near the border it is low."""
     return DROPPED * min(1.0, max(0.0, inside) / TRUSTED)
 
 
 def _concatenate(left: Sequence[Unit], right: Sequence[Unit], space: bool) -> list[Unit]:
-    """One after the other, with what separates words between."""
+    """Join one after the other, with what separates words between."""
     right = list(right)
     # What stood first in its window has nothing before it.
     if left and right and space and not right[0].before:
@@ -238,7 +238,7 @@ class Joiner:
         self._end = -math.inf
 
     def add(self, tokens: Sequence[Span], start: float, end: float) -> None:
-        """The next window.
+        """Add the next window.
 
         Args:
             tokens: in it, with times in the recording.
@@ -259,7 +259,7 @@ class Joiner:
         return min(high, max(low, sum(around) / len(around) if around else (low + high) / 2))
 
     def tokens(self) -> list[Span]:
-        """All tokens so far; each starts no earlier than the one before it ends."""
+        """Return all tokens so far; each starts no earlier than the one before it ends."""
         found: list[Span] = []
         end = 0.0
         for unit in self.units:

@@ -136,7 +136,9 @@ def _shifted(tokens: list[Span], seconds: float) -> list[Span]:
 
 
 def _spread(tokenizer: Tokenizer, transcript: Transcript) -> list[Span]:
-    """Tokens of a text that CTC has no times for, one after the other at equal distances."""
+    """Return the tokens of a text that CTC has no times for, one after the other at equal
+    distances.
+    """
     ids = tokenizer.encode(transcript.text)
     step = transcript.duration / max(1, len(ids))
     return [Span(tokenizer.tokens[k], i * step, (i + 1) * step, 0.0) for i, k in enumerate(ids)]
@@ -148,7 +150,7 @@ def _spread(tokenizer: Tokenizer, transcript: Transcript) -> list[Span]:
 def windows(
     recogniser: Recogniser, media: MediaSource, options: LongFormOptions
 ) -> Iterator[Window]:
-    """The windows of a file, in order.
+    """Yield the windows of a file, in order.
 
     The last one is as long as the others, as far as the file is: it starts earlier, not shorter.
 
@@ -201,7 +203,7 @@ class _Source:
         )  # fmt: skip
 
     def end(self, stop: int) -> Fraction | None:
-        """Seconds of the file if it ends not after step `stop`, else None."""
+        """Return the seconds of the file if it ends not after step `stop`, else None."""
         stream, rate = self._clock
         last = round(stop * self.step * rate)
         stream.fill(last + 1)
@@ -226,21 +228,23 @@ class _Source:
         return stream.get(round(begin * rate), round(end * rate))
 
     def quiet(self, start: int, stop: int, earliest: int, seconds: float) -> int | None:
-        """The step in the middle of the longest quiet stretch after `earliest`, if there is one."""
+        """Return the step in the middle of the longest quiet stretch after `earliest`, if there is
+        one.
+        """
         sound = self._cut(self._audio, self._sample_rate, start * self.step, stop * self.step)
         rate = float(self._sample_rate)
         at = quiet_place(sound, rate, float((earliest - start) * self.step), seconds)
         return None if at is None else start + max(1, round(at / self.step))
 
     def forget(self, before: int) -> None:
-        """What lies before a step is not asked for again."""
+        """Forget what lies before a step."""
         for stream, rate in ((self._video, self._fps), (self._audio, self._sample_rate)):
             if stream is not None:
                 stream.forget(round(before * self.step * rate))
 
 
 def common_step(model: SpeechModel | Ensemble) -> Fraction:
-    """The shortest time that is a whole number of hidden frames, of pictures and of samples."""
+    """Return the shortest time of a whole number of hidden frames, pictures and samples."""
     models = model.models.values() if isinstance(model, Ensemble) else [model]
     times = [_exact(m.frame_shift) for m in models]
     if "video" in model.modalities:

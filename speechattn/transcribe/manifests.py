@@ -137,7 +137,7 @@ def write_failures(path: Path, failed: Sequence[str]) -> None:
 
 
 def timed_next(batches: Iterator[Batch], times: PartTimes) -> Batch | None:
-    """The next batch, the time to load it counted; None behind the last."""
+    """Return the next batch, the time to load it counted; None behind the last."""
     with times.of("load"):
         return next(batches, None)
 
@@ -244,7 +244,7 @@ def write_details(folder: Path, recogniser: Recogniser, batch: Batch, i: int, te
 
 
 def single(batch: Batch, i: int) -> Batch:
-    """The i-th item as a batch of its own, without padding."""
+    """Return the i-th item as a batch of its own, without padding."""
     n = int(batch.token_lengths[i])
     one = Batch(
         [batch.ids[i]],

@@ -13,7 +13,7 @@ LEAST_RANGE = 15.0
 def quiet_place(
     sound: np.ndarray, sample_rate: float, earliest: float, seconds: float
 ) -> float | None:
-    """The middle of the longest quiet stretch of a sound after a moment.
+    """Return the middle of the longest quiet stretch of a sound after a moment.
 
     Args:
         sound: (N,) samples; how loud speech is and how soft a pause is are taken from all of it.

@@ -42,7 +42,7 @@ class PartTimes:
         self.seconds["frontend"] += self._now() - self._begun.pop()
 
     def _now(self) -> float:
-        """Seconds, when all that was begun on a GPU is done."""
+        """Return the time in seconds, once all that was begun on a GPU is done."""
         weight = next(self._model.parameters(), None)
         if weight is not None and weight.device.type == "cuda":
             torch.cuda.synchronize(weight.device)
@@ -64,7 +64,7 @@ class PartTimes:
         self.seconds = before
 
     def factors(self) -> dict[str, float]:
-        """The real-time factor of each part and of all: seconds for a second of input."""
+        """Return the real-time factor of each part and of all: seconds for a second of input."""
         total = {**self.seconds, "all": sum(self.seconds.values())}
         return {name: value / max(self.input_seconds, 1e-9) for name, value in total.items()}
 

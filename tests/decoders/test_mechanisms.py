@@ -263,7 +263,8 @@ def test_packed_and_quantised_layers(tokens, memory):
 @torch.no_grad()
 def test_language_models(tokens):
     torch.manual_seed(0)
-    lm = TransformerLm(V, D, H, 32, 2, embed_size=8, self_attention=TOKENS[tokens]).double().eval()
+    lm = TransformerLm(V, D, H, 32, num_blocks=2, embed_size=8, self_attention=TOKENS[tokens])
+    lm = lm.double().eval()
     fed = torch.randint(0, V, (3, 9))
     expected = lm(fed, torch.full((3,), 9)).log_softmax(-1)
     tree = lm.init_state(3)

@@ -68,7 +68,7 @@ SEARCHES = {
 @pytest.mark.parametrize("method", SEARCHES)
 def test_scores_of_all_parts_reach_the_hypothesis(method, ngram, hot_words):
     torch.manual_seed(0)
-    lm = TransformerLm(V, 16, 2, 32, 1).eval()
+    lm = TransformerLm(V, 16, 2, 32, num_blocks=1).eval()
     files = read_fusion(TOKENIZER, ngram=ngram, hot_words=hot_words)
     fusion = Fusion(lm, files.ngram, files.hot_words)
     weights = {"lm_weight": 0.3, "ngram_weight": 0.5, "hot_words_weight": 0.7}

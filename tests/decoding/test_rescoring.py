@@ -240,7 +240,7 @@ def lm_alone(lm: TransformerLm, tokens: list[int]) -> float:
 @pytest.fixture
 def lm():
     torch.manual_seed(5)
-    lm = TransformerLm(V, 16, 2, 32, 1, embed_size=8).eval()
+    lm = TransformerLm(V, 16, 2, 32, num_blocks=1, embed_size=8).eval()
     torch.nn.init.normal_(lm.output.weight, std=0.6)
     return lm
 

@@ -1,9 +1,8 @@
 """Learning curves."""
 
 import numpy as np
-from matplotlib.image import imread
 
-from speechattn.evaluation.curves import by_epoch, compare_curves, learning_curve, learning_curves
+from speechattn.evaluation.curves import by_epoch, compare_curves, learning_curves
 from speechattn.evaluation.experiment import read_metrics
 
 
@@ -38,11 +37,3 @@ def test_comparison_needs_two(experiments):
     svg = compare_curves(curves)
     assert "grid_av" in svg and "cnvsrc &lt;video&gt;" in svg
     assert compare_curves({"a": curves["grid_av"], "b": {}}) == ""
-
-
-def test_png(experiments, tmp_path):
-    png = tmp_path / "plots" / "curve.png"
-    assert learning_curve(experiments["grid_av"] / "train" / "metrics.csv", png)
-    assert imread(png)[..., :3].std() > 0.05
-    assert not learning_curve(tmp_path / "absent.csv", tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()

@@ -43,7 +43,7 @@ def test_speakers_of_the_hypotheses(tmp_path):
 def test_speakers_must_agree(tmp_path):
     write_table(tmp_path / "ref.tsv", {"a": "one"}, {"a": "s1"})
     write_table(tmp_path / "hyp.tsv", {"a": "one"}, {"a": "s2"})
-    with pytest.raises(SpeechattnError, match=r"hyp\.tsv: 'a' is of speaker 's2', but of 's1'"):
+    with pytest.raises(SpeechattnError, match=r"hyp\.tsv: the speaker of 'a' is 's2', but 's1'"):
         score_files(tmp_path / "ref.tsv", tmp_path / "hyp.tsv")
 
 

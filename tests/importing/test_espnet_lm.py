@@ -85,7 +85,7 @@ def theirs_by_name(lm):
 @pytest.fixture
 def lm():
     torch.manual_seed(0)
-    return TransformerLm(V, 16, 4, 32, 2, embed_size=8).eval()
+    return TransformerLm(V, 16, 4, 32, num_blocks=2, embed_size=8).eval()
 
 
 def test_weights_come_back(lm, tmp_path):

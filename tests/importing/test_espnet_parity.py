@@ -17,6 +17,7 @@ from speechattn.importing.espnet_model import weight_names
 from speechattn.losses import JointLoss
 from speechattn.model import load_model
 from speechattn.transcribe.transcriber import Transcriber
+from tests.losses.encoding import loss_of
 
 _INSTALL = "needs ESPnet: pip install --no-deps --ignore-requires-python espnet==202611 typeguard"
 espnet_model = pytest.importorskip(
@@ -231,7 +232,7 @@ def test_gradients_of_the_joint_loss(pair):
     loss, _, _ = theirs(x, lengths, padded, token_lengths)
     loss.backward()
     batch = Batch(["a", "b", "c"], [""] * 3, tokens, token_lengths, x, lengths)
-    mine = JointLoss(ctc_weight=0.3, label_smoothing=0.1)(ours, batch).total
+    mine = loss_of(JointLoss(ctc_weight=0.3, label_smoothing=0.1), ours, batch).loss
     mine.backward()
     torch.testing.assert_close(mine, loss.squeeze(), atol=1e-4, rtol=1e-5)
     state = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}

@@ -6,7 +6,6 @@ Skipped unless the environment variable K2_PYTHON names a Python with k2 1.23.4.
 import json
 import os
 import subprocess
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from speechattn.decoding.fst.k2_search import lattice_of
 from speechattn.decoding.fst.kaldi_search import KaldiSearch
 from speechattn.decoding.fst.lattice import Lattice, best, expanded, total
 from speechattn.decoding.fst.openfst import grammar_fst
-from speechattn.decoding.fst.path import Path as Way
+from speechattn.decoding.fst.path import GraphPath
 from speechattn.decoding.fst.width import SearchWidth
 from speechattn.k2.intersection import Columns
 from tests.k2.ctc_cases import case as ctc_case
@@ -40,8 +39,7 @@ def write(c: Case, folder: Path) -> None:
         "topology": c.graph.topology,
     }
     if c.arpa is not None:
-        with tempfile.TemporaryDirectory() as scratch:
-            text = grammar_fst(c.arpa, c.lexicon, Path(scratch)).to_str(show_weight_one=True)
+        text = grammar_fst(c.arpa, c.lexicon).to_str(show_weight_one=True)
         (folder / "grammar.txt").write_text(text)
     c.graph.arcs.save(folder / "graph.npz")
     np.savez(folder / "scores.npz", **{f"item{i}": s for i, s in enumerate(c.scores)})
@@ -77,7 +75,7 @@ def words_of(c: Case, events: tuple[int, ...]) -> list[int]:
     return [word for event in events for word in c.graph.events[event - 1].words]
 
 
-def says(c: Case, lattice: Lattice, found: Way, words: list[int]) -> bool:
+def says(c: Case, lattice: Lattice, found: GraphPath, words: list[int]) -> bool:
     """Whether the best path says words, or these score the same to five digits."""
     if words_of(c, found.events) == words:
         return True

@@ -197,7 +197,7 @@ BASE = {("<s>",): (-99, -0.5), ("</s>",): (-1.0, None), ("b",): (-0.7, -0.25)}
     ("change", "message"),
     [
         (lambda t: t.replace("\\data\\", ""), "no line"),
-        (lambda t: t.replace("\\end\\", ""), "not whole"),
+        (lambda t: t.replace("\\end\\", ""), "incomplete"),
         (lambda t: t.replace("\\2-grams:", ""), r"lm.arpa:13: expected a log-prob"),
         (lambda t: t.replace("ngram 1=3", "ngram 1=4"), "3 1-grams where 4"),
         (lambda t: t.replace("ngram 1=3", "n 1=3"), r"lm.arpa:3: expected 'ngram 1"),

@@ -92,7 +92,13 @@ def count(tmp_path, texts, order, min_count=1, name="lm.arpa"):
     tokenizer = CharTokenizer(["<blank>", "<unk>", *UNITS, "<sos/eos>"])
     tokenizer.save(tmp_path / "tokens")
     (tmp_path / "text.txt").write_text("\n".join(texts) + "\n")
-    train_ngram([tmp_path / "text.txt"], tmp_path / "tokens", tmp_path / name, order, min_count)
+    train_ngram(
+        [tmp_path / "text.txt"],
+        tmp_path / "tokens",
+        tmp_path / name,
+        order=order,
+        min_count=min_count,
+    )
     return NgramLm.from_arpa(tmp_path / name, tokenizer.tokens), tokenizer
 
 

@@ -18,7 +18,7 @@ LENGTHS = torch.tensor([6, 3, 4])
 
 def make(positions="none"):
     torch.manual_seed(0)
-    return TransformerLm(V, D, 4, 32, 3, embed_size=8, positions=positions).eval()
+    return TransformerLm(V, D, 4, 32, num_blocks=3, embed_size=8, positions=positions).eval()
 
 
 def our_weights(state):

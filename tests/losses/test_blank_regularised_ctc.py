@@ -51,8 +51,9 @@ def test_one_token_by_hand(penalty, most):
     # All is equally likely: a run of d frames has 12 - d + 1 places.
     log_probs = torch.full((1, 12, 3), -math.log(3), dtype=torch.float64, requires_grad=True)
     one = torch.tensor([1])
+    options = {"repeat_penalty": penalty, "max_repeats": most}
     loss = blank_regularised_ctc_loss(
-        log_probs, torch.tensor([12]), torch.tensor([[2]]), one, penalty, most
+        log_probs, torch.tensor([12]), torch.tensor([[2]]), one, **options
     )
     runs = range(1, 13 if most is None else most + 2)
     total = sum((12 - d + 1) * math.exp(-penalty * (d - 1)) for d in runs)
@@ -100,7 +101,7 @@ def test_joint_loss_from_a_configuration():
         },
         "loss",
     )
-    found = loss.ctc_of
+    found = loss.ctc_criterion
     assert (found.repeat_penalty, found.max_repeats, found.modified) == (0.5, 3, True)
     assert (loss.transducer.width, loss.transducer_weight) == (4, 0.7)
 

@@ -38,7 +38,7 @@ def native(c: Case) -> tuple[torch.Tensor, torch.Tensor]:
         tokens,
         token_lengths,
         c.delay_penalty,
-        c.modified,
+        modified=c.modified,
     )
     (gradient,) = torch.autograd.grad(losses[losses.isfinite()].sum(), logits)
     return losses.detach(), gradient
@@ -166,7 +166,7 @@ def test_joint_loss_from_a_configuration():
         },
         "loss",
     )
-    assert (loss.ctc_of.delay_penalty, loss.ctc_of.modified) == (0.02, True)
+    assert (loss.ctc_criterion.delay_penalty, loss.ctc_criterion.modified) == (0.02, True)
 
 
 def test_what_cannot_be():

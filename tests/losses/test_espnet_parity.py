@@ -13,6 +13,7 @@ from speechattn.frontends.base import Frontend
 from speechattn.importing.espnet import decoder_weights, encoder_weights
 from speechattn.losses import JointLoss
 from speechattn.model.speech_model import SpeechModel, Stream
+from tests.losses.encoding import loss_of
 
 INSTALL = "needs ESPnet: pip install --no-deps --ignore-requires-python espnet==202611 typeguard"
 
@@ -166,15 +167,15 @@ def test_loss_and_gradients(kind, layers, conditioning, weight, per_token, mode)
     total.sum().backward()
     loss = JointLoss(CTC_WEIGHT, SMOOTHING, per_token, intermediate_weight=weight)
     loss.check(ours)
-    found = loss(ours, batch)
-    found.total.backward()
-    assert_close(found.total, total.reshape(()), atol=1e-4, rtol=1e-5)
-    assert_close(found.attention, parts["loss_att"].reshape(()), atol=1e-4, rtol=1e-5)
+    found = loss_of(loss, ours, batch)
+    found.loss.backward()
+    assert_close(found.loss, total.reshape(()), atol=1e-4, rtol=1e-5)
+    assert_close(found.att_loss, parts["loss_att"].reshape(()), atol=1e-4, rtol=1e-5)
     if weight == 0:
-        assert_close(found.ctc, parts["loss_ctc"].reshape(()), atol=1e-4, rtol=1e-5)
+        assert_close(found.ctc_loss, parts["loss_ctc"].reshape(()), atol=1e-4, rtol=1e-5)
     else:
         per_layer = [parts[f"loss_interctc_layer{n}"].reshape(()) for n in layers]
-        assert_close(found.intermediate, torch.stack(per_layer).mean(), atol=1e-4, rtol=1e-5)
+        assert_close(found.intermediate_loss, torch.stack(per_layer).mean(), atol=1e-4, rtol=1e-5)
     gradients = {n: p.grad for n, p in theirs.named_parameters()}
     check_gradients(ours, in_ours(theirs, gradients))
 
@@ -214,11 +215,14 @@ def test_right_to_left(per_token):
 
     loss = JointLoss(CTC_WEIGHT, SMOOTHING, per_token, reverse_weight=reverse_weight)
     loss.check(ours)
-    found = loss(ours, batch)
-    found.total.backward()
+    found = loss_of(loss, ours, batch)
+    found.loss.backward()
     for value, wanted in (
-        (found.total, total), (found.ctc, ctc), (found.attention, left), (found.reverse, reverse),
-    ):  # fmt: skip
+        (found.loss, total),
+        (found.ctc_loss, ctc),
+        (found.att_loss, left),
+        (found.reverse_loss, reverse),
+    ):
         assert_close(value, wanted, atol=1e-4, rtol=1e-5)
     check_gradients(
         ours,

@@ -12,6 +12,7 @@ from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss, MwerLoss, label_smoothing_loss
 from speechattn.losses.joint import ctc_loss
 from speechattn.model.directory import build_model
+from tests.losses.encoding import loss_of
 
 VOCAB = 9
 LENGTHS = torch.tensor([5, 1, 3])
@@ -113,14 +114,14 @@ def make_model(tiny_model, modality: str):
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.3, 1.0])
 def test_total_is_the_stated_sum(tiny_model, batch, modality, ctc_weight):
     model = make_model(tiny_model, modality).eval()
-    parts = JointLoss(ctc_weight, 0.1, stream_ctc_weight=0.4)(model, batch)
+    parts = loss_of(JointLoss(ctc_weight, 0.1, stream_ctc_weight=0.4), model, batch)
     encoded = model.encode_streams(
         batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
     )
     ctc = ctc_loss(
         model.ctc_log_probs(encoded.hidden), encoded.lengths, batch.tokens, batch.token_lengths
     )
-    torch.testing.assert_close(parts.ctc, ctc)
+    torch.testing.assert_close(parts.ctc_loss, ctc)
     expected = ctc_weight * ctc
     if ctc_weight < 1:
         attention = 0.0
@@ -136,20 +137,20 @@ def test_total_is_the_stated_sum(tiny_model, batch, modality, ctc_weight):
             target = torch.cat([tokens, sos])[None]
             one = label_smoothing_loss(logits, target, torch.tensor([n + 1]), 0.1, False)
             attention = attention + one / 3
-        torch.testing.assert_close(parts.attention, attention, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(parts.att_loss, attention, atol=1e-4, rtol=1e-4)
         expected = expected + (1 - ctc_weight) * attention
     else:
-        assert parts.attention is None
+        assert parts.att_loss is None
     if modality == "av":
         streams = [
             ctc_loss(model.stream_log_probs(name, h), n, batch.tokens, batch.token_lengths)
             for name, (h, n) in encoded.streams.items()
         ]
-        torch.testing.assert_close(parts.streams, sum(streams) / 2)
-        expected = expected + 0.4 * parts.streams
+        torch.testing.assert_close(parts.stream_loss, sum(streams) / 2)
+        expected = expected + 0.4 * parts.stream_loss
     else:
-        assert parts.streams is None
-    torch.testing.assert_close(parts.total, expected, atol=1e-4, rtol=1e-4)
+        assert parts.stream_loss is None
+    torch.testing.assert_close(parts.loss, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("encoder", ["conformer", "e_branchformer"])
@@ -157,7 +158,7 @@ def test_total_is_the_stated_sum(tiny_model, batch, modality, ctc_weight):
 def test_every_parameter_learns(tiny_model, batch, modality, encoder):
     torch.manual_seed(0)
     model = build_model(tiny_model(modality, encoder), VOCAB).train()
-    JointLoss(0.3, stream_ctc_weight=0.3)(model, batch).total.backward()
+    loss_of(JointLoss(0.3, stream_ctc_weight=0.3), model, batch).loss.backward()
     without = [n for n, p in model.named_parameters() if p.grad is None]
     assert without == []
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
@@ -170,7 +171,7 @@ def test_an_item_without_frames_does_no_harm(tiny_model):
         Item("short", "", [2], torch.randn(500).numpy()),
         Item("long", "", [2, 3], torch.randn(16000).numpy()),
     ]
-    total = JointLoss(0.3)(model, collate(items)).total
+    total = loss_of(JointLoss(0.3), model, collate(items)).loss
     total.backward()
     assert torch.isfinite(total)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
@@ -198,7 +199,7 @@ def with_intermediate(section: dict, layers: list[int], self_conditioning: int =
 def test_right_to_left_is_the_loss_of_reversed_sentences(tiny_model, batch, weight, per_token):
     torch.manual_seed(0)
     model = build_model(bidirectional(tiny_model("audio")), VOCAB).eval()
-    found = JointLoss(0.4, 0.1, per_token, reverse_weight=weight)(model, batch)
+    found = loss_of(JointLoss(0.4, 0.1, per_token, reverse_weight=weight), model, batch)
     hidden, lengths = model.encode(batch.audio, batch.audio_lengths)
     sums, count = {"left": 0.0, "right": 0.0}, int((batch.token_lengths + 1).sum())
     for i, n in enumerate(batch.token_lengths.tolist()):  # each sentence alone, unpadded
@@ -215,9 +216,11 @@ def test_right_to_left_is_the_loss_of_reversed_sentences(tiny_model, batch, weig
             one = label_smoothing_loss(logits, target, torch.tensor([n + 1]), 0.1, False)
             sums[name] = sums[name] + one / (count if per_token else 3)
     attention = (1 - weight) * sums["left"] + weight * sums["right"]
-    torch.testing.assert_close(found.total, 0.4 * found.ctc + 0.6 * attention, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        found.loss, 0.4 * found.ctc_loss + 0.6 * attention, atol=1e-4, rtol=1e-4
+    )
     for name, value, used in (
-        ("left", found.attention, weight < 1), ("right", found.reverse, weight > 0),
+        ("left", found.att_loss, weight < 1), ("right", found.reverse_loss, weight > 0),
     ):  # fmt: skip
         if used:
             torch.testing.assert_close(value, sums[name], atol=1e-4, rtol=1e-4)
@@ -230,9 +233,11 @@ def test_right_to_left_is_the_loss_of_reversed_sentences(tiny_model, batch, weig
 def test_intermediate_layers_share_the_ctc_loss(tiny_model, batch, modality, ctc_weight):
     torch.manual_seed(0)
     model = build_model(with_intermediate(tiny_model(modality), [1, 2]), VOCAB).eval()
-    found = JointLoss(ctc_weight, stream_ctc_weight=0.2, intermediate_weight=0.4)(model, batch)
-    plain = JointLoss(ctc_weight, stream_ctc_weight=0.2)(model, batch)
-    assert plain.intermediate is None
+    found = loss_of(
+        JointLoss(ctc_weight, stream_ctc_weight=0.2, intermediate_weight=0.4), model, batch
+    )
+    plain = loss_of(JointLoss(ctc_weight, stream_ctc_weight=0.2), model, batch)
+    assert plain.intermediate_loss is None
     losses = []
     for name, stream in model.streams.items():
         x, n = (batch.audio, batch.audio_lengths) if name == "audio" else (
@@ -246,11 +251,11 @@ def test_intermediate_layers_share_the_ctc_loss(tiny_model, batch, modality, ctc
             losses.append(ctc_loss(log_probs, n, batch.tokens, batch.token_lengths))
     assert len(losses) == (2 if modality == "audio" else 4)
     mean = torch.stack(losses).mean()
-    torch.testing.assert_close(found.intermediate, mean)
-    torch.testing.assert_close(found.ctc, plain.ctc)
+    torch.testing.assert_close(found.intermediate_loss, mean)
+    torch.testing.assert_close(found.ctc_loss, plain.ctc_loss)
     # 0.4 of the CTC loss moves from the output to the layers.
-    expected = plain.total + ctc_weight * 0.4 * (mean - plain.ctc)
-    torch.testing.assert_close(found.total, expected, atol=1e-4, rtol=1e-4)
+    expected = plain.loss + ctc_weight * 0.4 * (mean - plain.ctc_loss)
+    torch.testing.assert_close(found.loss, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("modality", ["audio", "av"])
@@ -260,33 +265,25 @@ def test_every_parameter_of_everything_learns(tiny_model, batch, modality):
     model = build_model(section, VOCAB).train()
     loss = JointLoss(0.3, stream_ctc_weight=0.3, reverse_weight=0.3, intermediate_weight=0.3)
     loss.check(model)
-    loss(model, batch).total.backward()
+    loss_of(loss, model, batch).loss.backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
-
-
-def test_what_is_encoded_already_is_not_encoded_again(tiny_model, batch, monkeypatch):
-    model = make_model(tiny_model, "audio").eval()
-    expected = JointLoss()(model, batch).total
-    encoded = model.encode_streams(batch.audio, batch.audio_lengths)
-    monkeypatch.setattr(model, "encode_streams", None)
-    assert torch.equal(JointLoss()(model, batch, encoded).total, expected)
 
 
 def test_expected_errors_share_the_loss_in_training_only(tiny_model, batch):
     model = make_model(tiny_model, "audio").eval()
     loss = JointLoss(0.3, mwer=MwerLoss(weight=0.8, nbest=3))
-    without = loss(model, batch)
+    without = loss_of(loss, model, batch)
     assert without.risk is None
     model.training = True  # without the dropout of its parts
-    parts = loss(model, batch)
+    parts = loss_of(loss, model, batch)
     hidden, lengths = model.encode(batch.audio, batch.audio_lengths)
     risk = loss.mwer(
         hidden, lengths, model.ctc_log_probs(hidden), model.decoder, batch.tokens,
         batch.token_lengths,
     )  # fmt: skip
     torch.testing.assert_close(parts.risk, risk)
-    torch.testing.assert_close(parts.total, 0.8 * risk + 0.2 * without.total)
+    torch.testing.assert_close(parts.loss, 0.8 * risk + 0.2 * without.loss)
 
 
 def test_weights_without_their_part_are_named(tiny_model, caplog):

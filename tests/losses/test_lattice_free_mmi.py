@@ -119,4 +119,4 @@ def test_what_is_refused(graph, tokenizer, tmp_path):
 
 def test_it_is_a_ctc_of_the_joint_loss(graph):
     loss = JointLoss(ctc_weight=1.0, ctc=LatticeFreeMmi(str(graph)))
-    assert isinstance(loss.ctc_of, LatticeFreeMmi)
+    assert isinstance(loss.ctc_criterion, LatticeFreeMmi)

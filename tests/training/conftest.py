@@ -27,7 +27,7 @@ def tiny_config(tiny_model):
             "loss": {"stream_ctc_weight": 0.3},
             "data": {"batch_seconds": 3.0, "num_workers": 0},
             "training": {**options, **training},
-            "decode": {"beam_size": 2},
+            "search": {"class_path": "JointSearch", "init_args": {"beam_size": 2}},
         }
         if modality != "audio":
             config["data"]["video_transforms"] = [
@@ -55,7 +55,7 @@ def train_tiny(tiny_corpus):
             data / "cuts_dev.jsonl.gz",
             data / "tokens",
             exp,
-            crops,
+            crops=crops,
             init=init,
         )
 

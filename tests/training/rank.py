@@ -43,10 +43,10 @@ def spoil(utterance: str) -> None:
     """The loss of a batch with this utterance is no number."""
     original = JointLoss.forward
 
-    def forward(self, model, batch, encoded=None):
-        parts = original(self, model, batch, encoded)
+    def forward(self, model, encoded, batch):
+        parts = original(self, model, encoded, batch)
         if model.training and utterance in batch.ids:
-            parts.total = parts.total * float("nan")
+            parts.loss = parts.loss * float("nan")
         return parts
 
     JointLoss.forward = forward
@@ -69,7 +69,7 @@ def main() -> None:
         data / "cuts_dev.jsonl.gz",
         data / "tokens",
         exp,
-        data / "crops" if "video" in config["model"] else None,
+        crops=data / "crops" if "video" in config["model"] else None,
     )
 
 

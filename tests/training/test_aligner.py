@@ -11,7 +11,7 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from speechattn.data.tokenizers.tokenizer import CharTokenizer
 from speechattn.errors import ConfigError
 from speechattn.masks import padding_mask
-from speechattn.training.aligner import AlignerOptions, LocalCtc, align
+from speechattn.training.aligner import Aligner, AlignerOptions, align
 
 HERTZ = {"a": 300, "b": 700, "c": 1500, "d": 3000}
 
@@ -70,7 +70,7 @@ def test_tones(corpus, tmp_path, caplog):
 
 def test_items_do_not_see_each_other():
     torch.manual_seed(0)
-    model = LocalCtc(6, 16, 0.4).eval()
+    model = Aligner(6, 16, 0.4).eval()
     lengths = torch.tensor([16000, 7777, 640])
     sound = torch.randn(3, 16000) * padding_mask(lengths, 16000)
     together, frames = model(sound, lengths)
@@ -83,7 +83,7 @@ def test_items_do_not_see_each_other():
 
 def test_it_hears_a_third_of_a_second():
     torch.manual_seed(0)
-    model = LocalCtc(6, 16, 0.4).eval()
+    model = Aligner(6, 16, 0.4).eval()
     model.frontend.cmvn = torch.nn.Module()
     model.frontend.cmvn.forward = lambda x, lengths: x  # of the whole utterance, else
     sound = torch.randn(1, 32000)

@@ -132,6 +132,6 @@ def test_one_process_leaves_a_batch_out(tiny_config, train_processes, tmp_path):
     assert train_processes(config, tmp_path, spoil="s0_u4") == [0, 0]
     assert [row["skipped"] for row in rows(tmp_path)] == ["1", "1"]
     logs = [(tmp_path / f"log{rank}").read_text() for rank in (0, 1)]
-    assert sum("left out, its loss is nan" in line for line in logs[0].splitlines()) == 2
-    assert "s0_u4" in logs[0] and "left out" not in logs[1]
+    assert sum("skipped, its loss is nan" in line for line in logs[0].splitlines()) == 2
+    assert "s0_u4" in logs[0] and "skipped" not in logs[1]
     assert all(value.isfinite().all() for value in weights(tmp_path).values())

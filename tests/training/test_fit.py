@@ -2,10 +2,11 @@
 
 import csv
 import json
-import logging
 import multiprocessing
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from speechattn.data.batches import dataset
 from speechattn.data.batches.dataset import SpeechDataset
 from speechattn.errors import ConfigError
 from speechattn.model.directory import load_model, read_config, read_meta
-from speechattn.training import average, set_noise
-from speechattn.training.fit import average_weights, best_checkpoints, make_trainer
+from speechattn.training import average
+from speechattn.training.averaging import average_weights, best_checkpoints
 from speechattn.training.options import TrainingOptions
 from speechattn.training.task import SpeechTask
+from speechattn.training.trainer import make_trainer
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -107,7 +109,7 @@ def test_what_training_writes(tiny_config, train_tiny, tmp_path):
     assert (folder / "last.ckpt").exists()
     assert json.loads((folder / "done.json").read_text()) == {"epochs": 3, "steps": steps[2]}
     assert yaml.safe_load((folder / "config.yaml").read_text())["training"]["max_epochs"] == 3
-    assert list((folder / "tensorboard").glob("events.*"))
+    assert list((folder / "logs").glob("*/metrics.csv"))
     moments = last(folder)["optimizer_states"][0]["state"]
     assert len(moments) == len(list(last(folder)["state_dict"])) - sum(
         "running" in n or "num_batches" in n for n in last(folder)["state_dict"]
@@ -188,7 +190,7 @@ def test_another_model_cannot_go_on(tiny_config, train_tiny, tmp_path, caplog):
     train_tiny(tiny_config("video", max_epochs=1), tmp_path)
     other = tiny_config("video", max_epochs=2)
     other["model"]["ctc_dropout"] = 0.5
-    with pytest.raises(ConfigError, match="begun with another model"):
+    with pytest.raises(ConfigError, match="begun with another `model`"):
         train_tiny(other, tmp_path)
     caplog.clear()
     train_tiny(tiny_config("video", max_epochs=1), tmp_path)
@@ -291,7 +293,9 @@ def test_best_checkpoints(checkpoints):
 def test_average_is_the_mean(checkpoints, tiny_config, tiny_corpus, best):
     folder, states = checkpoints
     config = {**tiny_config("audio"), "roi": {"size": 90}}
-    path = average(config, folder.parent, tiny_corpus.folder / "tokens", best, {"synthetic": True})
+    path = average(
+        config, folder.parent, tiny_corpus.folder / "tokens", best, meta={"synthetic": True}
+    )
     assert path == folder.parent / "model"
     taken = [states[p.name] for p in best_checkpoints(folder)[:best]]
     found = load_model(path).state_dict()
@@ -306,7 +310,7 @@ def test_average_is_the_mean(checkpoints, tiny_config, tiny_corpus, best):
     meta = read_meta(path)
     assert meta["averaged"] == [p.name for p in best_checkpoints(folder)[:best]]
     assert meta["synthetic"] is True and meta["modalities"] == ["audio"]
-    assert read_config(path).keys() == {"model", "decode", "roi"}
+    assert read_config(path).keys() == {"model", "search", "roi"}
 
 
 def test_average_of_one_is_itself(checkpoints):
@@ -331,8 +335,8 @@ def test_nothing_to_average(tmp_path, tiny_config, tiny_corpus):
         ({"training": {"max_epoch": 1}}, "training.*max_epoch"),
         ({"loss": {"ctc": 1}}, "loss.*ctc"),
         ({"data": {"batch_frames": 1}}, "data.*batch_frames"),
-        ({"decode": {"beam": 1}}, "decode.*beam"),
-        ({"decode": {"beam_size": 0}}, "decode.*beam_size"),
+        ({"search": {"class_path": "JointSearch", "init_args": {"beam": 1}}}, "JointSearch.*beam"),
+        ({"search": {"class_path": "JointSearch", "init_args": {"beam_size": 0}}}, "beam_size"),
         ({"model": None}, "model"),
         ({"roi": {"sise": 90}}, "roi.*sise"),
         ({"training": 3}, "training"),
@@ -348,39 +352,43 @@ def test_wrong_configuration_is_found_before_training(
 
 def test_empty_sections_are_defaults(tiny_config, tmp_path, train_tiny):
     config = tiny_config("audio", max_epochs=1)
-    config.update(loss=None, decode=None, roi=None)
+    config.update(loss=None, search=None, roi=None)
     assert len(rows(train_tiny(config, tmp_path))) == 1
 
 
-def test_set_noise(caplog):
-    noise = "speechattn.data.augment.AddNoise"
-    flip = {"class_path": "speechattn.data.augment.SpeedPerturb"}
-    config = {"data": {"audio_transforms": [
-        {"class_path": noise, "init_args": {"p": 0.7}}, flip, {"class_path": noise}, noise,
-        {"class_path": noise, "init_args": None},
-    ]}}  # fmt: skip
-    set_noise(config, "babble.wav")
-    named = {"class_path": noise, "init_args": {"noise": "babble.wav"}}
-    assert config["data"]["audio_transforms"] == [
-        {"class_path": noise, "init_args": {"p": 0.7, "noise": "babble.wav"}}, flip, named, named,
-        named,
-    ]  # fmt: skip
-    with caplog.at_level(logging.WARNING):
-        set_noise(config, None)
-    assert config["data"]["audio_transforms"] == [flip]
-    assert "without added noise" in caplog.text
-    for empty in ({}, {"data": None}, {"data": {}}, {"data": {"audio_transforms": None}}):
-        set_noise(empty, "x.wav")
-        assert empty in ({}, {"data": None}, {"data": {}}, {"data": {"audio_transforms": None}})
-
-
-def test_trained_with_noise(tiny_config, train_tiny, tiny_corpus, tmp_path):
+def test_trained_with_noise(tiny_config, train_tiny, tiny_corpus, tmp_path, caplog):
     config = tiny_config("audio", max_epochs=1)
     config["data"]["audio_transforms"] = [
         {"class_path": "speechattn.data.augment.AddNoise", "init_args": {"snr_db": [-5, 20]}}
     ]
-    set_noise(config, tiny_corpus.folder / "noise.wav")
-    assert len(rows(train_tiny(config, tmp_path))) == 1
+    losses = {}
+    for name, noise in (("clean", None), ("noisy", str(tiny_corpus.folder / "noise.wav"))):
+        config["data"]["noise"] = noise
+        (row,) = rows(train_tiny(config, tmp_path / name))
+        losses[name] = row["train_loss"]
+        assert ("without added noise" in caplog.text) == (name == "clean")
+        caplog.clear()
+    assert losses["clean"] != losses["noisy"]
+
+
+@pytest.mark.parametrize("name", ["CSVLogger", "TensorBoardLogger"])
+def test_any_logger_of_lightning(name, tiny_config, train_tiny, tmp_path):
+    if name == "TensorBoardLogger":
+        pytest.importorskip("tensorboard")
+    path = f"lightning.pytorch.loggers.{name}"
+    arguments = {"save_dir": str(tmp_path / "own"), "name": "run"}
+    config = tiny_config("audio", max_epochs=1)
+    config["training"]["logger"] = {"class_path": path, "init_args": arguments}
+    folder = train_tiny(config, tmp_path)
+    written = [path.name for path in (tmp_path / "own" / "run" / "version_0").iterdir()]
+    assert any(file == "metrics.csv" or file.startswith("events.") for file in written)
+    assert len(rows(folder)) == 1 and not (folder / "logs").exists()
+
+
+def test_tensorboard_is_imported_by_nobody():
+    code = "import sys, speechattn.training; print('tensorboard' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
 
 
 def test_trainer_of_several_devices(monkeypatch, tmp_path):

@@ -83,7 +83,7 @@ def test_other_tokens_keep_their_rows(saved, tiny_model, tokenizer, caplog):
             else:
                 assert torch.equal(value[i], before[key][i]), (key, token)
     assert moved  # else the test would not see a mistake
-    assert f"taken over for 5 of {tokenizer.vocab_size}" in caplog.text
+    assert f"copied for 5 of {tokenizer.vocab_size}" in caplog.text
 
 
 def test_a_renewed_classifier(saved, tiny_model, tokenizer):
@@ -121,7 +121,7 @@ def test_renewing_needs_a_model(tiny_config, tmp_path, tiny_corpus):
 def test_nothing_to_give(saved, tiny_model, tokenizer):
     folder, _ = saved("video", 1, change=lambda config: config.update(decoder=None))
     model = build_model(tiny_model("audio"), tokenizer.vocab_size)
-    with pytest.raises(ConfigError, match="nothing in it"):
+    with pytest.raises(ConfigError, match="none of its tensors"):
         initialise(model, [folder], tokenizer, renew_classifier=True)
 
 

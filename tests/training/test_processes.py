@@ -12,6 +12,7 @@ from speechattn.losses import JointLoss
 from speechattn.model.directory import build_model
 from speechattn.training.options import TrainingOptions
 from speechattn.training.processes import is_first, leaves_out, processes, quieten
+from tests.losses.encoding import loss_of
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +125,7 @@ def test_weights_that_a_step_passes_by(tiny_model, modality, both_ways, weights)
              torch.randint(0, 255, (n, 16, 16), generator=rng, dtype=torch.uint8).numpy())
         for n in (12, 20)
     ]  # fmt: skip
-    loss(model, collate(items)).total.backward()
+    loss_of(loss, model, collate(items)).loss.backward()
     passed_by = [name for name, p in model.named_parameters() if p.grad is None]
     assert leaves_out(model, loss) == bool(passed_by), passed_by
 

@@ -12,7 +12,7 @@ from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss
 from speechattn.model.directory import build_model
 from speechattn.training import TrainingOptions
-from speechattn.training.global_step import decayed
+from speechattn.training.base_task import decayed
 from speechattn.training.task import SpeechTask
 
 
@@ -62,7 +62,7 @@ def test_validation_error_is_that_of_the_set(task, data):
             hidden, lengths = model.encode(
                 batch.audio, batch.audio_lengths, batch.video, batch.video_lengths
             )
-            loss += float(task.loss(model, batch).total) * len(batch)
+            loss += float(task.loss(model, task.encode(batch), batch).loss) * len(batch)
         size += len(batch)
         hyps = ctc_greedy(model.ctc_log_probs(hidden), lengths)
         for hyp, ref, n in zip(hyps, batch.tokens.tolist(), batch.token_lengths, strict=True):

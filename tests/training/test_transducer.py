@@ -23,7 +23,8 @@ from speechattn.model.directory import build_model
 from speechattn.model.speech_model import SpeechModel, Stream
 from speechattn.training import TrainingOptions
 from speechattn.training.processes import leaves_out
-from speechattn.training.task import SpeechTask, named
+from speechattn.training.task import SpeechTask
+from tests.losses.encoding import loss_of
 
 VOCAB = 8
 TEXTS = [[2, 3, 3, 4], [5, 2], [6, 4, 5, 6, 2]]
@@ -89,24 +90,25 @@ def test_learns_by_heart(name):
     model.train()
     for step in range(110):
         optimizer.zero_grad()
-        parts = loss(model, batch)
-        parts.total.backward()
+        parts = loss_of(loss, model, batch)
+        parts.loss.backward()
         optimizer.step()
         if step == 0:
             first = parts
             assert all(p.grad is not None for p in model.parameters())
-    figures = named(parts)
-    assert figures["transducer_loss"] < 0.1 * first.transducer
+    assert parts.transducer_loss < 0.1 * first.transducer_loss
     share = loss.transducer_weight
     torch.testing.assert_close(
-        parts.total, share * parts.transducer + (1 - share) * parts.ctc, check_dtype=False
+        parts.loss,
+        share * parts.transducer_loss + (1 - share) * parts.ctc_loss,
+        check_dtype=False,
     )
     model.eval()
     with torch.no_grad():
         evidence = model.outputs(batch.audio, batch.audio_lengths)
         encoded = model.encode_streams(batch.audio, batch.audio_lengths)
         assert [h.tokens for h in task.greedy(encoded)] == TEXTS
-        valid = loss(model, batch)
+        valid = loss_of(loss, model, batch)
     for search in (TransducerGreedySearch(), TransducerBeamSearch()):
         found = [best for best, *_ in search.search(evidence)]
         assert [h.tokens for h in found] == TEXTS
@@ -114,15 +116,38 @@ def test_learns_by_heart(name):
             assert len(hypothesis_times(evidence, row, h)) == len(h.tokens)
             assert all(0 <= t < evidence[0].lengths[row] for t in h.frames)
     if not reduces:
-        assert model.frame_reducer is None and figures["kept_frames"] is None
+        assert model.frame_reducer is None and parts.kept_frames is None
         return
     # As few frames as there are tokens, or a few more.
     bound = sum(map(len, TEXTS)) / evidence[0].lengths.sum().item()
-    assert first.kept == 1.0
-    for kept in (figures["kept_frames"], valid.kept, torch.tensor(model.frame_reducer.share())):
+    assert first.kept_frames == 1.0
+    for kept in (parts.kept_frames, valid.kept_frames, torch.tensor(model.frame_reducer.share())):
         assert bound - 1e-6 <= kept.item() < bound + 0.1
 
 
+def test_a_small_efficient_conformer_learns():
+    """The published transducer with fewer and narrower blocks."""
+    config = read_yaml(EFFICIENT)
+    override(config, ["model.audio.augment=null", "model.transducer.memory_size=32",
+                      "model.transducer.width=32"])  # fmt: skip
+    small = {"widths": [16, 24, 32], "num_blocks": [1, 1, 1], "dropout": 0.0}
+    config["model"]["audio"]["encoder"]["init_args"].update(small)
+    config["model"]["transducer"]["predictor"]["init_args"]["width"] = 32
+    torch.manual_seed(0)
+    model, loss = build_model(config["model"], VOCAB), build(JointLoss, config["loss"], "loss")
+    loss.check(model)
+    batch, losses = make_batch(), []
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        losses.append(loss_of(loss, model, batch).loss)
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.2 * losses[0]
+    assert not model.transducer.predictor.embedding.weight[0].any()
+
+
+EFFICIENT = Path(__file__).parents[2] / "conf" / "efficient_conformer_transducer_11m.yaml"
 RECIPE = Path(__file__).parents[2] / "recipes" / "grid" / "conf" / "transducer.yaml"
 
 

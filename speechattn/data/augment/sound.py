@@ -1,6 +1,7 @@
 """Transforms of sound."""
 
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class AddNoise(ClipTransform):
 
     Args:
         noise: file, files, or float samples (N,) at 16 kHz. Files are read when first
-            drawn; each process keeps the last 64.
+            drawn; each process keeps the last 64. None for the `data.noise` of a configuration.
         snr_db: lowest and highest ratio, dB; equal ones fix it.
         p: probability.
         babble: number of excerpts added up.
@@ -33,7 +34,7 @@ class AddNoise(ClipTransform):
 
     def __init__(
         self,
-        noise: str | Path | Sequence[str] | Sequence[Path] | np.ndarray | Tensor,
+        noise: str | Path | Sequence[str] | Sequence[Path] | np.ndarray | Tensor | None = None,
         snr_db: tuple[float, float] = (-5.0, 20.0),
         p: float = 0.5,
         babble: int = 1,
@@ -50,6 +51,12 @@ class AddNoise(ClipTransform):
         self.babble = babble
         self.part = part
         self.sample_rate = sample_rate
+
+    def mixing(self, noise: str | Path) -> "AddNoise":
+        """Return the same with another file."""
+        copied = copy(self)
+        copied.noise = [noise]
+        return copied
 
     def __call__(self, clip: Array, generator: torch.Generator) -> Array:
         if uniform(generator) >= self.p:

@@ -9,6 +9,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from speechattn.data.augment import (
+    AddNoise,
     CenterCrop,
     ClipTransform,
     RandomCrop,
@@ -44,6 +45,8 @@ class DataOptions:
         num_workers: loading processes.
         audio_transforms: applied to the sound of training utterances, in order; SpeedPerturb
             changes the lips alike.
+        noise: file that every AddNoise without a file of its own mixes in; without one these are
+            dropped, with a warning.
         video_transforms: applied to their crops, in order; they must leave squares of the model's
             size, as crops without a size of their own do.
     """
@@ -58,6 +61,7 @@ class DataOptions:
     scale: int | None = None
     num_workers: int = 1
     audio_transforms: list[ClipTransform] | None = None
+    noise: str | None = None
     video_transforms: list[ClipTransform] | None = None
 
 
@@ -69,6 +73,16 @@ def sized(transforms: Sequence[ClipTransform], crop_size: int) -> list[ClipTrans
             transform = RandomCrop(crop_size)
         found.append(transform)
     return found
+
+
+def with_noise(transforms: Sequence[ClipTransform], noise: str | None) -> list[ClipTransform]:
+    """Give `noise` to every AddNoise without a file; without one drop these."""
+    incomplete = [t for t in transforms if isinstance(t, AddNoise) and t.noise is None]
+    if incomplete and noise is None:
+        logger.warning("data.noise names no file: training without added noise")
+    if noise is None:
+        return [t for t in transforms if t not in incomplete]
+    return [t.mixing(noise) if t in incomplete else t for t in transforms]
 
 
 class SpeechData(L.LightningDataModule):
@@ -119,7 +133,7 @@ class SpeechData(L.LightningDataModule):
         self.train = SpeechDataset(
             short,
             *common,
-            options.audio_transforms or (),
+            with_noise(options.audio_transforms or (), options.noise),
             sized(options.video_transforms or (CenterCrop(crop_size),), crop_size),
             sample_rate,
             seed,

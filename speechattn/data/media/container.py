@@ -112,7 +112,7 @@ def check_bytes(path: str | Path) -> None:
 
 @contextmanager
 def open_media(path: str | Path) -> Iterator[Any]:
-    """An open container; FFmpeg's errors become MediaError, inside the block too."""
+    """Yield an open container; FFmpeg's errors become MediaError, inside the block too."""
     check_bytes(path)
     try:
         with av.open(str(path)) as container:

@@ -141,7 +141,7 @@ def _resample(
 
 
 def _stated_duration(stream: Any) -> float:
-    """Seconds that the header promises for this stream; 0 where it does not say."""
+    """Return the seconds that the header promises for this stream; 0 where it does not say."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     # Matroska: a tag such as 00:00:03.000000000.

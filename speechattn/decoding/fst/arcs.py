@@ -1,7 +1,4 @@
-"""A transducer as arrays, which every library can be given, and which is saved without pickle.
-
-Legend: S states, A arcs, V units.
-"""
+"""A transducer as arrays, which any library can take and which is saved without pickle."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,21 +6,22 @@ from pathlib import Path
 import numpy as np
 
 from speechattn.errors import ConfigError
+from speechattn.files import replacing
 
 
 @dataclass(frozen=True)
 class Arcs:
-    """A weighted transducer over the reals; scores are log-probabilities: more is better.
+    """A weighted transducer whose scores are log-probabilities: more is better.
 
-    Arcs are sorted by the state that they leave. State 0 is the first.
+    Arcs are sorted by their source. State 0 is the start.
 
     Attributes:
         source: (A,) int32.
         target: (A,) int32.
-        label: (A,) int32, what an arc reads.
-        output: (A,) int32, what it writes; 0 for nothing.
+        label: (A,) int32, input labels.
+        output: (A,) int32, output labels; 0 is epsilon.
         score: (A,) float32.
-        final: (S,) float32, the score of ending in a state; -inf where none ends.
+        final: (S,) float32, final scores; -inf for states that are not final.
     """
 
     source: np.ndarray
@@ -35,15 +33,15 @@ class Arcs:
 
     @property
     def states(self) -> int:
-        """S."""
+        """Return S."""
         return len(self.final)
 
     def __len__(self) -> int:
-        """A."""
+        """Return A."""
         return len(self.source)
 
     def first(self) -> np.ndarray:
-        """(S + 1,) int64: the arcs of state s are first[s] up to first[s + 1]."""
+        """Return (S + 1,) int64: the arcs of state s are first[s] to first[s + 1] - 1."""
         return np.searchsorted(self.source, np.arange(self.states + 1))
 
     @classmethod
@@ -56,25 +54,26 @@ class Arcs:
         score: np.ndarray,
         final: np.ndarray,
     ) -> "Arcs":
-        """Arcs in any order."""
+        """Make a transducer of arcs in any order."""
         order = np.argsort(source, kind="stable")
         columns = [np.asarray(c)[order].astype(np.int32) for c in (source, target, label, output)]
         score = np.asarray(score)[order].astype(np.float32)
         return cls(*columns, score, np.asarray(final, dtype=np.float32))
 
     def save(self, path: str | Path) -> None:
-        """One `.npz` file."""
-        np.savez(path, **{name: getattr(self, name) for name in self.__dataclass_fields__})
+        """Write one `.npz` file."""
+        with replacing(path) as part:
+            np.savez(part, **{name: getattr(self, name) for name in self.__dataclass_fields__})
 
     @classmethod
     def load(cls, path: str | Path) -> "Arcs":
-        """What `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
-            ConfigError: it is no such file.
+            ConfigError: the file is not one that `save` wrote.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(**{name: file[name] for name in cls.__dataclass_fields__})
         except (OSError, KeyError, ValueError) as error:
-            raise ConfigError(f"{path} is no graph that was saved: {error}") from error
+            raise ConfigError(f"{path}: not the arcs of a saved graph ({error})") from error

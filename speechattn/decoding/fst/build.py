@@ -1,8 +1,8 @@
-"""How a decoding graph is made.
+"""Building of decoding graphs.
 
     TLG = CTC o lexicon o grammar
 
-Miao et al., "EESEN" (1507.08240); in k2's words HLG. OpenFst makes it once.
+Miao et al., "EESEN" (1507.08240); k2 calls it HLG. OpenFst does the composition.
 """
 
 import logging
@@ -28,23 +28,25 @@ def build_graph(
     arpa: str | Path | None = None,
     topology: Topology = "standard",
 ) -> Graph:
-    """Make the graph of a lexicon, and of a language model of its words.
+    """Build and save the graph of a lexicon and of an n-gram model of its words.
 
     Args:
         lexicon: the words.
         tokenizer: of the model.
-        folder: where the graph is written, and tables on the way.
-        arpa: n-gram model of words; without one all words are equally good.
+        folder: where the graph is written.
+        arpa: ARPA file of words; without one all words score the same.
         topology: of CTC.
+
+    Raises:
+        ConfigError: the ARPA file cannot be read or has no n-gram of the lexicon's words, or a
+            library is not installed.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     vocab = tokenizer.vocab_size
-    grammar = None if arpa is None else grammar_fst(arpa, lexicon, folder)
+    grammar = None if arpa is None else grammar_fst(arpa, lexicon)
     units = to_arcs(lexicon_and_grammar(lexicon, grammar, vocab))
     silent = (units.label == 0) | (units.label > vocab)
     if silent.all():
-        raise ConfigError(f"{arpa}: none of its n-grams is of words of the lexicon")
+        raise ConfigError(f"{arpa}: no n-gram of the lexicon's words")
     phrases = Phrases(len(lexicon.words))
     units = without_epsilons(units, silent, phrases)
     units.label[:] -= 1  # from OpenFst's numbers to the model's units

@@ -1,10 +1,7 @@
-"""CTC over a transducer of units: what H o LG is, made directly.
+"""CTC's topology over a transducer of units: H o LG, without H and its V^2 arcs.
 
-A composition with H would first need H, which has V^2 arcs. Each state of the transducer becomes a
-state in which the last frame was blank, and one for each unit by which it is entered, whose last
-frame was that unit.
-
-Legend: S states, A arcs, V units; unit 0 is blank.
+Each state of the transducer becomes one state for "the last frame was blank", and one for each unit
+by which it is entered, for "the last frame was that unit".
 """
 
 from typing import Literal
@@ -13,21 +10,21 @@ import numpy as np
 
 from speechattn.decoding.fst.arcs import Arcs
 
-# `standard`: a unit after itself needs a blank between. `modified`: it does not, and there are
-# fewer arcs (k2's name for it; it cannot tell a long unit from one said twice).
+# `standard`: between two equal units there must be a blank. `modified` (k2's name): there need not
+# be one, which saves arcs, but one long unit and the same unit twice look alike.
 Topology = Literal["standard", "modified"]
 
 
 def with_ctc(arcs: Arcs, topology: Topology = "standard") -> Arcs:
-    """A transducer that reads frames of CTC instead of units.
+    """Return a transducer that reads frames of CTC instead of units.
 
     Args:
-        arcs: each reads a unit, from 1 to V - 1.
-        topology: see above.
+        arcs: each reads a unit, 1 to V - 1.
+        topology: see `Topology`.
 
     Returns:
-        A transducer whose labels are units and blank, 0; an arc of `arcs` writes and scores where
-        its unit begins.
+        A transducer whose labels are units and blank; what an arc of `arcs` writes and scores
+        stands at the first frame of its unit.
     """
     if topology not in ("standard", "modified"):
         raise ValueError(f"topology is standard or modified, not {topology!r}")

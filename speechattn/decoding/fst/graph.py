@@ -1,9 +1,6 @@
-"""Decoding graphs: what a recogniser may say, and how likely it is.
+"""Decoding graphs: which sentences a recogniser may find, and how likely each is.
 
-    TLG = CTC o lexicon o grammar
-
-Miao et al., "EESEN" (1507.08240); in k2's words HLG. It is made once, by OpenFst, kept as arrays,
-and handed to whichever library decodes.
+A graph is built once (`build`), saved as arrays, and given to whichever library searches.
 """
 
 import json
@@ -15,6 +12,7 @@ from speechattn import __version__
 from speechattn.decoding.fst.arcs import Arcs
 from speechattn.decoding.fst.ctc_topology import Topology
 from speechattn.errors import ConfigError
+from speechattn.files import write_text
 
 ARCS, WORDS, META = "graph.npz", "words.txt", "graph.json"
 
@@ -24,8 +22,8 @@ class Event:
     """What an arc writes that reads the first frame of a unit.
 
     Attributes:
-        unit: of the model.
-        words: numbers of the words that are certain from here on, from 1.
+        unit: id of the unit.
+        words: numbers, from 1, of the words that the path has determined with this unit.
     """
 
     unit: int
@@ -37,11 +35,11 @@ class Graph:
     """A transducer from frames of CTC to units and words.
 
     Attributes:
-        arcs: labels are units of the model, blank is 0; an output is the number of an event from
-            1, 0 where no unit begins.
-        events: event number i + 1 is events[i].
+        arcs: labels are units; an output is the number of an event, from 1, or 0 where no unit
+            begins.
+        events: (E,), event number i + 1 is events[i].
         words: (W,), word number i + 1 is words[i].
-        vocab_size: V of the model that it is for.
+        vocab_size: V of the model that the graph was built for.
         topology: of CTC.
     """
 
@@ -52,34 +50,33 @@ class Graph:
     topology: Topology = "standard"
 
     def units(self, events: Iterable[int]) -> list[int]:
-        """The units that events begin."""
+        """Return the units that events begin."""
         return [self.events[number - 1].unit for number in events]
 
     def text(self, events: Iterable[int]) -> list[str]:
-        """The words that events write."""
+        """Return the words that events write."""
         return [self.words[word - 1] for n in events for word in self.events[n - 1].words]
 
     def save(self, folder: str | Path) -> None:
         """Write `graph.npz`, `words.txt` and, last, `graph.json`."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / META).unlink(missing_ok=True)
         self.arcs.save(folder / ARCS)
-        (folder / WORDS).write_text("\n".join(self.words) + "\n", encoding="utf-8")
+        write_text(folder / WORDS, "\n".join(self.words) + "\n")
         meta = {
             "speechattn": __version__,
             "vocab_size": self.vocab_size,
             "topology": self.topology,
             "events": [[event.unit, *event.words] for event in self.events],
         }
-        (folder / META).write_text(json.dumps(meta) + "\n", encoding="utf-8")
+        write_text(folder / META, json.dumps(meta) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Graph":
-        """What `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
-            ConfigError: the folder holds no whole graph.
+            ConfigError: the folder holds no complete graph.
         """
         folder = Path(folder)
         try:
@@ -87,9 +84,9 @@ class Graph:
             words = (folder / WORDS).read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"{folder} holds no graph: `speechattn graph` makes one ({error})"
+                f"{folder}: no graph here; `speechattn graph` makes one ({error})"
             ) from error
-        events = tuple(Event(unit, tuple(found)) for unit, *found in meta["events"])
+        events = tuple(Event(unit, tuple(words)) for unit, *words in meta["events"])
         return cls(
             Arcs.load(folder / ARCS), events, tuple(words), meta["vocab_size"], meta["topology"]
         )

@@ -6,8 +6,8 @@ from copy import copy
 import numpy as np
 
 from speechattn.decoding.fst.graph import Graph
-from speechattn.decoding.fst.lattice import SILENCE, Lattice, best
-from speechattn.decoding.fst.path import LOST, NOTHING, Path
+from speechattn.decoding.fst.lattice import EMPTY_LATTICE, Lattice, best
+from speechattn.decoding.fst.path import EMPTY_PATH, LOST_PATH, GraphPath
 from speechattn.decoding.fst.width import SearchWidth
 from speechattn.k2.intersection import Columns, Intersection
 
@@ -39,12 +39,12 @@ class K2Search:
         other.width = width
         return other
 
-    def search(self, scores: np.ndarray) -> Path:
+    def search(self, scores: np.ndarray) -> GraphPath:
         """The best path of a recording's (T, V) log-probabilities."""
         if not len(scores):
-            return NOTHING
+            return EMPTY_PATH
         (lattice,) = self.lattices([scores])
-        return (None if lattice is None else best(lattice)) or LOST
+        return (None if lattice is None else best(lattice)) or LOST_PATH
 
     def lattices(self, scores: Sequence[np.ndarray]) -> list[Lattice | None]:
         """What is not worse by `lattice_beam` than the best path of each recording (T, V).
@@ -52,7 +52,7 @@ class K2Search:
         Of recordings without frames, one without arcs; None where every path was lost.
         """
         spoken = [i for i, s in enumerate(scores) if len(s)]
-        results: list[Lattice | None] = [SILENCE] * len(scores)
+        results: list[Lattice | None] = [EMPTY_LATTICE] * len(scores)
         if spoken:
             width = self.width
             found = self._intersection.lattices(
@@ -72,4 +72,4 @@ def lattice_of(found: Columns) -> Lattice | None:
     if not len(found.source):
         return None
     arcs = (found.source, found.target, found.label, found.output, found.score, found.frame)
-    return Lattice.of(*arcs, found.final)
+    return Lattice.of(arcs, found.final)

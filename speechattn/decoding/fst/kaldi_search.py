@@ -1,7 +1,4 @@
-"""Search by Kaldi's decoders, as `kaldi-decoder` packages them: the best path, or a lattice.
-
-Legend: T frames, V units.
-"""
+"""Search with Kaldi's decoders (`kaldi-decoder`): the best path, or a lattice."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -11,18 +8,18 @@ from typing import Any
 import numpy as np
 
 from speechattn.decoding.fst.graph import Graph
-from speechattn.decoding.fst.lattice import SILENCE, Lattice
+from speechattn.decoding.fst.lattice import EMPTY_LATTICE, Lattice
 from speechattn.decoding.fst.openfst import compiled
-from speechattn.decoding.fst.path import LOST, NOTHING, Path
+from speechattn.decoding.fst.path import EMPTY_PATH, LOST_PATH, GraphPath
 from speechattn.decoding.fst.width import SearchWidth
 from speechattn.errors import ConfigError
 
 
 class KaldiSearch:
-    """Decodes one recording after another over the same graph.
+    """A search over one graph, one utterance at a time.
 
     Args:
-        graph: what may be said.
+        graph: the decoding graph.
         width: how much the search keeps.
 
     Raises:
@@ -35,7 +32,7 @@ class KaldiSearch:
             import kaldifst
         except ImportError as error:
             raise ConfigError(
-                "this search needs kaldi-decoder: pip install 'speechattn[fst]'"
+                "search over graphs needs kaldi-decoder: pip install 'speechattn[fst]'"
             ) from error
         self._kaldi = kaldi_decoder
         self.graph = graph
@@ -48,13 +45,13 @@ class KaldiSearch:
         other.width = width
         return other
 
-    def search(self, scores: np.ndarray) -> Path:
-        """The best path of a recording's (T, V) log-probabilities.
+    def search(self, scores: np.ndarray) -> GraphPath:
+        """Return the best path of an utterance's (T, V) log-probabilities.
 
-        Where the graph lets no path end in the last frame, the best that is there.
+        If no path ends in a final state, it is the best of all.
         """
         if not len(scores):
-            return NOTHING
+            return EMPTY_PATH
         width = self.width
         options = self._kaldi.FasterDecoderOptions(
             beam=width.beam, max_active=width.max_active, min_active=width.least_active(20)
@@ -63,21 +60,21 @@ class KaldiSearch:
         decoder.decode(self._kaldi.DecodableCtc(np.ascontiguousarray(scores, np.float32)))
         ended = decoder.reached_final()
         found, best = decoder.get_best_path(use_final_probs=ended)
-        return replace(read_path(best), ended=ended) if found else LOST
+        return replace(read_path(best), ended=ended) if found else LOST_PATH
 
     def lattices(self, scores: Sequence[np.ndarray]) -> list[Lattice | None]:
-        """`lattice` of several recordings; of those without frames, one without arcs."""
-        return [self.lattice(s) if len(s) else SILENCE for s in scores]
+        """Return the `lattice` of each utterance; one without arcs where there are no frames."""
+        return [self.lattice(s) if len(s) else EMPTY_LATTICE for s in scores]
 
     def lattice(self, scores: np.ndarray) -> Lattice | None:
-        """What is not worse by `lattice_beam` than the best path of a recording.
+        """Return the paths of an utterance that are within `lattice_beam` of the best.
 
         Args:
             scores: (T, V) float32 log-probabilities, T > 0.
 
         Returns:
-            In which all paths of T frames end, where the graph lets none end; None where the beam
-            lost them all.
+            A lattice; if no path ends in a final state, all its paths count as ended. None if the
+            beam pruned every path.
         """
         width = self.width
         decoder = self._kaldi.LatticeSimpleDecoder(
@@ -94,7 +91,7 @@ class KaldiSearch:
 
 
 def read_lattice(raw: Any) -> Lattice:
-    """Kaldi's lattice with costs of the graph and of frames."""
+    """Convert Kaldi's lattice, whose arcs have costs of the graph and of frames."""
     arcs, final = [], np.full(raw.num_states, -np.inf)
     for line in raw.to_str(show_weight_one=True).splitlines():
         state, *arc, weight = line.split() if "," in line else [*line.split(), "0,0"]
@@ -109,11 +106,11 @@ def read_lattice(raw: Any) -> Lattice:
     name = np.arange(raw.num_states)
     name[[0, raw.start]] = raw.start, 0  # the first state is 0
     columns = (label - 1, output, -table[:, 4], -table[:, 5])
-    return Lattice.of(name[source], name[target], *columns, final[name])
+    return Lattice.of((name[source], name[target], *columns), final[name])
 
 
-def read_path(lattice: Any) -> Path:
-    """A lattice of one path."""
+def read_path(lattice: Any) -> GraphPath:
+    """Convert a lattice of one path."""
     events, starts, labels, costs = [], [], [], np.zeros(2)
     rows = {}
     for line in lattice.to_str(show_weight_one=True).splitlines():
@@ -125,7 +122,7 @@ def read_path(lattice: Any) -> Path:
         costs += [float(part) for part in weight.split(",")]
         if not arc:
             said = tuple(events), tuple(starts), np.array(labels, np.int32)
-            return Path(*said, -float(costs.sum()), -float(costs[0]))
+            return GraphPath(*said, -float(costs.sum()), -float(costs[0]))
         state, label, output = map(int, arc)
         if output:
             events.append(output)
@@ -135,7 +132,7 @@ def read_path(lattice: Any) -> Path:
 
 
 def openfst(graph: Graph) -> Any:
-    """A graph for OpenFst: labels are one higher, costs are negated scores."""
+    """Convert a graph to OpenFst: labels are one higher, costs are negated scores."""
     arcs = graph.arcs
     columns = (arcs.source, arcs.target, arcs.label + 1, arcs.output, -arcs.score)
     rows = zip(*(c.tolist() for c in columns), strict=True)

@@ -1,37 +1,31 @@
-"""The paths of a recording through a graph that a search did not give up.
-
-Legend: S states, A arcs, T frames, V units; P pairs of a state and something else, such as what a
-language model has heard.
-"""
+"""Lattices: the paths through a graph that a search kept for an utterance."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from speechattn.decoding.fst.path import Path
+from speechattn.decoding.fst.path import GraphPath
 
-# What is remembered beside a state (P,), and outputs (P,): the same afterwards, a score to add, and
-# whether this may be at all.
+# From memories (P,) and outputs (P,) to new memories, scores to add, and bool: is this allowed?
 Step = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """An acyclic graph of paths, each arc a frame; more is better. Some path ends.
+    """An acyclic transducer in which each arc is a frame; scores are logs, more is better.
 
-    States are in the order of their times, state 0 is the first, and arcs are sorted by the state
-    that they leave.
+    States are sorted by time, state 0 is the start, and arcs are sorted by source.
 
     Attributes:
         source: (A,) int32.
         target: (A,) int32.
-        label: (A,) int32, the unit of the frame, 0 for blank.
+        label: (A,) int32, the unit of the frame.
         output: (A,) int32, the number of the graph's event that begins here; 0 for none.
-        graph: (A,) float32, the score of the graph's arc.
-        frame: (A,) float32, the score of the unit in the frame.
-        final: (S,) float32, the graph's score of ending in a state; -inf where no path ends.
-        time: (S,) int32, frames before the state.
+        graph: (A,) float32, scores of the graph's arcs.
+        frame: (A,) float32, scores of the units in their frames.
+        final: (S,) float32, the graph's final scores; -inf where no path ends.
+        time: (S,) int32, frames before each state.
     """
 
     source: np.ndarray
@@ -45,40 +39,36 @@ class Lattice:
 
     @property
     def states(self) -> int:
-        """S."""
+        """Return S."""
         return len(self.final)
 
     def __len__(self) -> int:
-        """A."""
+        """Return A."""
         return len(self.source)
 
     @property
     def scores(self) -> np.ndarray:
-        """(A,) float64, graph and frame together."""
+        """Return (A,) float64, the sums of graph and frame."""
         return self.graph.astype(np.float64) + self.frame
 
     def frames(self) -> Iterator[slice]:
-        """The arcs of each frame."""
+        """Yield the arcs of each frame."""
         bounds = np.searchsorted(self.time[self.source], np.arange(self.time.max(initial=0) + 1))
         for first, last in zip(bounds[:-1], bounds[1:], strict=True):
             yield slice(int(first), int(last))
 
     @classmethod
-    def of(
-        cls,
-        source: np.ndarray,
-        target: np.ndarray,
-        label: np.ndarray,
-        output: np.ndarray,
-        graph: np.ndarray,
-        frame: np.ndarray,
-        final: np.ndarray,
-    ) -> "Lattice":
-        """Arcs in any order, states in any order but for the first, each of which can be reached.
+    def of(cls, arcs: Sequence[np.ndarray], final: np.ndarray) -> "Lattice":
+        """Make a lattice of arcs and states in any order; state 0 is the start and reaches all.
+
+        Args:
+            arcs: source, target, label, output, graph and frame, each (A,).
+            final: (S,).
 
         Raises:
             ValueError: two paths to a state have different numbers of arcs.
         """
+        source, target, label, output, graph, frame = map(np.asarray, arcs)
         time = np.full(len(final), -1)
         time[:1] = here = 0
         order = np.argsort(source, kind="stable")
@@ -89,14 +79,14 @@ class Lattice:
             here += 1
             reached = np.unique(target[arcs])
             if (time[reached] >= 0).any():
-                raise ValueError("the arcs of a lattice have to read a frame each")
+                raise ValueError("each arc of a lattice must read one frame")
             time[reached] = here
         name = np.empty(len(final), np.int64)
         name[np.argsort(time, kind="stable")] = np.arange(len(final))
         order = np.argsort(name[source], kind="stable")
         columns = [name[source], name[target], label, output]
-        columns = [np.asarray(c)[order].astype(np.int32) for c in columns]
-        weights = [np.asarray(c)[order].astype(np.float32) for c in (graph, frame)]
+        columns = [c[order].astype(np.int32) for c in columns]
+        weights = [c[order].astype(np.float32) for c in (graph, frame)]
         back = np.argsort(name)
         return cls(
             *columns, *weights, np.asarray(final, np.float32)[back], time[back].astype(np.int32)
@@ -104,13 +94,13 @@ class Lattice:
 
 
 def _ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """first[0], first[0] + 1, ... up to last[0], then those of the next."""
+    """Return first[0], first[0] + 1, ..., last[0] - 1, first[1], ... as one array."""
     count = last - first
     return np.arange(count.sum()) + np.repeat(last - count.cumsum(), count)
 
 
-def best(lattice: Lattice) -> Path | None:
-    """The path of the highest score; None where no path ends."""
+def best(lattice: Lattice) -> GraphPath | None:
+    """Return the path of the highest score; None if no path ends."""
     scores, total = lattice.scores, np.full(lattice.states, -np.inf)
     total[0] = 0.0
     winner = np.full(lattice.states, -1)
@@ -130,7 +120,7 @@ def best(lattice: Lattice) -> Path | None:
         state = int(lattice.source[winner[state]])
     path = np.array(path[::-1], np.int64)
     said = path[lattice.output[path] > 0]
-    return Path(
+    return GraphPath(
         tuple(lattice.output[said].tolist()),
         tuple(lattice.time[lattice.source[said]].tolist()),
         lattice.label[path],
@@ -139,8 +129,8 @@ def best(lattice: Lattice) -> Path | None:
     )
 
 
-def onwards(lattice: Lattice) -> np.ndarray:
-    """(S,) float64, the score of the best path from each state to an end."""
+def best_to_end(lattice: Lattice) -> np.ndarray:
+    """Return (S,) float64, the score of the best path from each state to an end."""
     scores, ahead = lattice.scores, lattice.final.astype(np.float64)
     for arcs in reversed(list(lattice.frames())):
         found = scores[arcs] + ahead[lattice.target[arcs]]
@@ -149,16 +139,16 @@ def onwards(lattice: Lattice) -> np.ndarray:
 
 
 def total(lattice: Lattice) -> float:
-    """The logarithm of the sum of all paths' probabilities; -inf where no path ends."""
+    """Return the log of the sum of all paths' probabilities; -inf if no path ends."""
     return _log_sum(_forward(lattice, lattice.scores) + lattice.final)
 
 
 def posteriors(lattice: Lattice, scale: float = 1.0) -> np.ndarray:
-    """(A,) float64, the share of the paths through each arc.
+    """Return (A,) float64, the posterior probability of each arc.
 
     Args:
-        lattice: some paths of which end.
-        scale: of all scores.
+        lattice: at least one path of it ends.
+        scale: factor of all scores.
     """
     scores = scale * lattice.scores
     forth, final = _forward(lattice, scores), scale * lattice.final.astype(np.float64)
@@ -171,7 +161,7 @@ def posteriors(lattice: Lattice, scale: float = 1.0) -> np.ndarray:
 
 
 def _forward(lattice: Lattice, scores: np.ndarray) -> np.ndarray:
-    """(S,) the sums of what leads to each state."""
+    """Return (S,) the log of the sum over the paths to each state."""
     forth = np.full(lattice.states, -np.inf)
     forth[0] = 0.0
     for arcs in lattice.frames():
@@ -180,7 +170,7 @@ def _forward(lattice: Lattice, scores: np.ndarray) -> np.ndarray:
 
 
 def _add(sums: np.ndarray, place: np.ndarray, scores: np.ndarray) -> None:
-    """Add probabilities by their logarithms, any number of them to a place."""
+    """Add exp(scores) to exp(sums) at the given places, in logarithms; places may repeat."""
     places, at = np.unique(place, return_inverse=True)
     highest = sums[places]
     np.maximum.at(highest, at, scores)
@@ -195,16 +185,16 @@ def _log_sum(scores: np.ndarray) -> float:
     return float(top + np.log(np.exp(scores - top).sum())) if np.isfinite(top) else -np.inf
 
 
-def confidences(lattice: Lattice, path: Path, posterior: np.ndarray) -> list[float]:
-    """How sure each event of a path is: the share of the paths on which it begins about there.
+def confidences(lattice: Lattice, path: GraphPath, posterior: np.ndarray) -> list[float]:
+    """Return the confidence of each event of a path, 0..1.
 
-    About there is nearer than the events before and after it (so that a word which all paths have,
-    but not in the same frame, is as sure as it ought to be).
+    It is the posterior of the event between the midpoints to the events before and after it, so
+    that a word that all paths have, if in different frames, gets its full probability.
 
     Args:
         lattice: all paths.
         path: one of them.
-        posterior: (A,), of `posteriors`.
+        posterior: (A,) from `posteriors`.
     """
     starts = np.array(path.starts, np.float64)
     edges = np.concatenate([[-np.inf], (starts[1:] + starts[:-1]) / 2, [np.inf]])
@@ -218,13 +208,13 @@ def confidences(lattice: Lattice, path: Path, posterior: np.ndarray) -> list[flo
 
 
 def expanded(lattice: Lattice, starts: np.ndarray, bound: int, step: Step) -> "Expanded":
-    """The product of a lattice and something that follows its outputs, as far as it goes.
+    """Return the product of a lattice and an automaton that reads its outputs.
 
     Args:
-        lattice: paths.
-        starts: (P,) int64, what may be remembered at the beginning.
-        bound: above all that is remembered.
-        step: see there.
+        lattice: the paths.
+        starts: (P,) int64, memories (states of the automaton) to start from.
+        bound: above every memory.
+        step: transitions of the automaton.
     """
     begin = np.searchsorted(lattice.source, np.arange(lattice.states + 1))
     state, memory = np.zeros(len(starts), np.int64), np.asarray(starts, np.int64)
@@ -253,12 +243,12 @@ class Expanded:
 
     Attributes:
         lattice: what was expanded.
-        source: (A',) numbers of pairs.
+        source: (A',) indices of pairs.
         target: (A',) likewise.
-        arc: (A',) of the lattice.
-        score: (A',) that was added.
+        arc: (A',) the lattice's arc.
+        score: (A',) what `step` adds.
         state: (P,) the lattice's state of each pair.
-        memory: (P,) what is remembered in it.
+        memory: (P,) its memory.
     """
 
     lattice: Lattice
@@ -270,7 +260,7 @@ class Expanded:
     memory: np.ndarray
 
     def with_graph(self, score: np.ndarray, final: np.ndarray) -> Lattice:
-        """A lattice with other scores of the graph.
+        """Return the product as a lattice with these scores of the graph.
 
         Args:
             score: (A',).
@@ -278,11 +268,11 @@ class Expanded:
         """
         old = self.lattice
         columns = (old.label[self.arc], old.output[self.arc], score, old.frame[self.arc])
-        return Lattice.of(self.source, self.target, *columns, final)
+        return Lattice.of((self.source, self.target, *columns), final)
 
 
-def spoken(lattice: Lattice, events: Sequence[int]) -> Path | None:
-    """The best path that says these events; None where there is none."""
+def best_with_events(lattice: Lattice, events: Sequence[int]) -> GraphPath | None:
+    """Return the best path that has exactly these events; None if there is none."""
     wanted = np.append(np.asarray(events, np.int64), -1)
 
     def step(said: np.ndarray, output: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -295,5 +285,5 @@ def spoken(lattice: Lattice, events: Sequence[int]) -> Path | None:
     return best(found.with_graph(lattice.graph[found.arc], final))
 
 
-# Of no frames.
-SILENCE = Lattice.of(*[np.empty(0, np.int32)] * 6, np.zeros(1))
+# The lattice of no frames.
+EMPTY_LATTICE = Lattice.of([np.empty(0, np.int32)] * 6, np.zeros(1))

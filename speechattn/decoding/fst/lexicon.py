@@ -1,7 +1,4 @@
-"""Which words a graph knows, and the units that each is made of.
-
-Legend: W words, V units of the model, blank and <sos/eos> among them.
-"""
+"""Pronunciation (or spelling) lexicons: the words of a graph and the units of each."""
 
 import logging
 from collections import Counter
@@ -21,10 +18,10 @@ class Lexicon:
     """Words and their units; a word may have several entries.
 
     Attributes:
-        words: (W,) the words; word number i + 1 of a graph is words[i], 0 is none.
-        entries: of each entry, the number of its word from 1, and its units.
-        separator: the unit between words, where units are characters and one of them is the
-            space; None where words follow each other directly, as ideographs do anyway.
+        words: (W,) word number i + 1 of a graph is words[i].
+        entries: the number of a word, from 1, and its units.
+        separator: the unit of the space between words if the model has one (never used beside
+            ideographs); else None.
     """
 
     words: tuple[str, ...]
@@ -33,16 +30,16 @@ class Lexicon:
 
     def __post_init__(self) -> None:
         if not self.entries:
-            raise ConfigError("lexicon: no word can be written in the model's units")
+            raise ConfigError("lexicon: no word can be spelled with the model's units")
         if twice := [word for word, n in Counter(self.words).items() if n > 1]:
-            raise ConfigError(f"lexicon: {twice[0]!r} is there more than once")
+            raise ConfigError(f"lexicon: {twice[0]!r} is listed more than once")
 
     @classmethod
     def spelled(cls, words: Iterable[str], tokenizer: Tokenizer) -> "Lexicon":
-        """Words as the tokenizer writes them; those that it cannot write are left out, and counted.
+        """Spell words with a tokenizer; those that it cannot spell are left out with a warning.
 
         Args:
-            words: any number of times each.
+            words: duplicates are ignored.
             tokenizer: of the model.
         """
         kept, entries, lost = [], [], []
@@ -55,8 +52,8 @@ class Lexicon:
             entries.append((len(kept), tuple(units)))
         if lost:
             logger.warning(
-                "lexicon: %d of %d words have characters that the model has no unit for and are "
-                "left out, such as %s",
+                "lexicon: left out %d of %d words with characters that the model has no unit for, "
+                "such as %s",
                 len(lost),
                 len(lost) + len(kept),
                 " ".join(lost[:5]),
@@ -65,17 +62,17 @@ class Lexicon:
 
     @classmethod
     def of_units(cls, tokenizer: Tokenizer) -> "Lexicon":
-        """Every unit as a word of its own, the space between words among them."""
+        """Make every unit a word of its own, including the space."""
         units = [u for u in range(1, tokenizer.vocab_size - 1) if u != tokenizer.unk_id]
         words = tuple(tokenizer.tokens[unit] for unit in units)
         return cls(words, tuple((i, (unit,)) for i, unit in enumerate(units, 1)))
 
     @classmethod
     def read(cls, path: str | Path, tokenizer: Tokenizer) -> "Lexicon":
-        """A file of lines `word unit unit ...`, as Kaldi's and icefall's `lexicon.txt`.
+        """Read lines of `word unit unit ...`, as in Kaldi's and icefall's `lexicon.txt`.
 
         Raises:
-            ConfigError: it cannot be read, or names a unit that the model does not have.
+            ConfigError: the file cannot be read, or names a unit that the model does not have.
         """
         number = {token: i for i, token in enumerate(tokenizer.tokens)}
         words: dict[str, int] = {}
@@ -93,36 +90,28 @@ class Lexicon:
             unknown = [unit for unit in units if unit not in number]
             if unknown:
                 raise ConfigError(
-                    f"{path}, line {row}: the model has no unit {unknown[0]!r} (its tokens.txt "
-                    "lists those that it has)"
+                    f"{path}, line {row}: the model has no unit {unknown[0]!r}; its tokens.txt "
+                    "lists the units"
                 )
             entry = (words.setdefault(word, len(words) + 1), tuple(number[u] for u in units))
             entries.append(entry)
         return cls(tuple(words), tuple(dict.fromkeys(entries)), _separator(tokenizer))
 
-    def save(self, path: str | Path, tokenizer: Tokenizer) -> None:
-        """As `read` reads it."""
-        lines = [
-            " ".join([self.words[word - 1], *(tokenizer.tokens[unit] for unit in units)])
-            for word, units in self.entries
-        ]
-        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
     def disambiguated(self) -> list[tuple[int, tuple[int, ...], int]]:
-        """Entries with the number of the symbol that ends each, from 1; 0 for none.
+        """Return entries, each with the number of its disambiguation symbol, from 1; 0 for none.
 
-        An entry needs one where others are spelled alike or begin with it: only then can a graph
-        be made deterministic (Mohri et al. 2002, section 3.1).
+        Entries that share their units with others, or are a prefix of others, need one for the
+        graph to be determinizable (Mohri et al. 2002, section 3.1).
         """
         spellings = Counter(units for _, units in self.entries)
         begun = {units[:n] for units in spellings for n in range(1, len(units))}
-        given: Counter[tuple[int, ...]] = Counter()
+        used: Counter[tuple[int, ...]] = Counter()
         found = []
         for word, units in self.entries:
             symbol = 0
             if spellings[units] > 1 or units in begun:
-                given[units] += 1
-                symbol = given[units]
+                used[units] += 1
+                symbol = used[units]
             found.append((word, units, symbol))
         return found
 
@@ -132,6 +121,6 @@ def _separator(tokenizer: Tokenizer) -> int | None:
 
 
 def most_frequent(sentences: Iterable[Sequence[str]], count: int) -> list[str]:
-    """The words of sentences, the most frequent first, at most so many."""
+    """Return the `count` most frequent words of sentences, most frequent first."""
     counts = Counter(word for sentence in sentences for word in sentence)
     return [word for word, _ in counts.most_common(count)]

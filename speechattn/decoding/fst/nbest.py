@@ -1,12 +1,8 @@
-"""The best sentences of a lattice.
+"""The n best sentences of a lattice.
 
-A lattice has a path for each way to spread a sentence over its frames, and as many sentences as its
-frames leave open: to list them all, as a determinisation does, may take any amount of memory. Here
-sentences grow by an event at a time, the one first that the best path onwards belongs to (A*, with
-the exact score of what is to come), so that no more beginnings are looked at than the n best
-sentences have.
-
-Legend: S states, A arcs.
+A lattice has a path for each way to spread a sentence over its frames. Determinisation, which lists
+all sentences, can take any amount of memory. Here prefixes grow by one event at a time in A* order,
+with the exact score of the best completion, so only prefixes of the n best sentences are expanded.
 """
 
 import heapq
@@ -15,40 +11,38 @@ from itertools import count as counter
 
 import numpy as np
 
-from speechattn.decoding.fst.lattice import Lattice, onwards, spoken
-from speechattn.decoding.fst.path import Path
+from speechattn.decoding.fst.lattice import Lattice, best_to_end, best_with_events
+from speechattn.decoding.fst.path import GraphPath
 
 
-def nbest(lattice: Lattice, count: int) -> list[Path]:
-    """The best paths of a lattice, no two of the same events, best first.
-
-    Paths that say the same in other frames are one: the best of them.
+def nbest(lattice: Lattice, count: int) -> list[GraphPath]:
+    """Return the best paths of a lattice, best first, one for each sequence of events.
 
     Args:
-        lattice: some path of it ends.
+        lattice: the paths.
         count: how many at most.
     """
-    ahead = onwards(lattice)  # (S,) the best that is to come
+    ahead = best_to_end(lattice)  # (S,)
     if not np.isfinite(ahead[0]):
         return []
     first = np.searchsorted(lattice.source, np.arange(lattice.states + 1)).tolist()
     target, output = lattice.target.tolist(), lattice.output.tolist()
     scores, final = lattice.scores.tolist(), lattice.final.tolist()
     ahead = ahead.tolist()
-    found: list[Path] = []
-    number = counter()  # of equals the first
-    # A beginning: its best end, its events, the states that they lead to; none where it has ended.
+    found: list[GraphPath] = []
+    number = counter()  # breaks ties: first come, first served
+    # A prefix: minus its best total, its events, the states they lead to; None once it has ended.
     heap = [(-ahead[0], next(number), (), {0: 0.0})]
     while heap and len(found) < count:
         _, _, events, reached = heapq.heappop(heap)
         if reached is None:
-            found.append(spoken(lattice, events))
+            found.append(best_with_events(lattice, events))
             continue
         ended = -np.inf
         after: dict[int, dict[int, float]] = defaultdict(dict)
         states = list(reached)
         heapq.heapify(states)
-        while states:  # their numbers rise along every path
+        while states:  # numbers rise along every path
             state = heapq.heappop(states)
             total = reached[state]
             ended = max(ended, total + final[state])

@@ -1,12 +1,12 @@
-"""Search over a graph whose frames come in pieces, and that says which of its events are sure.
+"""Streaming search over a graph: frames come in pieces, and events go out once they are certain.
 
-The token passing of Young, Russell and Thornton ("Token passing", 1989) with the beam of Kaldi's
-`FasterDecoder`. That one finds the same paths but tells only the best one, and keeps a recording
-from its beginning; here events that all paths agree on are handed out and forgotten, so memory is
-that of what is undecided. Two paths that meet in a state of the graph have the same future, and the
-better one goes on: this is how they come to agree, some words behind the present.
+Token passing (Young, Russell and Thornton, 1989) with the beam of Kaldi's `FasterDecoder`. Kaldi's
+finds the same paths, but returns only the best and keeps the whole history; here events that all
+active paths share are returned and dropped, so memory holds only what is undecided. Paths that meet
+in a state of the graph have the same future and only the better one goes on, so all active paths
+share their history up to a few words ago.
 
-Legend: A active states, E arcs of them, N nodes, T frames, V units.
+P here: active states, each with the best path to it and the last node (event) of that path.
 """
 
 import heapq
@@ -15,16 +15,16 @@ import numpy as np
 
 from speechattn.decoding.fst.graph import Graph
 
-ROOT = -1  # of the nodes: what was handed out
+ROOT = -1  # node that stands for everything returned so far
 
 
 class OnlineSearch:
-    """One recording.
+    """The search of one stream.
 
     Args:
-        graph: what may be said.
-        beam: partial paths that are this much worse than the best of their frame are dropped.
-        max_active: states that are kept in a frame at most.
+        graph: the decoding graph.
+        beam: partial paths that are this much worse than the best of their frame are pruned.
+        max_active: states kept per frame at most.
     """
 
     def __init__(self, graph: Graph, beam: float, max_active: int):
@@ -32,55 +32,55 @@ class OnlineSearch:
         self._max_active = max_active
         arcs = self._arcs = graph.arcs
         self._first = arcs.first()
-        self._best = np.full(arcs.states, -np.inf)  # by state, in a frame
+        self._best = np.full(arcs.states, -np.inf)  # (S,) scratch of `_step`
         self._winner = np.zeros(arcs.states, np.int64)
-        self._states = np.zeros(1, np.int64)  # (A,)
-        self._totals = np.zeros(1)  # (A,)
-        self._nodes = np.full(1, ROOT)  # (A,), the last event of each
+        self._states = np.zeros(1, np.int64)  # (P,)
+        self._totals = np.zeros(1)  # (P,)
+        self._nodes = np.full(1, ROOT)  # (P,)
         self._frames = 0
-        # By node: the one before it, always of a lower number, its event and the event's frame.
+        # Of each node: its predecessor, which has a lower number, its event, the event's frame.
         self._before: list[int] = []
         self._events: list[int] = []
         self._starts: list[int] = []
 
     def accept(self, scores: np.ndarray) -> list[tuple[int, int]]:
-        """The next frames (T, V) of log-probabilities.
+        """Take the next frames (T, V) of log-probabilities.
 
         Returns:
-            The events that are sure now, each once, with their frames.
+            (event, frame) of events that have become certain.
         """
         for frame in np.asarray(scores, np.float64):
             self._step(frame)
         return self._settle()
 
     def best(self) -> list[tuple[int, int]]:
-        """The best path's events that were not handed out, with their frames."""
+        """Return (event, frame) of the best path, as far as not returned yet."""
         return self._path(int(self._totals.argmax()))
 
     def finish(self) -> list[tuple[int, int]]:
-        """The same of the best path that ends where the graph lets one end, if there is one."""
+        """Return the same of the best path in a final state, if there is one."""
         ended = self._totals + self._arcs.final[self._states]
         return self._path(int(ended.argmax())) if np.isfinite(ended).any() else self.best()
 
     def size(self) -> int:
-        """Numbers that are remembered."""
+        """Return how many numbers are held in memory."""
         return 3 * (len(self._before) + len(self._states))
 
     def _step(self, frame: np.ndarray) -> None:
         first = self._first[self._states]
         count = self._first[self._states + 1] - first
-        origin = np.repeat(np.arange(len(count)), count)  # (E,), the place of its state
+        origin = np.repeat(np.arange(len(count)), count)  # (A',) index of the active state
         ends = count.cumsum()
         arc = np.arange(len(origin)) + np.repeat(first - ends + count, count)
         totals = self._totals[origin] + self._arcs.score[arc] + frame[self._arcs.label[arc]]
         if not np.isfinite(totals).any():
-            raise ValueError("no path goes on: every unit that the graph allows has score -inf")
+            raise ValueError("every unit that the graph allows here has score -inf")
         kept = totals >= totals.max() - self._beam
         origin, arc, totals = origin[kept], arc[kept], totals[kept]
         target = self._arcs.target[arc]
         np.maximum.at(self._best, target, totals)
         wins = totals == self._best[target]
-        self._winner[target[wins]] = wins.nonzero()[0]  # of equals the last
+        self._winner[target[wins]] = wins.nonzero()[0]  # the last of equals
         self._best[target] = -np.inf
         wins = self._winner[np.unique(target)]
         if len(wins) > self._max_active:
@@ -96,11 +96,10 @@ class OnlineSearch:
         self._frames += 1
 
     def _settle(self) -> list[tuple[int, int]]:
-        """Hand out what all paths have, and forgets what none has."""
+        """Return the events that all paths share, and drop those that none has."""
         last = np.unique(self._nodes)
-        meeting = self._meeting(last.tolist())
-        sure = self._chain(meeting)
-        done = set(sure)
+        certain = self._chain(self._common_node(last.tolist()))
+        done = set(certain)
         live, stack = set(), [n for n in last.tolist() if n != ROOT]
         while stack:
             node = stack.pop()
@@ -108,19 +107,19 @@ class OnlineSearch:
                 live.add(node)
                 if self._before[node] != ROOT:
                     stack.append(self._before[node])
-        handed = [(self._events[n], self._starts[n]) for n in sure]
+        returned = [(self._events[n], self._starts[n]) for n in certain]
         order = sorted(live)
         number = dict.fromkeys([ROOT, *done], ROOT) | {node: i for i, node in enumerate(order)}
         self._nodes = np.array([number[n] for n in self._nodes.tolist()])
         self._before = [number[self._before[n]] for n in order]
         self._events = [self._events[n] for n in order]
         self._starts = [self._starts[n] for n in order]
-        # Sums of an endless stream must not lose their digits.
+        # Keeps the precision of sums over an endless stream.
         self._totals -= self._totals.max()
-        return handed
+        return returned
 
-    def _meeting(self, nodes: list[int]) -> int:
-        """The last node that the ways to all these have in common."""
+    def _common_node(self, nodes: list[int]) -> int:
+        """Return the last node that the paths to all these nodes share."""
         heap = [-n for n in nodes]
         heapq.heapify(heap)
         while True:
@@ -132,13 +131,13 @@ class OnlineSearch:
             heapq.heappush(heap, -self._before[node])
 
     def _chain(self, node: int) -> list[int]:
-        """Nodes from the first up to this one."""
+        """Return the nodes from the first up to this one."""
         found = []
         while node != ROOT:
             found.append(node)
             node = self._before[node]
         return found[::-1]
 
-    def _path(self, place: int) -> list[tuple[int, int]]:
-        chain = self._chain(int(self._nodes[place]))
+    def _path(self, active: int) -> list[tuple[int, int]]:
+        chain = self._chain(int(self._nodes[active]))
         return [(self._events[n], self._starts[n]) for n in chain]

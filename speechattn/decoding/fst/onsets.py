@@ -1,10 +1,8 @@
-"""A penalty on late tokens in a search over a graph.
+"""Delay penalty in the search over a graph.
 
-Delay-penalised CTC (2305.11539) gives the first frame of each token a score by its time. A graph
-reads a unit's first frame and those after it alike; here the first has a label of its own, so that
-what it scores can be told to any search as a column of its own.
-
-Legend: T frames, V units.
+Delay-penalised CTC (2305.11539) scores the first frame of each token by its time. A graph reads the
+first frame of a unit and those after it with the same label; here first frames get labels of their
+own, so that any search takes their scores as V more columns.
 """
 
 from dataclasses import replace
@@ -15,7 +13,7 @@ from speechattn.decoding.fst.graph import Graph
 
 
 def with_onsets(graph: Graph) -> Graph:
-    """The same graph, which reads V more where a unit begins."""
+    """Return the graph with labels raised by V where a unit begins."""
     arcs = graph.arcs
     label = np.where(arcs.output > 0, arcs.label + graph.vocab_size, arcs.label)
     arcs = replace(arcs, label=label.astype(np.int32))
@@ -23,9 +21,9 @@ def with_onsets(graph: Graph) -> Graph:
 
 
 def delayed(scores: np.ndarray, penalty: float) -> np.ndarray:
-    """The scores (T, 2 V) that such a graph reads, of log-probabilities (T, V).
+    """Return the scores (T, 2 V) that such a graph reads, from log-probabilities (T, V).
 
-    The first frame t of a token gets `-penalty * (t - T // 2)`, as in the loss.
+    A token whose first frame is t gets `-penalty * (t - T // 2)`, as in the loss.
     """
     late = np.arange(len(scores)) - len(scores) // 2
     return np.concatenate([scores, scores - penalty * late[:, None].astype(scores.dtype)], axis=1)

@@ -1,8 +1,13 @@
-"""Composition, determinisation, minimisation by OpenFst (`kaldifst`, prebuilt for every platform).
+"""Composition, determinisation and minimisation with OpenFst (`kaldifst`).
 
-OpenFst reads 0 as "nothing": a unit is its id + 1 here, and costs are negated scores.
+Label 0 is OpenFst's epsilon: a unit's label is its id + 1 here, and costs are negated scores.
 """
 
+import json
+import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,49 +17,49 @@ import numpy as np
 from speechattn.decoding.fst.arcs import Arcs
 from speechattn.decoding.fst.lexicon import Lexicon
 from speechattn.errors import ConfigError
+from speechattn.files import write_text
 from speechattn.units import is_ideograph
 
 INSTALL = "graphs need kaldifst and kaldilm: pip install 'speechattn[fst]'"
-# To which scores are rounded: OpenFst's 1/1024 adds up to more than 0.001 in a sentence.
+# Rounding of scores: with OpenFst's 1/1024 the errors of a sentence exceed 0.001.
 DELTA = 1e-6
-BACKOFF = "#0"  # the symbol that reads a back-off of the language model
+BACKOFF = "#0"  # the symbol of the language model's back-off arcs
+# Runs in a process of its own: kaldilm logs to stderr, and aborts if the file is malformed.
+ARPA_TO_FST = "import json, sys, kaldilm; print(kaldilm.arpa2fst(**json.loads(sys.argv[1])))"
 
 
-def libraries() -> tuple[Any, Any]:
-    """kaldifst and kaldilm.
+def openfst_library() -> Any:
+    """Return the module kaldifst.
 
     Raises:
-        ConfigError: they are not installed.
+        ConfigError: kaldifst or kaldilm is not installed.
     """
     try:
         import kaldifst
-        import kaldilm
+        import kaldilm  # noqa: F401
     except ImportError as error:
         raise ConfigError(INSTALL) from error
-    return kaldifst, kaldilm
+    return kaldifst
 
 
 def compiled(lines: Iterable[str]) -> Any:
-    """An OpenFst transducer from `source target input output cost` and `final cost` lines."""
-    kaldifst, _ = libraries()
-    return kaldifst.compile("\n".join(lines) + "\n", acceptor=False)
+    """Make an OpenFst transducer of `source target input output cost` and `final cost` lines."""
+    return openfst_library().compile("\n".join(lines) + "\n", acceptor=False)
 
 
 def lexicon_fst(lexicon: Lexicon, vocab_size: int) -> Any:
-    """L: units to words, any number of words one after another.
+    """Return L, which reads units and writes any number of words.
 
-    Where a unit writes spaces, it has to stand between words, but not beside an ideograph.
-
-    Units beyond V + 1 are symbols that make the lexicon deterministic: they end words that are
-    spelled alike.
+    If the lexicon has a separator, it stands between words, but not beside an ideograph. Labels
+    above V + 1 are disambiguation symbols.
 
     Args:
         lexicon: the words.
         vocab_size: V.
     """
-    kaldifst, _ = libraries()
-    # Where a word may begin that is written beside others, and one that wants a space between; and
-    # where one of these has ended. Nothing has to be said: 0 is final.
+    kaldifst = openfst_library()
+    # States where a word may begin that needs no space, where one may begin that needs a space
+    # before it, and where such a word has ended. State 0 is final: no words are a sentence too.
     beside = apart = ended = 0
     lines, state = ["0 0"], 1
     if lexicon.separator is not None:
@@ -72,50 +77,49 @@ def lexicon_fst(lexicon: Lexicon, vocab_size: int) -> Any:
             target = rest if i == len(labels) - 1 else state
             lines.append(f"{at} {target} {label} {word if i == 0 else 0} 0")
             at, state = target, state + (target == state)
-    lines.sort(key=lambda line: int(line.split()[0]))  # OpenFst starts where the first line does
+    lines.sort(key=lambda line: int(line.split()[0]))  # the first line's state is the start
     fst = compiled(lines)
     kaldifst.connect(fst)
     return fst
 
 
-def grammar_fst(arpa: str | Path, lexicon: Lexicon, folder: Path) -> Any:
-    """G: the n-gram model of an ARPA file; n-grams of words that the lexicon lacks are left out.
-
-    Args:
-        arpa: of words.
-        lexicon: the words.
-        folder: where the table of symbols is written.
+def grammar_fst(arpa: str | Path, lexicon: Lexicon) -> Any:
+    """Return G, the n-gram model of an ARPA file without n-grams of words outside the lexicon.
 
     Raises:
         ConfigError: the file cannot be read.
     """
-    kaldifst, kaldilm = libraries()
+    kaldifst = openfst_library()
     if not Path(arpa).is_file():
-        raise ConfigError(f"{arpa}: there is no such ARPA file")
-    table = folder / "symbols.txt"
+        raise ConfigError(f"{arpa}: no such ARPA file")
     symbols = ["<eps>", *lexicon.words, BACKOFF, "<s>", "</s>"]
-    rows = [f"{word} {i}" for i, word in enumerate(symbols)]
-    table.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    try:
-        text = kaldilm.arpa2fst(
-            input_arpa=str(arpa),
-            read_symbol_table=str(table),
-            disambig_symbol=BACKOFF,
-            max_arpa_warnings=0,
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "symbols.txt"
+        write_text(table, "".join(f"{word} {i}\n" for i, word in enumerate(symbols)))
+        options = {
+            "input_arpa": str(arpa),
+            "read_symbol_table": str(table),
+            "disambig_symbol": BACKOFF,
+            "max_arpa_warnings": 0,
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", ARPA_TO_FST, json.dumps(options)], capture_output=True
         )
-    except RuntimeError as error:
-        raise ConfigError(f"{arpa} is no ARPA file of words: {error}") from error
-    fst = kaldifst.compile(text, acceptor=False)
+    if done.returncode:
+        log = done.stderr.decode(errors="replace").replace(" []:", ":")
+        reasons = re.findall(r"^(?:\[[EF]\]|\w*Error:) (.+)$", log, re.MULTILINE) or [log.strip()]
+        raise ConfigError(f"{arpa}: not an ARPA file of words ({reasons[-1]})")
+    fst = kaldifst.compile(done.stdout.decode(), acceptor=False)
     kaldifst.arcsort(fst, "ilabel")
     return fst
 
 
 def lexicon_and_grammar(lexicon: Lexicon, grammar: Any | None, vocab_size: int) -> Any:
-    """LG: composed, deterministic, minimal; of the lexicon alone without a grammar.
+    """Return LG, composed, determinized and minimal; L alone without a grammar.
 
-    Labels from V + 1 on are symbols, and stand for nothing; V + 1 is the grammar's back-off.
+    Labels from V + 1 on are symbols that read no unit; V + 1 is the grammar's back-off.
     """
-    kaldifst, _ = libraries()
+    kaldifst = openfst_library()
     fst = lexicon_fst(lexicon, vocab_size)
     if grammar is not None:
         kaldifst.add_self_loops(fst, [vocab_size + 1], [len(lexicon.words) + 1])
@@ -127,7 +131,7 @@ def lexicon_and_grammar(lexicon: Lexicon, grammar: Any | None, vocab_size: int) 
 
 
 def to_arcs(fst: Any) -> Arcs:
-    """An OpenFst transducer as arrays: labels as they are in it, costs become scores."""
+    """Convert an OpenFst transducer to arrays; labels stay, costs become scores."""
     states, start = fst.num_states, fst.start
     final = np.full(states, -np.inf, dtype=np.float32)
     rows = []
@@ -139,7 +143,7 @@ def to_arcs(fst: Any) -> Arcs:
             final[int(part[0])] = -float(part[1]) if len(part) == 2 else 0.0
     table = np.array(rows, dtype=np.float64).reshape(-1, 5)
     source, target, label, output = table[:, :4].astype(np.int64).T
-    if start:  # state 0 has to be the first
+    if start:  # state 0 must be the start
         names = np.arange(states)
         names[[0, start]] = start, 0
         source, target, final = names[source], names[target], final[names]

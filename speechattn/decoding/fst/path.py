@@ -1,4 +1,4 @@
-"""What a search over a graph finds."""
+"""The result of a search over a graph."""
 
 from dataclasses import dataclass
 
@@ -6,17 +6,17 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Path:
-    """A way through a graph.
+class GraphPath:
+    """A path through a graph.
 
     Attributes:
         events: numbers of the graph's events along it.
-        starts: the frame of each.
-        labels: (T,) int32, the unit or blank of each frame; empty where the search does not say.
-        score: of the frames and of the graph together.
-        graph: the graph's share of it.
-        ended: the path ends where the graph lets one end; else frames ran out within a word or a
-            sentence, or the search was too narrow.
+        starts: the frame of each event.
+        labels: (T,) int32, the unit of each frame; empty if the search does not tell.
+        score: sum of the frames' and the graph's scores.
+        graph: the graph's part of `score`.
+        ended: the path ends in a final state; else the frames ended within a word or a sentence, or
+            the search was too narrow.
     """
 
     events: tuple[int, ...]
@@ -27,5 +27,5 @@ class Path:
     ended: bool = True
 
 
-NOTHING = Path((), (), np.empty(0, np.int32))
-LOST = Path((), (), np.empty(0, np.int32), -np.inf, ended=False)
+EMPTY_PATH = GraphPath((), (), np.empty(0, np.int32))
+LOST_PATH = GraphPath((), (), np.empty(0, np.int32), -np.inf, ended=False)

@@ -1,10 +1,10 @@
-"""A language model too large for a graph, which gives a lattice's paths their scores afterwards.
+"""Lattice rescoring by an n-gram model that is too large for a graph.
 
-Whole-lattice rescoring: every path loses the graph's score and gets that of the n-gram model, which
-finds a better sentence than an n-best list can hold (Ljolje, Pereira and Riley, "Efficient general
-lattice generation and rescoring", 1999).
+In every path of the lattice the graph's scores are replaced by the n-gram model's, which can find
+sentences that no n-best list holds (Ljolje, Pereira and Riley, "Efficient general lattice
+generation and rescoring", 1999).
 
-Legend: P states of the lattice with what the model has heard, W words, M words of an event at most.
+P here: states of the lattice with a state of the language model; M: most words of an event.
 """
 
 from collections.abc import Sequence
@@ -19,39 +19,39 @@ from speechattn.decoding.fst.lattice import Lattice, expanded
 from speechattn.lm.ngram import NgramLm
 from speechattn.units import BLANK_TOKEN, SOS_EOS_TOKEN, UNK_TOKEN
 
-FIRST = 2  # the number that the first word has for the n-gram model
+FIRST = 2  # id of the first word in the n-gram model
 
 
 class WordLm:
     """An n-gram model of a graph's words.
 
     Args:
-        path: an ARPA file of words; those that it lacks are `<unk>` to it.
-        words: (W,) of the graph.
+        path: an ARPA file of words; graph words that it lacks are scored as `<unk>`.
+        words: (W,) the graph's words.
 
     Raises:
-        ConfigError: it cannot be read, or has none of the words.
+        ConfigError: the file cannot be read, or has none of the words.
     """
 
     def __init__(self, path: str | Path, words: Sequence[str]):
         self.ngram = NgramLm.from_arpa(path, [BLANK_TOKEN, UNK_TOKEN, *words, SOS_EOS_TOKEN])
 
     def rescored(self, lattice: Lattice, graph: Graph, weight: float = 1.0) -> Lattice:
-        """The same paths, whose graph scores are those of this model.
+        """Return the lattice with this model's scores in place of the graph's.
 
         Args:
             lattice: over the graph.
-            graph: whose events it writes.
-            weight: of the scores.
+            graph: whose events the lattice writes.
+            weight: factor of this model's scores.
         """
-        spelled = _words_of(graph)  # (events + 1, M), what no event writes is 0
+        words = _words_of(graph)  # (E + 1, M)
 
-        def step(heard: np.ndarray, output: np.ndarray) -> tuple[np.ndarray, ...]:
+        def step(state: np.ndarray, output: np.ndarray) -> tuple[np.ndarray, ...]:
             score = np.zeros(len(output))
-            after = heard.copy()
-            writes = np.flatnonzero(spelled[output, 0]) if len(spelled[0]) else []
+            after = state.copy()
+            writes = np.flatnonzero(words[output, 0]) if len(words[0]) else []
             if len(writes):
-                after[writes], score[writes] = self._heard(heard[writes], spelled[output[writes]])
+                after[writes], score[writes] = self._read(state[writes], words[output[writes]])
             return after, weight * score, np.ones(len(output), bool)
 
         states = len(self.ngram.weight)
@@ -61,14 +61,14 @@ class WordLm:
         ended = np.isfinite(lattice.final[found.state])
         return found.with_graph(found.score, np.where(ended, final, -np.inf))
 
-    def _heard(self, state: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """States (P,) after words (P, M), 0 where there are fewer, and the words' scores (P,)."""
+    def _read(self, state: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the states (P,) after words (P, M), padded by 0, and their scores (P,)."""
         state, words = torch.from_numpy(state), torch.from_numpy(words)
         total = torch.zeros(len(state), dtype=torch.float64)
         for word in words.T:
-            given, unit = word > 0, word + FIRST - 1
-            total += torch.where(given, self._score(state, unit), 0.0)
-            state = torch.where(given, self.ngram.step(state, unit), state)
+            real, unit = word > 0, word + FIRST - 1
+            total += torch.where(real, self._score(state, unit), 0.0)
+            state = torch.where(real, self.ngram.step(state, unit), state)
         return state.numpy(), total.numpy()
 
     def _score(self, state: Tensor, unit: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class WordLm:
 
 
 def _words_of(graph: Graph) -> np.ndarray:
-    """(events + 1, M) int64, the words that each event writes, then 0."""
+    """Return (E + 1, M) int64, the words that each event writes, padded by 0."""
     most = max((len(event.words) for event in graph.events), default=0)
     table = np.zeros((len(graph.events) + 1, most), np.int64)
     for number, event in enumerate(graph.events, 1):

@@ -13,7 +13,7 @@ from speechattn.decoding.fst.lattice import Lattice, confidences, posteriors
 from speechattn.decoding.fst.nbest import nbest as best_paths
 from speechattn.decoding.fst.online_search import OnlineSearch
 from speechattn.decoding.fst.onsets import delayed
-from speechattn.decoding.fst.path import LOST, NOTHING, Path
+from speechattn.decoding.fst.path import EMPTY_PATH, LOST_PATH, GraphPath
 from speechattn.decoding.fusion import Fusion
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.search.base import NbestSearch, SearchedModel
@@ -115,9 +115,9 @@ class GraphSearch(NbestSearch):
         self, lattice: Lattice | None, graph: DecodingGraph, nbest: int
     ) -> list[Hypothesis]:
         if lattice is None:
-            return [self._hypothesis(LOST, graph.graph, ())]
+            return [self._hypothesis(LOST_PATH, graph.graph, ())]
         if not len(lattice):
-            return [self._hypothesis(NOTHING, graph.graph, ())]
+            return [self._hypothesis(EMPTY_PATH, graph.graph, ())]
         if self.ngram_weight > 0:
             share = self.ngram_weight / self.weight
             lattice = graph.lm.rescored(lattice, graph.graph, share)
@@ -128,7 +128,7 @@ class GraphSearch(NbestSearch):
         ]
 
     def _hypothesis(
-        self, path: Path, graph: Graph, confidence: Sequence[float] | None = None
+        self, path: GraphPath, graph: Graph, confidence: Sequence[float] | None = None
     ) -> Hypothesis:
         """Return a path in units of the model, its scores in natural logs; 0 of a lost one."""
         if not np.isfinite(path.score):

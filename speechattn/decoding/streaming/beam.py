@@ -99,7 +99,7 @@ class PrefixBeamStream:
         return StreamTokens(spans[:agreed], spans[agreed:])
 
     def finish(self) -> list[TokenSpan]:
-        """The tokens that were pending, of the best prefix with what its end costs."""
+        """Return the tokens that were pending, of the best prefix with what its end costs."""
         scores = self._beam.total
         if self._beam.extra is not None:
             scores = scores + self._beam.extra.finish()[0]
@@ -132,12 +132,12 @@ class PrefixBeamStream:
         self._first = max(self._first, before)
 
     def _spans(self, tokens: list[int]) -> list[TokenSpan]:
-        """The frames of tokens, on the most probable path over the frames that are remembered."""
+        """Align tokens to the frames that are remembered, on the most probable path."""
         return aligned(self._held, tokens, self._first)
 
 
 def aligned(log_probs: Tensor, tokens: list[int], first: int) -> list[TokenSpan]:
-    """The frames of tokens; spread evenly where no path over the frames (T, V) spells them."""
+    """Align tokens to frames (T, V); spread them evenly where no path spells them."""
     try:
         spans = ctc_forced_align(log_probs, tokens)
     except AlignmentError:
@@ -148,7 +148,7 @@ def aligned(log_probs: Tensor, tokens: list[int], first: int) -> list[TokenSpan]
 
 
 def _common(texts: Sequence[list[int]]) -> int:
-    """How many of their first tokens all texts share."""
+    """Return how many of their first tokens all texts share."""
     least, most = min(texts), max(texts)  # all others lie between these two
     return next(
         (i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b),

@@ -58,7 +58,7 @@ class GraphStream:
         return sum(map(len, self._held)) + len(self._stability) + self._search.size()
 
     def _spans(self, events: list[tuple[int, int]]) -> list[TokenSpan]:
-        """Tokens with the frames in which they are the best label, but those handed out."""
+        """Return the tokens not yet handed out, with the frames where they are the best label."""
         spans = []
         first = self._frames - len(self._held)
         events = [event for event in events if event[1] >= self._done]

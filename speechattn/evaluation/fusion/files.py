@@ -1,8 +1,8 @@
-"""Fusion of several systems' transcripts on disk by ROVER: what ``speechattn fuse`` does.
+"""Fusion of several systems' transcripts on disk by ROVER, for ``speechattn fuse``.
 
 A system is a decode folder (``hyp.tsv``, with confidences if ``transcripts.jsonl`` is there too) or
 a plain ``id TAB text`` file. Units are those of `speechattn.evaluation.text`: they are compared
-after its rule (case, width, space beside Chinese), and written as the winning system writes them.
+after its rule (case, width, space beside Chinese) and written as the winning system wrote them.
 """
 
 import json
@@ -17,11 +17,19 @@ from typing import Any
 import kaldialign
 import numpy as np
 import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from speechattn.data.tables import read_table, write_table
 from speechattn.errors import ConfigError, SpeechattnError
 from speechattn.evaluation.fusion.rover import RoverOptions, Unit, Voting, check_weights
-from speechattn.evaluation.fusion.tuning import DevSet, choose_options, choose_weights, make_ballot
+from speechattn.evaluation.fusion.tuning import (
+    DevSet,
+    align_utterances,
+    choose_options,
+    choose_weights,
+)
 from speechattn.evaluation.text import TextNormalization, normalize, split_units
 from speechattn.evaluation.text import Unit as UnitName
 from speechattn.files import write_text
@@ -30,7 +38,7 @@ from speechattn.units import SPACE_TOKEN, UNK_MARK, UNK_TOKEN, WORD_START
 logger = logging.getLogger(__name__)
 
 AS_WRITTEN = TextNormalization(nfkc=False, lower_case=False)
-UNKNOWN_CONFIDENCE = 0.5  # of a system that gives none: as good a word as a bad one
+UNKNOWN_CONFIDENCE = 0.5  # of a system without confidences
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class System:
     """One system's transcripts.
 
     Args:
-        path: where they are from.
+        path: their folder or table.
         transcripts: units by utterance id, in the file's order.
     """
 
@@ -49,6 +57,7 @@ class System:
 def fuse(
     systems: Sequence[str | Path],
     output: str | Path,
+    *,
     unit: UnitName = "word",
     voting: Voting | None = None,
     alpha: float | None = None,
@@ -58,20 +67,21 @@ def fuse(
     tune_weights: bool = False,
     order_by_dev: bool = False,
     allow_missing: bool = False,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Fuse systems into a decode folder.
 
-    Writes `hyp.tsv`, `ref.tsv` if one of the systems has it, and `fuse.yaml`: what was chosen and
+    Writes `hyp.tsv`, `ref.tsv` if one of the systems has it, and `fuse.yaml`: the options used and
     the error rates on the development sets.
 
     Args:
         systems: decode folders or tables; the order counts, see `rover`.
         output: a folder.
-        unit: what is aligned and voted on.
-        voting: `frequency`, `average` or `maximum`. None: chosen on `dev`; without one `average`
-            if `alpha` or `null_confidence` is given, else `frequency`.
-        alpha: share of the votes in a score. None: chosen on `dev`, or 0.5.
-        null_confidence: confidence of the null arc. None: chosen on `dev`, or 0.5.
+        unit: what is aligned and voted on, `word` or `char`.
+        voting: see `RoverOptions`. None: chosen on `dev`; without one `average` if `alpha` or
+            `null_confidence` is given, else `frequency`.
+        alpha: weight of the votes. None: chosen on `dev`, or 0.5.
+        null_confidence: confidence of a null arc. None: chosen on `dev`, or 0.5.
         weights: of the systems as given; equal by default.
         dev: development sets, each as outputs of the same systems in the same order; references
             are the `ref.tsv` of the first folder of a set that has one. Their error rates are
@@ -79,6 +89,7 @@ def fuse(
         tune_weights: choose the weights on `dev`, starting from `weights`.
         order_by_dev: order the systems by their own error rates on `dev`, the best first.
         allow_missing: an utterance that some systems lack is voted on by the others.
+        console: where the result is printed; None prints nothing.
 
     Returns:
         The content of `fuse.yaml`.
@@ -86,51 +97,82 @@ def fuse(
     Raises:
         SpeechattnError: a file cannot be used, ids differ, or references do.
     """
-    paths = [Path(path) for path in systems]
-    output = Path(output)
-    if not paths:
-        raise ConfigError("no system to fuse")
-    sources = [*paths, *(Path(path) for one in dev for path in one)]
-    if output.resolve() in {(p.parent if p.name == "hyp.tsv" else p).resolve() for p in sources}:
-        raise ConfigError(f"--output {output}: holds one of the systems, which would be lost")
+    paths, output = [Path(path) for path in systems], Path(output)
+    dev = [[Path(path) for path in one] for one in dev]
+    _check_paths(paths, output, dev)
     if (tune_weights or order_by_dev) and not dev:
         raise ConfigError("weights and order are chosen on a development set: give --dev")
     shares = check_weights(weights, len(paths))
-    read = [read_system(path, unit) for path in paths]
-    copied = find_references(paths)  # before anything long, for its errors
-    sets = [read_dev([Path(path) for path in one], len(paths), unit, allow_missing) for one in dev]
-
-    order = list(range(len(paths)))
+    inputs = [read_system(path, unit) for path in paths]
+    references = find_references(paths)  # early, for its errors
+    sets = [read_dev(one, len(paths), unit, allow_missing) for one in dev]
     if order_by_dev:
-        order.sort(key=lambda s: np.mean([one.single_rates[s] for one in sets]))
-        sets = [one.ordered(order) for one in sets]
-    paths, read, shares = [paths[s] for s in order], [read[s] for s in order], shares[order]
-    if sets:
-        options = choose_options(sets, shares, voting, alpha, null_confidence)
-        if tune_weights:
-            shares = choose_weights(sets, shares, options)
-            options = choose_options(sets, shares, voting, alpha, null_confidence)
-    else:
-        given = alpha is not None or null_confidence is not None
-        options = RoverOptions(
-            voting or ("average" if given else "frequency"),
-            0.5 if alpha is None else alpha,
-            0.5 if null_confidence is None else null_confidence,
+        order = sorted(
+            range(len(paths)), key=lambda s: np.mean([one.single_rates[s] for one in sets])
         )
+        sets = [one.ordered(order) for one in sets]
+        inputs, shares = [inputs[s] for s in order], shares[order]
+    given = {"voting": voting, "alpha": alpha, "null_confidence": null_confidence}
+    options = choose_options(sets, shares, **given) if sets else default_options(**given)
+    if tune_weights:
+        shares = choose_weights(sets, shares, options)
+        options = choose_options(sets, shares, **given)
+    ids = common_ids(inputs, allow_missing)
+    alternatives = align_utterances([[s.transcripts.get(key) for s in inputs] for key in ids])
+    texts = [join_units(units, unit) for units in alternatives.fuse(options, shares)]
+    chosen = _summary(unit, options, shares, inputs, ids=ids, sets=sets)
+    output.mkdir(parents=True, exist_ok=True)
+    if references is not None:
+        shutil.copyfile(references, output / "ref.tsv")
+    write_text(output / "fuse.yaml", yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True))
+    write_table(output / "hyp.tsv", dict(zip(ids, texts, strict=True)))
+    if console is not None:
+        _print(chosen, console)
+        console.print(f"{len(ids)} utterances written to {output}", soft_wrap=True, markup=False)
+    return chosen
 
-    ids = common_ids(read, allow_missing)
-    ballot = make_ballot([[system.transcripts.get(key) for system in read] for key in ids])
-    texts = [join_units(units, unit) for units in ballot.elect(options, shares)]
-    chosen = {
+
+def default_options(
+    voting: Voting | None, alpha: float | None, null_confidence: float | None
+) -> RoverOptions:
+    """Return the options of a fusion without a development set."""
+    by_confidence = alpha is not None or null_confidence is not None
+    return RoverOptions(
+        voting or ("average" if by_confidence else "frequency"),
+        0.5 if alpha is None else alpha,
+        0.5 if null_confidence is None else null_confidence,
+    )
+
+
+def _check_paths(paths: Sequence[Path], output: Path, dev: Sequence[Sequence[Path]]) -> None:
+    """Refuse to fuse nothing, or to overwrite an input."""
+    if not paths:
+        raise ConfigError("no system to fuse")
+    sources = [*paths, *(path for one in dev for path in one)]
+    if output.resolve() in {(p.parent if p.name == "hyp.tsv" else p).resolve() for p in sources}:
+        raise ConfigError(f"--output {output} is an input and would be lost: name another folder")
+
+
+def _summary(
+    unit: UnitName,
+    options: RoverOptions,
+    shares: np.ndarray,
+    inputs: Sequence[System],
+    *,
+    ids: Sequence[str],
+    sets: Sequence[DevSet],
+) -> dict[str, Any]:
+    """Return the content of `fuse.yaml`."""
+    return {
         "unit": unit,
         **(asdict(options) if options.voting != "frequency" else {"voting": "frequency"}),
         "systems": [
             {
-                "path": str(path),
+                "path": str(system.path),
                 "weight": float(weight),
                 "missing": sum(key not in system.transcripts for key in ids),
             }
-            for path, weight, system in zip(paths, shares, read, strict=True)
+            for weight, system in zip(shares, inputs, strict=True)
         ],
         "dev": [
             {
@@ -141,15 +183,25 @@ def fuse(
             for one in sets
         ],
     }
-    for one in chosen["dev"]:
-        single = ", ".join(f"{rate:.2f}" for rate in one["error_rates"])
-        logger.info("dev: %% errors by %s: %s; fused %.2f", unit, single, one["fused_error_rate"])
-    output.mkdir(parents=True, exist_ok=True)
-    if copied is not None:
-        shutil.copyfile(copied, output / "ref.tsv")
-    write_text(output / "fuse.yaml", yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True))
-    write_table(output / "hyp.tsv", dict(zip(ids, texts, strict=True)))
-    return chosen
+
+
+def _print(chosen: Mapping[str, Any], console: Console) -> None:
+    """Print the options of a fusion, and the error rates of a development set if there was one."""
+    sets = chosen["dev"]
+    names = [f"dev {i}" if len(sets) > 1 else "dev" for i in range(1, len(sets) + 1)]
+    table = Table(title=f"ROVER by {chosen['unit']}")
+    table.add_column("system", overflow="fold")
+    for header in ("weight", "missing", *(f"{name} % errors" for name in names)):
+        table.add_column(header, justify="right", no_wrap=True)
+    for i, system in enumerate(chosen["systems"]):
+        rates = (f"{one['error_rates'][i]:.2f}" for one in sets)
+        row = escape(system["path"]), f"{system['weight']:.3g}", str(system["missing"])
+        table.add_row(*row, *rates, end_section=i + 1 == len(chosen["systems"]))
+    if sets:
+        table.add_row("fused", "", "", *(f"{one['fused_error_rate']:.2f}" for one in sets))
+    console.print(table)
+    used = {"voting": "voting", "alpha": "alpha", "null_confidence": "null confidence"}
+    console.print(", ".join(f"{name} {chosen[key]}" for key, name in used.items() if key in chosen))
 
 
 def read_system(path: Path, unit: UnitName) -> System:
@@ -158,14 +210,14 @@ def read_system(path: Path, unit: UnitName) -> System:
         table = read_table(path)
         return System(path, {key: make_units(text, unit) for key, text in table.texts.items()})
     table = read_table(path / "hyp.tsv")
-    spoken = read_spoken(path / "transcripts.jsonl", unit)
+    scored = read_confidences(path / "transcripts.jsonl", unit)
     transcripts = {}
     for key, text in table.texts.items():
-        said, pieces = spoken.get(key, (text, ()))
-        if " ".join(said.split()) != " ".join(text.split()):
+        decoded, pieces = scored.get(key, (text, ()))
+        if " ".join(decoded.split()) != " ".join(text.split()):
             raise SpeechattnError(
-                f"{path}: {key!r} is another text in transcripts.jsonl than in hyp.tsv; decode "
-                "again, or name hyp.tsv itself to do without confidences"
+                f"{path}: {key!r} differs between transcripts.jsonl and hyp.tsv; decode again, or "
+                "name hyp.tsv itself to do without confidences"
             )
         transcripts[key] = make_units(text, unit, pieces)
     return System(path, transcripts)
@@ -175,8 +227,8 @@ Pieces = Sequence[tuple[str, float]]
 """Stretches of a text with their confidences, in order."""
 
 
-def read_spoken(path: Path, unit: UnitName) -> dict[str, tuple[str, Pieces]]:
-    """Text and confidences by id: of words, or, where characters are fused, of tokens."""
+def read_confidences(path: Path, unit: UnitName) -> dict[str, tuple[str, Pieces]]:
+    """Read texts and confidences by id: of words or, if characters are fused, of tokens."""
     if not path.exists():
         return {}
     found = {}
@@ -197,8 +249,8 @@ def read_spoken(path: Path, unit: UnitName) -> dict[str, tuple[str, Pieces]]:
 
 
 def _confidence(value: float) -> float:
-    if not -1e-6 <= value <= 1 + 1e-6:  # nan is not either
-        raise ValueError(f"a confidence is 0 to 1, not {value}")
+    if not -1e-6 <= value <= 1 + 1e-6:  # false for nan, too
+        raise ValueError(f"a confidence must lie in 0 to 1, not {value}")
     return min(1.0, max(0.0, value))
 
 
@@ -211,27 +263,26 @@ def _spelled(token: str) -> str:
 def make_units(text: str, unit: UnitName, pieces: Pieces = ()) -> list[Unit]:
     """Split a transcript into units with keys by the text rule of `speechattn.evaluation.text`.
 
-    A unit's confidence is the mean of its characters', each of which has that of the piece it is
-    in. A character that is in none has the mean of the pieces; without pieces it is
-    UNKNOWN_CONFIDENCE.
+    A unit's confidence is the mean of its characters', and a character has that of its piece. A
+    character in no piece has the mean of the pieces, or UNKNOWN_CONFIDENCE without any.
 
     Args:
         text: as the system wrote it.
-        unit: word or char.
+        unit: `word` or `char`.
         pieces: the system's words (for words) or tokens (for characters).
     """
-    # Composed as the text rule would, but before the characters are taken apart.
+    # Composes as the text rule does, but before the characters are split.
     text = normalize(unicodedata.normalize("NFC", text), AS_WRITTEN)
     parts = split_units(text, unit)
-    sure = iter(character_confidences("".join(parts), pieces, spaces=unit == "char"))
+    confidences = iter(character_confidences("".join(parts), pieces, spaces=unit == "char"))
     return [
-        Unit(normalize(part) or part, part, float(np.mean([next(sure) for _ in part])))
+        Unit(normalize(part) or part, part, float(np.mean([next(confidences) for _ in part])))
         for part in parts
     ]
 
 
 def character_confidences(text: str, pieces: Pieces, spaces: bool) -> list[float]:
-    """The confidence of each character; with `spaces` the pieces' spaces stand for characters."""
+    """Return the confidence of each character; `spaces`: the text's spaces are characters, too."""
     if not pieces:
         return [UNKNOWN_CONFIDENCE] * len(text)
     characters, confidences = [], []
@@ -246,30 +297,30 @@ def character_confidences(text: str, pieces: Pieces, spaces: bool) -> list[float
     if spelled[start:] == text:
         return confidences[start:]
     aligned, i = [], 0
-    for mine, theirs in kaldialign.align(list(text), characters, ""):
-        if mine:
-            aligned.append(confidences[i] if theirs else mean)
-        i += bool(theirs)
+    for character, spelling in kaldialign.align(list(text), characters, ""):
+        if character:
+            aligned.append(confidences[i] if spelling else mean)
+        i += bool(spelling)
     return aligned
 
 
 def join_units(units: Sequence[Unit], unit: UnitName) -> str:
-    """The text that units make: the inverse of `make_units` but for white space."""
+    """Join units to a text: the inverse of `make_units` but for white space."""
     joint = " " if unit == "word" else ""
     return normalize(joint.join(u.text for u in units), AS_WRITTEN)
 
 
 def common_ids(systems: Sequence[System], allow_missing: bool) -> list[str]:
-    """Ids of all systems, in the first one's order; refuses differences unless they are allowed."""
+    """Return all systems' ids in the first one's order; refuse differences unless allowed."""
     ids = list(dict.fromkeys(key for system in systems for key in system.transcripts))
     if not ids:
-        raise SpeechattnError(f"{systems[0].path}: no utterance")
+        raise SpeechattnError(f"{systems[0].path}: no utterances")
     for system in systems:
         missing = [key for key in ids if key not in system.transcripts]
         if missing and not allow_missing:
             raise SpeechattnError(
-                f"{system.path}: {len(missing)} of {len(ids)} utterances are missing that another "
-                f"system has, {missing[0]!r} first; allow missing ids to do without its vote there"
+                f"{system.path} lacks {len(missing)} of {len(ids)} utterances, {missing[0]!r} "
+                "first; with --allow-missing the other systems vote on these"
             )
         if missing:
             logger.warning("%s lacks %d of %d utterances", system.path, len(missing), len(ids))
@@ -277,14 +328,14 @@ def common_ids(systems: Sequence[System], allow_missing: bool) -> list[str]:
 
 
 def find_references(paths: Sequence[Path]) -> Path | None:
-    """The first `ref.tsv` in the folders; refuses texts that differ between them."""
+    """Return the first `ref.tsv` in the folders; refuse references that differ between them."""
     found = [path / "ref.tsv" for path in paths if (path / "ref.tsv").is_file()]
     seen: Mapping[str, str] = {}
     for path in found:
         texts = read_table(path).texts
         for key in texts.keys() & seen.keys():
             if texts[key] != seen[key]:
-                raise SpeechattnError(f"{path}: {key!r} is another reference than in {found[0]}")
+                raise SpeechattnError(f"{path}: the reference of {key!r} differs from {found[0]}")
         seen = {**texts, **seen}
     return found[0] if found else None
 
@@ -294,18 +345,18 @@ def read_dev(paths: Sequence[Path], count: int, unit: UnitName, allow_missing: b
     if len(paths) != count:
         raise ConfigError(
             f"--dev {' '.join(map(str, paths))}: {len(paths)} outputs, but {count} systems; name "
-            "one for each, in the same order"
+            "one per system, in the same order"
         )
     references = find_references(paths)
     if references is None:
-        raise ConfigError(f"--dev {' '.join(map(str, paths))}: there is no ref.tsv in these")
+        raise ConfigError(f"--dev {' '.join(map(str, paths))}: no ref.tsv in any of these")
     systems = [read_system(path, unit) for path in paths]
     ids = common_ids(systems, allow_missing)
     texts = read_table(references).texts
     for differing, where in ((set(ids) - texts.keys(), references), (texts.keys() - ids, paths[0])):
         if differing:
             raise SpeechattnError(
-                f"{where}: {len(differing)} ids missing, {min(differing)!r} for one"
+                f"{where} lacks {len(differing)} utterances, such as {min(differing)!r}"
             )
     return DevSet(
         names=[str(path) for path in paths],

@@ -1,37 +1,36 @@
-"""ROVER: one transcript out of several systems', unit by unit, by vote.
+"""ROVER: one transcript out of several systems', by a vote on each unit.
 
 Fiscus, "A post-processing system to yield reduced word error rates: Recognizer Output Voting Error
-Reduction (ROVER)", ASRU 1997. Here M systems, C columns, A alternatives (what can win a column).
+Reduction (ROVER)", ASRU 1997, and NIST's program of that name (SCTK 2.4).
 
-1. Alignment. The first system's transcript is a network of one column a unit. Each further
-   transcript, in the order given, is aligned to the network so far, at the cost of NIST's scoring:
-   4 for a unit that nobody in the column says, 3 for a unit without a column and for a column
-   without a unit; saying nothing where a system before did too is free. A transcript's cost is thus
-   its distance from the nearest path through the network. (NIST's tool never puts a unit on a
-   column's null arc, which gives two columns to two systems' different insertions at one place;
-   here they share one.) Of alignments of the same cost that with most agreement between pairs of
-   systems is taken; where that leaves several, a unit shares a column as late as it can.
-2. Vote. An alternative is what one or more systems say in a column, or the null arc: nothing. Its
-   score is ``alpha * F + (1 - alpha) * C``, where F is the share of the systems' weights that say
-   it, and C their confidence, averaged with their weights or the highest; for the null arc C is a
-   constant. The highest score wins. Among equal ones the alternative wins that the earliest of the
-   systems says.
+1. Alignment. The first system's transcript is a word transition network of one column per unit.
+   Each further transcript, in the order given, is aligned to the network so far at sclite's costs:
+   4 for a unit that no system in the column has, 3 for a unit without a column and for a column
+   without a unit. Skipping a column that has a null arc is free, and a unit on such a column costs
+   3, like an insertion, so that a transcript's cost is its distance from the nearest path through
+   the network. (NIST's program asks 1 for a unit on a null arc, so it reuses such columns more
+   readily.) Of alignments of the same cost the one with most agreement between pairs of systems is
+   taken, then the one that uses columns as late as possible.
+2. Vote. An alternative is a unit that one or more systems have in a column, or the null arc. Its
+   score is ``alpha * F + (1 - alpha) * C``, where F is the share of the systems, by weight, that
+   have it, and C comes from their confidences as `RoverOptions.voting` says. The highest score
+   wins; among equal ones, the alternative of the earliest system. (Among equal ones NIST's program
+   prefers a unit to the null arcs of the systems before it.)
 
-So the order of systems matters in two places, both in favour of the first: put the best one there.
+The order of systems matters for both, in favor of the first: put the best one there.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from speechattn.errors import ConfigError
 
-Voting = Literal["frequency", "average", "maximum"]
-VOTINGS: tuple[Voting, ...] = ("frequency", "average", "maximum")
+Voting = Literal["frequency", "average", "maximum", "avgconf"]
 
-SUBSTITUTION, GAP = 4, 3  # as NIST's sclite and rover
+SUBSTITUTION, GAP = 4, 3  # sclite's costs
 EQUAL = 1e-9  # scores nearer than this are equal: they are sums of a few weights
 
 SHARE, SKIP, NEW = 0, 1, 2  # unit in a column; column without unit; unit without column
@@ -39,13 +38,15 @@ SHARE, SKIP, NEW = 0, 1, 2  # unit in a column; column without unit; unit withou
 
 @dataclass(frozen=True)
 class RoverOptions:
-    """How a column's winner is found.
+    """Options of the vote.
 
     Args:
-        voting: `frequency` counts votes only, whatever `alpha` is; `average` and `maximum` are how
-            the confidences of the systems that agree become one.
-        alpha: share of the votes in a score, the rest is the confidence's, 0..1.
-        null_confidence: confidence of saying nothing, 0..1.
+        voting: the confidence C of an alternative. `frequency`: none, alpha is 1 (the paper's
+            Nist1). `average`: the mean of its systems' confidences (Nist2, the program's `meth1`).
+            `maximum`: the highest of them (Nist3, `maxconf`). `avgconf`, as in the program: the
+            sum of them divided by the sum over the whole column, null arcs included.
+        alpha: weight of the votes against the confidences, 0..1.
+        null_confidence: confidence of a null arc, 0..1.
     """
 
     voting: Voting = "frequency"
@@ -53,8 +54,8 @@ class RoverOptions:
     null_confidence: float = 0.5
 
     def __post_init__(self):
-        if self.voting not in VOTINGS:
-            raise ConfigError(f"voting: one of {', '.join(VOTINGS)}, not {self.voting!r}")
+        if self.voting not in get_args(Voting):
+            raise ConfigError(f"voting: one of {', '.join(get_args(Voting))}, not {self.voting!r}")
         for name in ("alpha", "null_confidence"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: 0 to 1, not {getattr(self, name)}")
@@ -65,8 +66,8 @@ class Unit:
     """A word or a character of one system's transcript.
 
     Args:
-        key: what is compared.
-        text: as this system writes it.
+        key: the form in which units are compared.
+        text: the form that is written.
         confidence: 0..1.
     """
 
@@ -76,7 +77,7 @@ class Unit:
 
 
 Column = tuple[Unit | None, ...]
-"""What each system says at one place; None for nothing."""
+"""(M,) the unit of each system; None for a null arc."""
 
 
 def rover(
@@ -87,20 +88,21 @@ def rover(
     """Fuse M transcripts of one utterance.
 
     Args:
-        transcripts: the base first.
-        options: how columns are voted on.
-        weights: of the systems, positive; equal by default.
+        transcripts: the base of the network first.
+        options: of the vote.
+        weights: (M,) of the systems, positive; equal by default.
 
     Returns:
-        The winners, as written by the first of the systems that say them; their confidence is the
-        score that they won with.
+        The winners, written as by the first system that has them; their confidence is the score
+        that they won with.
     """
-    ballot = Ballot([align_all(transcripts)], len(transcripts))
-    return ballot.elect(options or RoverOptions(), check_weights(weights, len(transcripts)))[0]
+    alternatives = Alternatives([align_all(transcripts)], len(transcripts))
+    weights = check_weights(weights, len(transcripts))
+    return alternatives.fuse(options or RoverOptions(), weights)[0]
 
 
 def check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
-    """Weights as (M,) float64, ones by default; refuses what is not positive."""
+    """Return weights as (M,) float64, ones by default; refuse any that is not positive."""
     if weights is None:
         return np.ones(count)
     checked = np.asarray(weights, dtype=np.float64)
@@ -108,47 +110,46 @@ def check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
         raise ConfigError(f"{len(weights)} weights for {count} systems")
     if not (np.isfinite(checked).all() and (checked > 0).all()):
         raise ConfigError(
-            f"weights must be above 0, not {', '.join(f'{w:g}' for w in checked)}; "
-            "leave a system out to give it none"
+            f"weights must be above 0, not {', '.join(f'{w:g}' for w in checked)}; to ignore a "
+            "system, leave it out"
         )
     return checked
 
 
 def align_all(transcripts: Sequence[Sequence[Unit] | None]) -> list[Column]:
-    """The network of several transcripts: C columns of M entries each.
+    """Return the word transition network of several transcripts as C columns.
 
-    A system without a transcript (None, unlike an empty one) has nothing anywhere and does not
-    count for or against null arcs.
+    A system without a transcript (None, unlike an empty one) does not take part.
     """
     network: list[list[Unit | None]] = []
-    before: list[int] = []  # systems in the network so far
+    merged: list[int] = []  # systems in the network so far
     for system, transcript in enumerate(transcripts):
         if transcript is None:
             continue
-        columns = [[column[s] for s in before] for column in network]
+        columns = [[column[s] for s in merged] for column in network]
         grown = []
-        for i, j in align(transcript, columns, len(before)):
+        for i, j in align(transcript, columns, len(merged)):
             column = network[j] if j is not None else [None] * len(transcripts)
             if i is not None:
                 column[system] = transcript[i]
             grown.append(column)
         network = grown
-        before.append(system)
+        merged.append(system)
     return [tuple(column) for column in network]
 
 
 def align(
     units: Sequence[Unit], columns: Sequence[Sequence[Unit | None]], systems: int
 ) -> list[tuple[int | None, int | None]]:
-    """The best alignment of U units with C columns, see the module's text.
+    """Align U units to the C columns of a network at the least cost, see the module's text.
 
     Args:
-        units: of a further system.
-        columns: what the systems so far say.
-        systems: how many they are; 0 with no columns.
+        units: a further system's transcript.
+        columns: entries of the systems merged so far.
+        systems: number of these systems.
 
     Returns:
-        Pairs (index of a unit, index of a column) in order; None stands for none.
+        Pairs (index of a unit or None, index of a column or None) in order.
     """
     count, width = len(units), len(columns)
     ids: dict[str | None, int] = {None: 0}
@@ -156,15 +157,15 @@ def align(
         [[ids.setdefault(c[s] and c[s].key, len(ids)) for c in columns] for s in range(systems)],
         dtype=np.int64,
     ).reshape(systems, width)
-    # Cost and disagreement are one integer: the disagreement of a whole alignment stays below one
-    # step of the cost.
+    # Cost and disagreement as one integer: the disagreement of a whole alignment is less than the
+    # scale of the cost.
     scale = 2 * systems * (count + width) + 1
     null = (said == 0).any(0)
-    apart = np.where(null, GAP, SUBSTITUTION) * scale  # on a null arc a unit is only an insertion
+    apart = np.where(null, GAP, SUBSTITUTION) * scale  # on a null arc: an insertion
     skip = np.where(null, 0, GAP) * scale + (said != 0).sum(0)
     new = GAP * scale + systems
-    # A row is found at once: the way along it is a running minimum, relative to the cost of
-    # skipping all columns from the row's start.
+    # A row at once: skips along it are a running minimum, relative to the cost of skipping all
+    # columns from the row's start.
     along = np.concatenate([[0], np.cumsum(skip)])
     row = along.copy()
     moves = np.full((count + 1, width + 1), SKIP, dtype=np.int8)
@@ -175,7 +176,7 @@ def align(
         entered = down.copy()
         np.minimum(entered[1:], across, out=entered[1:])
         row = np.minimum.accumulate(entered - along) + along
-        # On the way back a shared column comes first, then an open one, then a skipped one.
+        # Back-tracing prefers to share a column, then to open one, then to skip one.
         moves[i + 1][down <= row] = NEW
         moves[i + 1, 1:][across <= row[1:]] = SHARE
     pairs: list[tuple[int | None, int | None]] = []
@@ -188,13 +189,13 @@ def align(
     return pairs[::-1]
 
 
-class Ballot:
-    """What can win in each column of many utterances, ready to be counted by any weights.
+class Alternatives:
+    """What can win in each column of many utterances, to be scored with any options and weights.
 
     Args:
-        networks: by utterance, from `align_all`.
+        networks: (B,) networks from `align_all`.
         systems: M.
-        present: by utterance, whether each system has a transcript; all by default.
+        present: (B, M) which systems have a transcript; all by default.
     """
 
     def __init__(
@@ -203,18 +204,18 @@ class Ballot:
         systems: int,
         present: Sequence[Sequence[bool]] | None = None,
     ):
-        self.units: list[Unit | None] = []  # (A,), those of a column adjacent
-        starts: list[int] = []  # (C,) where in it a column starts
-        self.ends = [0]  # utterance n has the columns ends[n] to ends[n + 1]
+        self.units: list[Unit | None] = []  # (A,), column by column
+        starts: list[int] = []  # (C,) index of each column's first alternative
+        self.ends = [0]  # utterance b has the columns ends[b] to ends[b + 1]
         said: list[list[bool]] = []
         confidence: list[list[float]] = []
         voters: list[Sequence[bool]] = []
-        for n, network in enumerate(networks):
-            here = present[n] if present is not None else [True] * systems
+        for b, network in enumerate(networks):
+            here = present[b] if present is not None else [True] * systems
             for column in network:
                 starts.append(len(self.units))
                 keys = [None if unit is None else unit.key for unit in column]
-                # In the order of the systems, so that the first of equal scores may win.
+                # In the order of the systems, so that the first of equal scores wins.
                 for key in dict.fromkeys(k for k, p in zip(keys, here, strict=True) if p):
                     says = [p and k == key for k, p in zip(keys, here, strict=True)]
                     self.units.append(column[says.index(True)])
@@ -224,35 +225,39 @@ class Ballot:
             self.ends.append(len(starts))
         shape = (len(self.units), systems)
         self.starts = np.array(starts, dtype=np.int64)
+        self.sizes = np.diff(np.append(self.starts, len(self.units)))  # (C,)
         self.null = np.array([unit is None for unit in self.units], dtype=bool)
         self.said = np.array(said, dtype=bool).reshape(shape)  # (A, M)
         self.voters = np.array(voters, dtype=bool).reshape(shape)
         self.confidence = np.array(confidence, dtype=np.float64).reshape(shape) * self.said
 
     def scores(self, options: RoverOptions, weights: np.ndarray) -> np.ndarray:
-        """The score of each alternative, (A,)."""
+        """Return the score of each alternative, (A,)."""
         votes = self.said @ weights
         share = votes / (self.voters @ weights)
-        if options.voting == "frequency":
+        if options.voting == "frequency" or not len(share):
             return share
-        if options.voting == "average":
-            confidence = (self.confidence @ weights) / votes
-        else:
+        if options.voting == "maximum":
             confidence = self.confidence.max(1, initial=0.0)
+        else:
+            confidence = (self.confidence @ weights) / votes
         confidence = np.where(self.null, options.null_confidence, confidence)
+        if options.voting == "avgconf":
+            mass = confidence * votes
+            total = np.repeat(np.add.reduceat(mass, self.starts), self.sizes)
+            confidence = np.divide(mass, total, out=np.zeros_like(mass), where=total > 0)
         return options.alpha * share + (1 - options.alpha) * confidence
 
     def winners(self, scores: np.ndarray) -> np.ndarray:
-        """Which alternative wins each column, (C,) indices into `units`."""
+        """Return the winner of each column, (C,) indices into `units`."""
         if not len(self.starts):
             return np.zeros(0, dtype=np.int64)
-        sizes = np.diff(np.append(self.starts, len(scores)))
-        best = np.repeat(np.maximum.reduceat(scores, self.starts), sizes)
+        best = np.repeat(np.maximum.reduceat(scores, self.starts), self.sizes)
         first = np.where(scores >= best - EQUAL, np.arange(len(scores)), len(scores))
         return np.minimum.reduceat(first, self.starts)
 
-    def elect(self, options: RoverOptions, weights: np.ndarray) -> list[list[Unit]]:
-        """The fused transcript of each utterance, without its null arcs."""
+    def fuse(self, options: RoverOptions, weights: np.ndarray) -> list[list[Unit]]:
+        """Return the fused transcript of each utterance, without null arcs."""
         scores = self.scores(options, weights)
         winners = self.winners(scores)
         fused = []

@@ -1,4 +1,4 @@
-"""Choice of ROVER's options and weights on development sets, by error rate."""
+"""Choice of ROVER's options and weights by the error rate on development sets."""
 
 import logging
 from collections.abc import Sequence
@@ -8,8 +8,7 @@ from kaldialign import edit_distance
 
 from speechattn.errors import SpeechattnError
 from speechattn.evaluation.fusion.rover import (
-    VOTINGS,
-    Ballot,
+    Alternatives,
     RoverOptions,
     Unit,
     Voting,
@@ -18,19 +17,20 @@ from speechattn.evaluation.fusion.rover import (
 
 logger = logging.getLogger(__name__)
 
-ALPHAS = tuple(round(0.1 * i, 1) for i in range(10))  # 1 would be voting by frequency
-NULL_CONFIDENCES = (*(round(0.1 * i, 1) for i in range(10)), 0.95, 1.0)  # CTC is often that sure
-WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # times what the others have on average
+VOTINGS: tuple[Voting, ...] = ("frequency", "average", "maximum")  # the paper's
+ALPHAS = tuple(round(0.1 * i, 1) for i in range(10))  # 1 is voting by frequency
+NULL_CONFIDENCES = (*(round(0.1 * i, 1) for i in range(10)), 0.95, 1.0)  # CTC's are often so high
+WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # times the mean of the other systems'
 ROUNDS = 5
 
 
 class DevSet:
-    """The outputs of M systems for N utterances with references.
+    """The outputs of M systems for B utterances with references.
 
     Args:
-        names: of the systems' outputs, M.
-        transcripts: by system and utterance; None where a system has none.
-        references: keys of the units of each utterance.
+        names: (M,) names of the outputs.
+        transcripts: (M, B); None where a system has none.
+        references: (B,) keys of each utterance's units.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class DevSet:
         self.names, self.transcripts, self.references = names, transcripts, references
         self.length = sum(map(len, references))
         if not self.length:
-            raise SpeechattnError(f"{names[0]}: references without a single unit")
-        self.ballot = make_ballot(list(zip(*transcripts, strict=True)))
-        self.found: list[dict[bytes, int]] = [{} for _ in references]  # errors by winners
+            raise SpeechattnError(f"{names[0]}: the references are empty")
+        self.alternatives = align_utterances(list(zip(*transcripts, strict=True)))
+        self._errors: list[dict[bytes, int]] = [{} for _ in references]  # by winners, a cache
 
     @property
     def single_rates(self) -> list[float]:
-        """The error rate of each system alone, percent; what it lacks is deleted."""
+        """Return each system's own error rate, percent; missing utterances count as deletions."""
         return [
             100
             * sum(
@@ -60,29 +60,29 @@ class DevSet:
         ]
 
     def ordered(self, order: Sequence[int]) -> "DevSet":
-        """The same with the systems in another order."""
+        """Return the same set with the systems in another order."""
         return DevSet(
             [self.names[s] for s in order], [self.transcripts[s] for s in order], self.references
         )
 
     def rate(self, options: RoverOptions, weights: np.ndarray) -> float:
-        """The error rate of the fused transcripts, percent."""
-        ballot = self.ballot
-        winners = ballot.winners(ballot.scores(options, weights))
+        """Return the error rate of the fused transcripts, percent."""
+        alternatives = self.alternatives
+        winners = alternatives.winners(alternatives.scores(options, weights))
         errors = 0
-        for n, reference in enumerate(self.references):
-            chosen = winners[ballot.ends[n] : ballot.ends[n + 1]]
-            seen, key = self.found[n], chosen.tobytes()
-            if key not in seen:
-                keys = [u.key for u in (ballot.units[a] for a in chosen) if u is not None]
-                seen[key] = edit_distance(reference, keys)["total"]
-            errors += seen[key]
+        for b, reference in enumerate(self.references):
+            chosen = winners[alternatives.ends[b] : alternatives.ends[b + 1]]
+            cache, key = self._errors[b], chosen.tobytes()
+            if key not in cache:
+                keys = [u.key for u in (alternatives.units[a] for a in chosen) if u is not None]
+                cache[key] = edit_distance(reference, keys)["total"]
+            errors += cache[key]
         return 100 * errors / self.length
 
 
-def make_ballot(utterances: Sequence[Sequence[list[Unit] | None]]) -> Ballot:
-    """Align each utterance's transcripts; None where a system has none."""
-    return Ballot(
+def align_utterances(utterances: Sequence[Sequence[list[Unit] | None]]) -> Alternatives:
+    """Align the transcripts (B, M) of each utterance; None where a system has none."""
+    return Alternatives(
         [align_all(transcripts) for transcripts in utterances],
         len(utterances[0]),
         [[t is not None for t in transcripts] for transcripts in utterances],
@@ -90,32 +90,32 @@ def make_ballot(utterances: Sequence[Sequence[list[Unit] | None]]) -> Ballot:
 
 
 def mean_rate(sets: Sequence[DevSet], options: RoverOptions, weights: np.ndarray) -> float:
-    """The error rate over several development sets, each with the same say; percent."""
+    """Return the mean error rate of several development sets, percent."""
     return sum(one.rate(options, weights) for one in sets) / len(sets)
 
 
 def choose_options(
     sets: Sequence[DevSet],
     weights: np.ndarray,
+    *,
     voting: Voting | None = None,
     alpha: float | None = None,
     null_confidence: float | None = None,
 ) -> RoverOptions:
-    """The options of the lowest error rate, out of a grid; what is given stays.
+    """Search a grid for the options of the lowest error rate.
 
-    A development set is small and the grid has hundreds of points, of which one may be the best by
-    luck: a point counts with the mean of itself and its neighbours. Of equally good ones, voting by
-    frequency is taken; else the first voting, and in its grid the point nearest to the centre of
-    those that are equally good.
+    With hundreds of points and a small development set the best point may be luck: a point counts
+    with the mean of itself and its neighbors. Of equal ones the first voting is taken, and in its
+    grid the point nearest to the center of the equal ones.
 
     Args:
         sets: development sets of the same systems in the same order.
         weights: (M,).
-        voting, alpha, null_confidence: fixed where given.
+        voting, alpha, null_confidence: fixed unless None; `avgconf` is tried only if asked for.
     """
     votings = VOTINGS if voting is None else (voting,)
     if voting is None and (alpha is not None or null_confidence is not None):
-        votings = VOTINGS[1:]  # by frequency these would have no effect
+        votings = VOTINGS[1:]  # frequency uses neither
     alphas = ALPHAS if alpha is None else (alpha,)
     nulls = NULL_CONFIDENCES if null_confidence is None else (null_confidence,)
     best, options = np.inf, RoverOptions()
@@ -132,12 +132,12 @@ def choose_options(
             equal = np.argwhere(rates <= best + 1e-9)
             i, j = equal[np.square(equal - equal.mean(0)).sum(1).argmin()]
             options = RoverOptions(kind, alphas[i], nulls[j])
-    logger.info("%s: %.2f %% errors around there on the development data", options, best)
+    logger.info("%s: %.2f %% errors on the development sets, mean over neighbors", options, best)
     return options
 
 
 def with_neighbours(grid: np.ndarray) -> np.ndarray:
-    """The mean of each point of a grid and those around it, 9 in all; edges stand twice."""
+    """Return the mean of each point of a grid and its 8 neighbors; edges are repeated."""
     around = np.lib.stride_tricks.sliding_window_view(np.pad(grid, 1, mode="edge"), (3, 3))
     return around.mean((-1, -2))
 
@@ -145,12 +145,12 @@ def with_neighbours(grid: np.ndarray) -> np.ndarray:
 def choose_weights(
     sets: Sequence[DevSet], weights: np.ndarray, options: RoverOptions
 ) -> np.ndarray:
-    """Change one weight at a time as long as there are fewer errors.
+    """Change one weight at a time as long as errors become fewer.
 
     Args:
         sets: development sets of the same systems in the same order.
-        weights: (M,), where to start.
-        options: how columns are voted on.
+        weights: (M,) to start from.
+        options: of the vote.
 
     Returns:
         (M,) weights whose mean is 1.

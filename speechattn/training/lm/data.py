@@ -11,7 +11,7 @@ from speechattn.data.batches.loader import EpochLoader
 from speechattn.data.batches.sampler import PaddedFrameBatches
 from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.errors import ConfigError
-from speechattn.lm.texts import TokenLines, collate_lines
+from speechattn.lm import TokenLines, collate_lines
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class LmDataOptions:
     Attributes:
         batch_tokens: cap on a batch's padded size, in tokens, <sos> counted.
         max_items: at most so many sentences in a batch.
-        max_tokens: longer sentences are left out of training.
+        max_tokens: longer sentences are not trained on.
     """
 
     batch_tokens: int = 8192
@@ -37,7 +37,7 @@ class LmDataOptions:
 
 
 def short_lines(lines: TokenLines, most: int) -> np.ndarray:
-    """The numbers of the sentences of at most so many tokens; how many are not is reported.
+    """Return the indices of sentences of at most `most` tokens, and report how many are longer.
 
     Raises:
         ConfigError: there is none.
@@ -92,7 +92,7 @@ class LmData(L.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
-        # The order is a function of the number: a resumed run goes on as if never stopped.
+        # The order is a function of the epoch: a resumed run equals one that never stopped.
         sampler.set_epoch(trainer.current_epoch if trainer and shuffle else 0)
         return EpochLoader(
             kept,
@@ -102,9 +102,9 @@ class LmData(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        """Called anew each epoch (`reload_dataloaders_every_n_epochs=1`)."""
+        """Return the loader of an epoch (`reload_dataloaders_every_n_epochs=1`)."""
         return self.loader(self.train, self.short, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
-        """Longest batches first."""
+        """Return the loader of validation, longest batches first."""
         return self.loader(self.valid, np.arange(len(self.valid)), shuffle=False)

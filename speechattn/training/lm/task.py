@@ -3,18 +3,16 @@
 import torch
 from torch import Tensor
 
-from speechattn.lm.perplexity import Perplexity
-from speechattn.lm.texts import LmBatch, TokenLines
-from speechattn.lm.transformer import TransformerLm, sequence_scores
-from speechattn.training.global_step import GlobalStep
+from speechattn.lm import LmBatch, Perplexity, TokenLines, TransformerLm, sequence_scores
+from speechattn.training.base_task import BaseTask
 from speechattn.training.options import TrainingOptions
 
 
-class LmTask(GlobalStep):
+class LmTask(BaseTask):
     """Trains a `TransformerLm`: the cross-entropy of each token and of the sentence's end.
 
-    Every token counts alike in a step. Validation reports the perplexity a token, which ranks the
-    checkpoints of a run, and logs it a character too.
+    Every token has the same weight in a step. Validation reports the perplexity per token, which
+    ranks the checkpoints of a run, and per character.
 
     Args:
         lm: what is trained.
@@ -22,42 +20,58 @@ class LmTask(GlobalStep):
         valid: the sentences of validation.
     """
 
+    columns = tuple(
+        "epoch step train_loss valid_loss valid_error valid_character_perplexity lr skipped "
+        "seconds".split()
+    )
+    summary = (
+        "epoch {epoch}: train loss {train_loss}, valid perplexity {valid_error} a token, "
+        "{valid_character_perplexity} a character, {seconds} s"
+    )
+
     def __init__(self, lm: TransformerLm, options: TrainingOptions, valid: TokenLines):
         super().__init__(lm, options)
         self.valid = valid
         self.log_prob = 0.0
-        self.count = 0  # tokens with the sentences' ends
-        self.seen = 0  # sentences
+        self.tokens = 0  # with the sentences' ends
+        self.sentences = 0
 
     def training_step(self, batch: LmBatch, index: int) -> Tensor:
         self.begin(f"{len(batch)} sentences of up to {batch.tokens.shape[1]} tokens")
         count = int(batch.lengths.sum())
         loss = -self.scores(batch).sum().float() / count
-        return self.take(loss, count, {"loss": loss})
+        return self.count(loss, count, {"loss": loss})
 
     def validation_step(self, batch: LmBatch, index: int) -> None:
         log_prob, count = float(self.scores(batch).sum()), int(batch.lengths.sum())
         self.log_prob += log_prob
-        self.count += count
-        self.seen += len(batch)
+        self.tokens += count
+        self.sentences += len(batch)
         loss = torch.tensor(-log_prob / count, device=self.device)
-        kept = {"on_step": False, "on_epoch": True, "prog_bar": True, "sync_dist": True}
-        self.log("valid_loss", loss, batch_size=count, **kept)
+        self.log(
+            "valid_loss",
+            loss,
+            on_step=False,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=count,
+            sync_dist=True,
+        )
 
     def on_validation_epoch_end(self) -> None:
         sums = torch.tensor(
-            [self.log_prob, self.count, self.seen], dtype=torch.float64, device=self.device
+            [self.log_prob, self.tokens, self.sentences], dtype=torch.float64, device=self.device
         )
-        self.log_prob, self.count, self.seen = 0.0, 0, 0
+        self.log_prob, self.tokens, self.sentences = 0.0, 0, 0
         log_prob, tokens, sentences = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        # Several processes may see a sentence twice, to have equally many batches.
+        # Several processes may score a sentence twice, to have equally many batches.
         characters = self.valid.characters * sentences / len(self.valid)
         tokens = round(tokens - sentences)
-        found = Perplexity(log_prob, round(sentences), tokens, round(characters), 0)
+        perplexity = Perplexity(log_prob, round(sentences), tokens, round(characters), 0)
         # The same in all processes.
-        self.log("valid_error", found.token, prog_bar=True, sync_dist=True)
-        self.log("valid_character_perplexity", found.character, sync_dist=True)
+        self.log("valid_error", perplexity.token, prog_bar=True, sync_dist=True)
+        self.log("valid_character_perplexity", perplexity.character, sync_dist=True)
 
     def scores(self, batch: LmBatch) -> Tensor:
-        """Log-probabilities of the sentences (B,)."""
+        """Return the log-probabilities of the sentences (B,)."""
         return sequence_scores(self.model, batch.tokens, batch.lengths)

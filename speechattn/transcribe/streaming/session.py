@@ -134,16 +134,16 @@ class StreamingSession:
 
     @property
     def seconds(self) -> float:
-        """Of input that was read."""
+        """Return the seconds of input that were read."""
         return max(lane.taken / lane.rate for lane in self.lanes.values())
 
     def size(self) -> int:
-        """Numbers that are remembered: what an endless stream must not let grow."""
+        """Return the numbers that are remembered: what an endless stream must not let grow."""
         return self.search.size() + sum(lane.size() for lane in self.lanes.values())
 
     @torch.inference_mode()
     def accept(self, piece: Piece) -> list[StreamUpdate]:
-        """The next piece; see `Transcriber.stream`.
+        """Return the next piece; see `Transcriber.stream`.
 
         Returns:
             An update for each chunk that is complete now.
@@ -157,7 +157,7 @@ class StreamingSession:
 
     @torch.inference_mode()
     def finish(self) -> StreamUpdate:
-        """The input has ended: the last words."""
+        """Return the input has ended: the last words."""
         if len(self.lanes) == 2:
             # Sound ends with the lips, as that of files does.
             audio = self.lanes["audio"]
@@ -181,7 +181,7 @@ class StreamingSession:
         return seen if last else min(seen, lane.given)
 
     def _advance(self) -> bool:
-        """One chunk of the first lane that has one."""
+        """Read one chunk of the first lane that has one."""
         for name, lane in self.lanes.items():
             if lane.needed <= self._limit(name):
                 lane.advance(lane.needed)
@@ -216,6 +216,6 @@ class StreamingSession:
         return [StreamUpdate(final + last, [], text + rest, self.seconds, endpoint=True)]
 
     def _ends(self, quiet: int) -> bool:
-        """Whether the utterance is over."""
+        """Return whether the utterance is over."""
         silence = self.options.endpoint_seconds
         return silence > 0 and quiet >= self.limits.frames(silence)

@@ -61,7 +61,7 @@ class WordAssembler:
         return self._hand_out(tokens, complete, stable)
 
     def finish(self, tokens: Sequence[TokenSpan]) -> tuple[list[Span], str]:
-        """What is left, with the last tokens of the search."""
+        """Return what is left, with the last tokens of the search."""
         tokens = [*self._held, *tokens]
         final, _, text = self._hand_out(tokens, len(tokens), len(tokens))
         return final, text
@@ -95,7 +95,7 @@ class WordAssembler:
         return word_spans(times, self.tokenizer.tokens)
 
     def _begins(self, tokens: Sequence[TokenSpan], i: int) -> bool:
-        """Whether the i-th token ends the word before it, i at least 1."""
+        """Return whether the i-th token ends the word before it, i at least 1."""
         piece = self.tokenizer.tokens[tokens[i].token]
         before = self.tokenizer.tokens[tokens[i - 1].token]
         if (
@@ -110,7 +110,7 @@ class WordAssembler:
         return is_ideograph(before[-1]) and not _is_mark(piece[0])
 
     def _alone(self, token: TokenSpan) -> bool:
-        """Whether nothing can join the word that ends with a token."""
+        """Return whether nothing can join the word that ends with a token."""
         return not self._marks and is_ideograph(self.tokenizer.tokens[token.token][-1])
 
 

@@ -18,7 +18,7 @@ from speechattn.decoding.fusion import Fusion, read_fusion
 from speechattn.decoding.rescoring import decoder_scores
 from speechattn.errors import ConfigError
 from speechattn.lm.ngram import NgramLm
-from speechattn.lm.word_ngram import train_word_ngram, words_of
+from speechattn.lm.word_ngram import split_words, train_word_ngram
 from speechattn.model.output import ModelOutput
 
 pytest.importorskip("kaldi_decoder")
@@ -153,9 +153,9 @@ def test_a_larger_model_and_its_weight_go_together(graph, batch, arpa, tokenizer
 
 
 def test_words_of_texts():
-    assert words_of("play 周杰伦的歌 now") == ["play", *"周杰伦的歌", "now"]
-    assert words_of("A4纸 好") == ["A4", "纸", "好"]
-    assert words_of(" 周杰伦 的 歌", segmented=True) == ["周杰伦", "的", "歌"]
+    assert split_words("play 周杰伦的歌 now") == ["play", *"周杰伦的歌", "now"]
+    assert split_words("A4纸 好") == ["A4", "纸", "好"]
+    assert split_words(" 周杰伦 的 歌", segmented=True) == ["周杰伦", "的", "歌"]
 
 
 def test_an_ngram_model_of_words(tmp_path):

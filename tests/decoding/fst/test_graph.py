@@ -108,7 +108,7 @@ def test_saved_and_read(graph, tmp_path):
     for name in graph.arcs.__dataclass_fields__:
         assert np.array_equal(getattr(again.arcs, name), getattr(graph.arcs, name))
     (tmp_path / "graph.npz").write_bytes(b"nothing")
-    with pytest.raises(ConfigError, match="no graph that was saved"):
+    with pytest.raises(ConfigError, match=r"graph\.npz: not the arcs of a saved graph"):
         Graph.load(tmp_path)
     with pytest.raises(ConfigError, match="speechattn graph"):
         Graph.load(tmp_path / "none")
@@ -158,8 +158,20 @@ def test_spaces_stand_between_words_and_not_beside_ideographs(tmp_path, topology
     assert best("abab") != "abab"  # no words without a space between
 
 
+def test_a_malformed_arpa_file_is_refused_and_nothing_is_logged(tokenizer, arpa, tmp_path, capfd):
+    """The library logs to stderr, with paths of its sources, and aborts at a malformed file."""
+    lexicon = Lexicon.spelled(["ab", "c"], tokenizer)
+    build_graph(lexicon, tokenizer, tmp_path / "graph", arpa)
+    bad = tmp_path / "bad.arpa"
+    bad.write_text("no model\n")
+    with pytest.raises(ConfigError, match=r"bad\.arpa: not an ARPA file of words \(line 2: \\data"):
+        build_graph(lexicon, tokenizer, tmp_path / "none", bad)
+    assert not (tmp_path / "none").exists()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_grammar_of_other_words_is_refused(tokenizer, arpa, tmp_path):
-    with pytest.raises(ConfigError, match="none of its n-grams"):
+    with pytest.raises(ConfigError, match="no n-gram of the lexicon's words"):
         build_graph(Lexicon.spelled(["aaa"], tokenizer), tokenizer, tmp_path, arpa)
     with pytest.raises(ConfigError, match="no such ARPA file"):
         build_graph(Lexicon.spelled(["c"], tokenizer), tokenizer, tmp_path, tmp_path / "none")

@@ -11,10 +11,10 @@ from speechattn.decoding.fst.kaldi_search import KaldiSearch
 from speechattn.decoding.fst.lattice import (
     Lattice,
     best,
+    best_with_events,
     confidences,
     expanded,
     posteriors,
-    spoken,
     total,
 )
 from speechattn.decoding.fst.nbest import nbest
@@ -37,7 +37,7 @@ def drawn(seed: int, frames: int = 5, states: int = 3) -> Lattice:
     final[-2:] = rng.standard_normal(2)
     order = rng.permutation(len(rows))
     columns = np.array(rows)[order].T
-    return Lattice.of(*columns, *rng.standard_normal((2, len(rows))), final)
+    return Lattice.of((*columns, *rng.standard_normal((2, len(rows)))), final)
 
 
 def paths(lattice: Lattice) -> list[tuple[list[int], float]]:
@@ -104,7 +104,7 @@ def test_nbest_and_what_says_them(lattice):
     for path in found:
         assert path.score == pytest.approx(wanted[path.events], abs=1e-5)
         assert len(path.starts) == len(path.events) and len(path.labels) == 5
-    assert spoken(lattice, [9, 9]) is None
+    assert best_with_events(lattice, [9, 9]) is None
 
 
 def test_nbest_of_more_sentences_than_can_be_listed():
@@ -132,10 +132,10 @@ def test_confidences():
     outputs = [1, 0, 2, 0, 1, 0]
     zero = np.zeros(6)
     final = np.array([-np.inf] * 4 + [math.log(0.5), math.log(0.3), math.log(0.2)])
-    lattice = Lattice.of(*map(np.array, (source, target, outputs, outputs)), zero, zero, final)
+    lattice = Lattice.of((source, target, outputs, outputs, zero, zero), final)
     share = posteriors(lattice)
-    assert confidences(lattice, spoken(lattice, [1]), share) == pytest.approx([0.8])
-    assert confidences(lattice, spoken(lattice, [2]), share) == pytest.approx([0.2])
+    assert confidences(lattice, best_with_events(lattice, [1]), share) == pytest.approx([0.8])
+    assert confidences(lattice, best_with_events(lattice, [2]), share) == pytest.approx([0.2])
 
 
 def test_an_event_is_counted_near_itself_only():
@@ -145,7 +145,7 @@ def test_an_event_is_counted_near_itself_only():
     zero = np.zeros(9)
     final = np.full(10, -np.inf)
     final[[3, 6, 9]] = np.log([0.6, 0.3, 0.1])
-    lattice = Lattice.of(*map(np.array, (source, target, outputs, outputs)), zero, zero, final)
+    lattice = Lattice.of((source, target, outputs, outputs, zero, zero), final)
     found = confidences(lattice, best(lattice), posteriors(lattice))
     assert found == pytest.approx([0.9, 0.7])
 

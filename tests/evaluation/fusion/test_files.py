@@ -1,11 +1,13 @@
 """Fusion of decode folders and tables: reading, units, tuning, what is written."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from speechattn.data.tables import read_table
 from speechattn.errors import ConfigError, SpeechattnError
@@ -239,11 +241,11 @@ def test_refusals(three, tmp_path):
 
 def test_tables_that_do_not_fit(three, tmp_path):
     (three[2] / "ref.tsv").write_text("u1\tplace red at g nine again\n")
-    with pytest.raises(SpeechattnError, match="another reference"):
+    with pytest.raises(SpeechattnError, match="reference of 'u1' differs"):
         fuse(three, tmp_path / "out")
     (three[2] / "ref.tsv").unlink()
     (three[1] / "hyp.tsv").write_text("u1\tsomething else\nu2\tset white b two soon\n")
-    with pytest.raises(SpeechattnError, match="u1.*another text"):
+    with pytest.raises(SpeechattnError, match="u1.*differs between"):
         fuse(three, tmp_path / "out")
     fuse([three[0], three[1] / "hyp.tsv"], tmp_path / "out")
     (three[0] / "transcripts.jsonl").write_text('{"id": "u1", "te')
@@ -359,10 +361,16 @@ def test_fuse_on_a_development_set(tmp_path):
     assert one["error_rates"] == pytest.approx([0.0, 100 / 3, 100 / 3], abs=1e-3)
     assert one["paths"] == [str(dev[s]) for s in (2, 0, 1)]
     assert hypotheses(out) == {"u": "r"}
-    chosen = fuse(test, out, dev=[dev, dev[:]], tune_weights=True)
+    printed = io.StringIO()
+    console = Console(file=printed, width=120)
+    chosen = fuse(test, out, dev=[dev, dev[:]], tune_weights=True, console=console)
     assert len(chosen["dev"]) == 2
     assert chosen["dev"][0]["fused_error_rate"] == 0.0
     assert [Path(s["path"]).name for s in chosen["systems"]] == ["0.tsv", "1.tsv", "2.tsv"]
+    fused = next(line for line in printed.getvalue().splitlines() if "fused" in line)
+    assert fused.split()[-4:] == ["0.00", "\u2502", "0.00", "\u2502"]
+    assert "33.33" in printed.getvalue() and "voting " in printed.getvalue()
+    assert f"1 utterances written to {out}" in printed.getvalue()
     fuse(test, out, alpha=0.3)
     assert yaml.safe_load((out / "fuse.yaml").read_text())["voting"] == "average"
     (dev[0] / "ref.tsv").write_text("u1\ts1\ta b c\n")

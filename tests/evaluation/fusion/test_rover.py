@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from speechattn.errors import ConfigError
-from speechattn.evaluation.fusion.rover import Ballot, RoverOptions, Unit, align, align_all, rover
+from speechattn.evaluation.fusion.rover import (
+    Alternatives,
+    RoverOptions,
+    Unit,
+    align,
+    align_all,
+    rover,
+)
 
 
 def units(text: str, *confidences: float) -> list[Unit]:
@@ -111,6 +118,13 @@ def slow_vote(network, present, options, weights) -> list[str]:
                 confidence = sum(weights[t] * column[t].confidence for t in agree) / sum(
                     weights[t] for t in agree
                 )
+            if options.voting == "avgconf":
+                null = options.null_confidence
+                total = sum(
+                    weights[t] * (column[t].confidence if column[t] else null) for t in voters
+                )
+                mass = confidence * sum(weights[t] for t in agree)
+                confidence = mass / total if total else 0.0
             alpha = 1.0 if options.voting == "frequency" else options.alpha
             value = alpha * share + (1 - alpha) * confidence
             if best is None or value > best[0] + 1e-9:
@@ -120,7 +134,7 @@ def slow_vote(network, present, options, weights) -> list[str]:
     return winners
 
 
-@pytest.mark.parametrize("voting", ["frequency", "average", "maximum"])
+@pytest.mark.parametrize("voting", ["frequency", "average", "maximum", "avgconf"])
 def test_vote_is_the_slow_one(voting):
     rng = random.Random(1)
     networks, present = [], []
@@ -130,11 +144,11 @@ def test_vote_is_the_slow_one(voting):
             align_all([t if p else None for t, p in zip(transcripts, here, strict=True)])
         )
         present.append(here)
-    ballot = Ballot(networks, 4, present)
+    alternatives = Alternatives(networks, 4, present)
     for weights in ([1.0] * 4, [0.5, 2.0, 1.0, 1.5]):
         for alpha, null in itertools.product((0.0, 0.3, 1.0), (0.0, 0.6, 1.0)):
             options = RoverOptions(voting, alpha, null)
-            fused = ballot.elect(options, np.array(weights))
+            fused = alternatives.fuse(options, np.array(weights))
             plain = [
                 slow_vote(n, p, options, weights) for n, p in zip(networks, present, strict=True)
             ]
@@ -233,7 +247,7 @@ def test_null_confidence():
 
 def test_one_system_and_equal_systems_change_nothing():
     for transcripts in cases(40, 8, 1, seed=3):
-        for count, voting in itertools.product((1, 2, 5), ("frequency", "average", "maximum")):
+        for count, voting in itertools.product((1, 2, 5), ("average", "maximum", "avgconf")):
             fused = rover(transcripts * count, RoverOptions(voting, 0.5, 1.0))
             # A null confidence of 1 cannot win: there are no null arcs.
             assert [u.key for u in fused] == [u.key for u in transcripts[0]]
@@ -248,11 +262,11 @@ def test_empty_transcripts_vote_for_nothing():
 
 def test_an_absent_transcript_has_no_vote():
     transcripts = [units("a b"), None, units("a")]
-    ballot = Ballot([align_all(transcripts)], 3, [[True, False, True]])
+    alternatives = Alternatives([align_all(transcripts)], 3, [[True, False, True]])
     options = RoverOptions()
-    assert said(ballot.elect(options, np.ones(3))[0]) == "a b"
-    assert said(ballot.elect(options, np.array([1.0, 9.0, 1.1]))[0]) == "a"
-    assert ballot.elect(options, np.ones(3))[0][0].confidence == 1.0
+    assert said(alternatives.fuse(options, np.ones(3))[0]) == "a b"
+    assert said(alternatives.fuse(options, np.array([1.0, 9.0, 1.1]))[0]) == "a"
+    assert alternatives.fuse(options, np.ones(3))[0][0].confidence == 1.0
 
 
 def test_the_winner_is_written_as_its_first_system_does():
@@ -263,8 +277,10 @@ def test_utterances_do_not_mix():
     """Many utterances at once, without a word among them too, are what each of them is alone."""
     some = [*cases(20, 6, 3, seed=4), [[], [], []], *cases(3, 6, 3, seed=5), [[], [], []]]
     options, weights = RoverOptions("average", 0.4, 0.3), [1.0, 0.7, 1.2]
-    ballot = Ballot([align_all(one) for one in some], 3)
-    assert ballot.elect(options, np.array(weights)) == [rover(o, options, weights) for o in some]
+    alternatives = Alternatives([align_all(one) for one in some], 3)
+    assert alternatives.fuse(options, np.array(weights)) == [
+        rover(o, options, weights) for o in some
+    ]
 
 
 @pytest.mark.parametrize(
@@ -273,3 +289,50 @@ def test_utterances_do_not_mix():
 def test_options_are_checked(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         RoverOptions(**wrong)
+
+
+def test_avgconf_by_hand():
+    transcripts = [units("a . x", 0.8, 1, 0.2), units("a . y", 0.6, 1, 0.5), units("b .", 0.9, 1)]
+    alternatives = Alternatives([align_all(transcripts)], 3)
+    # First column: a has (0.8 + 0.6) / 2.3 of the confidence, b 0.9 / 2.3. Last: 0.2, 0.5 and the
+    # null arc's 0.3 are all of it.
+    scores = alternatives.scores(RoverOptions("avgconf", 0.4, 0.3), np.ones(3))
+    expected = [0.4 * 2 / 3 + 0.6 * 1.4 / 2.3, 0.4 / 3 + 0.6 * 0.9 / 2.3, 1.0]
+    expected += [0.4 / 3 + 0.6 * share for share in (0.2, 0.5, 0.3)]
+    assert scores == pytest.approx(expected)
+    # The first system counts three times.
+    scores = alternatives.scores(RoverOptions("avgconf", 0.0, 0.3), np.array([3.0, 1, 1]))
+    expected = [3.0 / 3.9, 0.9 / 3.9, 1.0, 0.6 / 1.4, 0.5 / 1.4, 0.3 / 1.4]
+    assert scores == pytest.approx(expected)
+    # Columns without any confidence are decided by the votes.
+    nothing = [units("a", 0.0), units("b", 0.0), units("b", 0.0)]
+    assert said(rover(nothing, RoverOptions("avgconf", 0.5))) == "b"
+
+
+# Correspondence sets that NIST's rover (SCTK 2.4.12) made of three CTM files, and what it wrote.
+NIST_COLUMNS = """
+b/0.56 b/0.03 @ | c/0.03 c/0.09 d/0.16 | d/0.81 b/0.40 d/0.30 | a/0.10 b/0.49 a/0.11
+| d/0.23 @ @ | c/0.08 c/0.40 d/0.93 | d/0.21 a/0.48 d/0.19 | b/0.48 @ @
+"""
+NIST_WINNERS = [
+    ("avgconf", 0.0, 0.3, "b d d b d a"),
+    ("avgconf", 0.3, 0.6, "b c d b d d"),
+    ("avgconf", 0.6, 0.85, "b c d a c d"),
+    ("average", 0.0, 0.3, "d d b d a b"),  # -m meth1
+    ("average", 0.3, 0.6, "c d b d a"),
+    ("average", 0.6, 0.85, "c d a d d"),
+    ("maximum", 0.0, 0.3, "b d d b d a b"),  # -m maxconf
+    ("maximum", 0.3, 0.6, "b c d b d a"),
+    ("maximum", 0.6, 0.85, "b c d a d d"),
+]
+
+
+@pytest.mark.parametrize(("voting", "alpha", "null", "winners"), NIST_WINNERS)
+def test_votes_are_those_of_nist(voting, alpha, null, winners):
+    def arc(text: str) -> Unit | None:
+        word, _, confidence = text.partition("/")
+        return None if word == "@" else Unit(word, word, float(confidence))
+
+    network = [tuple(map(arc, column.split())) for column in NIST_COLUMNS.split("|")]
+    alternatives = Alternatives([network], 3)
+    assert said(alternatives.fuse(RoverOptions(voting, alpha, null), np.ones(3))[0]) == winners

@@ -25,7 +25,7 @@ from speechattn.lm.directory import build_lm, load_lm, save_lm
 from speechattn.lm.perplexity import lm_perplexity
 from speechattn.lm.texts import TokenLines, collate_lines
 from speechattn.lm.transformer import TransformerLm
-from speechattn.training.fit import average_weights, best_checkpoints
+from speechattn.training.averaging import average_weights, best_checkpoints
 from speechattn.training.lm.data import LmData, LmDataOptions
 from speechattn.training.lm.run import train_lm
 from speechattn.training.lm.task import LmTask
@@ -65,7 +65,7 @@ def run(folder, settings, exp="exp", **arguments):
         [folder / "text.txt"],
         folder / "tokens",
         folder / exp,
-        [folder / "valid.txt"],
+        valid_text=[folder / "valid.txt"],
         **arguments,
     )
 
@@ -108,7 +108,7 @@ def test_it_learns_what_there_is_to_learn(folder, caplog):
 def test_perplexity_by_token_and_character(folder):
     """Of units of more than a character, worked out from single predictions."""
     torch.manual_seed(0)
-    lm = TransformerLm(TOKENIZER.vocab_size, 16, 2, 32, 1, embed_size=8).eval()
+    lm = TransformerLm(TOKENIZER.vocab_size, 16, 2, 32, num_blocks=1, embed_size=8).eval()
     texts = ["abc", "", "f  a ", "xx"]
     lines = TokenLines.of(texts, TOKENIZER)
     total = 0.0
@@ -179,7 +179,7 @@ def test_another_model_is_refused_and_another_rate_reported(folder, caplog):
     run(folder, config(max_epochs=1))
     settings = config(max_epochs=1)
     settings["lm"]["num_blocks"] = 2
-    with pytest.raises(ConfigError, match="begun with another model"):
+    with pytest.raises(ConfigError, match="begun with another `lm`"):
         run(folder, settings)
     run(folder, config(max_epochs=2, clip=1.0))
     assert "other settings than before in: training" in caplog.text
@@ -198,7 +198,7 @@ def test_the_loss_is_the_mean_over_tokens_of_a_ragged_batch():
     batch = collate_lines(list(lines), TOKENIZER.sos_eos_id)
     assert batch.lengths.tolist() == [4, 2, 1] and batch.tokens.shape == (3, 4)
     torch.manual_seed(0)
-    lm = TransformerLm(TOKENIZER.vocab_size, 16, 2, 32, 1, embed_size=8).eval()
+    lm = TransformerLm(TOKENIZER.vocab_size, 16, 2, 32, num_blocks=1, embed_size=8).eval()
     task = LmTask(lm, TrainingOptions(), lines)
     task.log = lambda *args, **kwargs: None
     loss = task.training_step(batch, 0) / 7  # of seven tokens; it gives their sum
@@ -249,7 +249,7 @@ def test_a_directory_that_is_not_whole(folder):
     lm = build_lm(section, TOKENIZER.vocab_size)
     save_lm(folder / "lm", section, lm.state_dict(), TOKENIZER, {})
     assert torch.equal(load_lm(folder / "lm")[0].embed.weight, lm.embed.weight)
-    with pytest.raises(ConfigError, match="no directory of a language model"):
+    with pytest.raises(ConfigError, match="not the directory of a language model"):
         load_lm(folder)
     path = folder / "lm" / "config.yaml"
     for text, message in (

@@ -1,4 +1,4 @@
-"""The step: utterances that count alike, batches and files that are left out and named."""
+"""The step: utterances of equal weight, batches and files that are skipped and named."""
 
 import csv
 import json
@@ -98,20 +98,26 @@ def broken(monkeypatch):
     """Make the loss of every batch with a cut of these infinite, or its gradient."""
 
     def arm(names, what="loss", value=float("nan")):
-        original = JointLoss.forward
+        original, encode = JointLoss.forward, SpeechTask.encode
 
-        def forward(self, model, batch, encoded=None):
-            bad = model.training and set(names) & set(batch.ids)
-            if bad and what == "statistics":  # as an infinite sound would
+        def is_bad(model, batch):
+            return model.training and set(names) & set(batch.ids)
+
+        def spoiled(self, batch):
+            if is_bad(self.model, batch) and what == "statistics":  # as an infinite sound would
                 batch.video = batch.video.float()
                 batch.video[0] = value
-            parts = original(self, model, batch, encoded)
-            if bad and what == "loss":
-                parts.total = parts.total * value
-            if bad and what == "gradient":
-                parts.total = parts.total + 0 * (parts.total - parts.total.detach()).sqrt()
+            return encode(self, batch)
+
+        def forward(self, model, encoded, batch):
+            parts = original(self, model, encoded, batch)
+            if is_bad(model, batch) and what == "loss":
+                parts.loss = parts.loss * value
+            if is_bad(model, batch) and what == "gradient":
+                parts.loss = parts.loss + 0 * (parts.loss - parts.loss.detach()).sqrt()
             return parts
 
+        monkeypatch.setattr(SpeechTask, "encode", spoiled)
         monkeypatch.setattr(JointLoss, "forward", forward)
 
     return arm
@@ -127,7 +133,7 @@ def test_a_batch_that_is_no_number_is_left_out_and_named(
     config = tiny_config("video", max_epochs=2)
     config["data"]["batch_seconds"] = 1.5
     folder = train_tiny(config, tmp_path)
-    told = [r.message for r in caplog.records if "left out, its" in r.message]
+    told = [r.message for r in caplog.records if "skipped, its" in r.message]
     assert len(told) == 2  # once an epoch
     for message in told:
         assert ("its gradient is nan" if what == "gradient" else "its loss is nan") in message
@@ -153,7 +159,7 @@ def test_what_is_left_out_changes_nothing(by_layer_norm, train_tiny, tmp_path, b
 def test_too_much_left_out_ends_the_training(by_layer_norm, train_tiny, tmp_path, broken):
     """Also where no epoch has so many batches."""
     broken([f"s{i % 2}_u{i}" for i in range(10)], value=float("inf"))
-    with pytest.raises(SpeechattnError, match="5 batches had to be left out.*loss is inf.*s._u"):
+    with pytest.raises(SpeechattnError, match="5 batches had to be skipped.*loss is inf.*s._u"):
         train_tiny(by_layer_norm(max_epochs=9, skip_limit=4), tmp_path)
     assert len(rows(tmp_path / "train")) == 1
 
@@ -181,7 +187,7 @@ def damaged(tiny_corpus, tmp_path):
         config = yaml.safe_load(yaml.safe_dump(config))
         return train(
             config, data / "cuts.jsonl.gz", folder / "cuts_dev.jsonl.gz", folder / "tokens",
-            tmp_path / "exp", crops,
+            tmp_path / "exp", crops=crops,
         )  # fmt: skip
 
     return run
@@ -220,7 +226,7 @@ def test_a_bad_file_is_reported_and_the_rest_is_learnt(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SpeechTask, "training_step", step)
         folder = damaged(config, {"s0_u2"}, lambda path: damage(Path(path)))
-    told = [r.message for r in caplog.records if "left out, s0_u2" in r.message]
+    told = [r.message for r in caplog.records if "skipped, s0_u2" in r.message]
     assert len(told) == 1 and reason in told[0]
     assert len(seen) == 7 and "s0_u2" not in seen
     assert [row["unreadable"] for row in rows(folder)] == ["1", "1"]
@@ -231,7 +237,7 @@ def test_joined_recordings_name_the_cut(tiny_config, damaged, caplog):
     config = tiny_config("audio", max_epochs=1)
     config["data"].update(join_seconds=4.0, join_chance=1.0)
     damaged(config, {"s0_u2"}, cut_short)
-    assert sum("left out, s0_u2: " in r.message for r in caplog.records) == 1
+    assert sum("skipped, s0_u2: " in r.message for r in caplog.records) == 1
 
 
 def test_without_its_files_training_ends(tiny_config, damaged, tmp_path):
@@ -246,10 +252,10 @@ def test_without_its_files_training_ends(tiny_config, damaged, tmp_path):
 def test_out_of_memory_says_what_to_do(tiny_config, train_tiny, tmp_path, monkeypatch):
     original = JointLoss.forward
 
-    def forward(self, model, batch, encoded=None):
+    def forward(self, model, encoded, batch):
         if "s1_u7" in batch.ids:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return original(self, model, batch, encoded)
+        return original(self, model, encoded, batch)
 
     monkeypatch.setattr(JointLoss, "forward", forward)
     with pytest.raises(
