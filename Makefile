@@ -5,9 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo recipe-cnvsrc-mini test test-slow test-espnet test-k2 lint format bench clean
+.PHONY: help setup demo recipe-cnvsrc-mini test test-slow test-espnet test-k2 lint format bench clean
 
-setup: $(READY)
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: $(READY) ## make .venv with speechattn and what its development needs
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "speechattn needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -15,38 +18,35 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(READY)
+demo: $(READY) ## train and evaluate audio, video and audio-visual models on a synthetic corpus
 	PATH="$(CURDIR)/$(BIN):$$PATH" recipes/grid/demo.sh
 
-# The CNVSRC recipe in small, from raw videos to fused transcripts: under half an hour on two cores.
-recipe-cnvsrc-mini: $(READY)
+recipe-cnvsrc-mini: $(READY) ## the CNVSRC recipe in small, under half an hour on two cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" recipes/cnvsrc/mini.sh
 
-test: $(READY)
+test: $(READY) ## the tests, without those that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow'
 
-test-slow: $(READY)
+test-slow: $(READY) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-# What is compared with ESPnet, in an environment that has it.
-test-espnet: $(READY)
+test-espnet: $(READY) ## the comparisons with ESPnet, in an environment that has it
 	.ci/oracle.sh build/espnet $(VENV)
 
-# What is compared with k2, which wants a Python 3.10 of its own: make test-k2 PYTHON310=python3.10
-test-k2: $(READY)
+test-k2: $(READY) ## the comparisons with k2, which needs Python 3.10 (PYTHON310=python3.10)
 	PYTHON310=$(PYTHON310) .ci/k2.sh build/k2 $(VENV)
 
-lint: $(READY)
+lint: $(READY) ## style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
-format: $(READY)
+format: $(READY) ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# With ESPnet as the peer once `make test-espnet` has made its environment.
-bench: $(READY)
+bench: $(READY) ## all benchmarks, and docs/benchmarks.md; against ESPnet after make test-espnet
 	$(firstword $(wildcard build/espnet/bin/python) $(BIN)/python) benchmarks/run.py
 
-clean:
+clean: ## remove .venv, experiments and builds
 	rm -rf $(VENV) exp build *.egg-info

@@ -20,7 +20,7 @@ class MediaError(SpeechattnError):
         self.path = str(path)
         self.reason = reason
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
         # Crosses process borders in the ROI workers; the default would replay one argument.
         return type(self), (self.path, self.reason)
 

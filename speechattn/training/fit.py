@@ -11,6 +11,7 @@ import torch
 from speechattn.config import build, check_sections
 from speechattn.data.batches.datamodule import DataOptions, SpeechData
 from speechattn.data.crops.roi import RoiOptions
+from speechattn.data.long_form import LongFormOptions
 from speechattn.data.tokenizers.tokenizer import Tokenizer
 from speechattn.decoding.config import search_of
 from speechattn.errors import ConfigError, SpeechattnError
@@ -22,7 +23,6 @@ from speechattn.training.options import TrainingOptions, read_training_options
 from speechattn.training.processes import leaves_out, quieten
 from speechattn.training.task import SpeechTask
 from speechattn.training.trainer import LAST, check_resumed, fit, make_trainer, seed
-from speechattn.transcribe.long_files import LongFormOptions
 
 logger = logging.getLogger(__name__)
 

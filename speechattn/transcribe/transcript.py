@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Format = Literal["txt", "json", "srt", "vtt", "tsv"]
 FORMATS: tuple[Format, ...] = ("txt", "json", "srt", "vtt", "tsv")
@@ -104,7 +104,7 @@ def format_transcripts(transcripts: Sequence[Transcript], kind: Format) -> str:
     return _subtitles(done, kind, named=len(transcripts) > 1)
 
 
-def _rounded(value):
+def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 4)
     if isinstance(value, dict):

@@ -152,8 +152,9 @@ def test_missing_packages(monkeypatch):
         ("onnxruntime", "onnx", lambda: open_session(path)),
     ):
         monkeypatch.setitem(sys.modules, package, None)
-        message = rf"{package} is not.*\[{extra}\].*clone.*\[{extra}\]"
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(
+            ConfigError, match=rf"{package} is not.*\[{extra}\].*clone.*\[{extra}\]"
+        ):
             run()
 
 

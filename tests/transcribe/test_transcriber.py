@@ -18,6 +18,7 @@ from speechattn.data.batches.dataset import SpeechDataset, read_cuts
 from speechattn.data.corpora import prepare_tsv
 from speechattn.data.crops.roi import Face, MouthCropper, RoiItem, RoiOptions, extract
 from speechattn.data.crops.store import CropStore
+from speechattn.data.long_form import LongFormOptions
 from speechattn.data.media import read_audio
 from speechattn.data.tokenizers.tokenizer import CharTokenizer
 from speechattn.decoding import CtcGreedySearch, Hypothesis, JointSearch
@@ -26,7 +27,6 @@ from speechattn.errors import ConfigError, MediaError, NoFaceError
 from speechattn.model import load_model
 from speechattn.model.output import ModelOutput
 from speechattn.model.speech_model import SpeechModel
-from speechattn.transcribe.long_files import LongFormOptions
 from speechattn.transcribe.recogniser import Recogniser
 from speechattn.transcribe.transcript import Transcript
 from speechattn.units import UNK_MARK
