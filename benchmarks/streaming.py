@@ -108,7 +108,7 @@ def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
 
 def random_model(layers: int):
     """A Conformer of 12 layers and 256 units, by chunks of 640 ms."""
-    from speechattn.data.tokenizers.tokenizer import CharTokenizer
+    from speechattn.data.tokenizers import CharTokenizer
     from speechattn.decoding import CtcGreedySearch
     from speechattn.encoders import ConformerEncoder
     from speechattn.frontends import LogMelFbank

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from speechattn.attention.cross import Heard, Keys
+from speechattn.attention.cross import CrossState, Keys
 from speechattn.decoders.tree import TokenTree
 
 
@@ -27,7 +27,7 @@ class DecoderState:
     memory: tuple[Keys, ...]
     memory_mask: Tensor | None
     tree: TokenTree
-    cross_states: tuple[Heard, ...] = ()
+    cross_states: tuple[CrossState, ...] = ()
 
     @property
     def hypotheses(self) -> int:

@@ -10,7 +10,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from speechattn.attention.cross import CrossAttentionFactory, Heard, Keys, SoftmaxCrossAttention
+from speechattn.attention.cross import (
+    CrossAttentionFactory,
+    CrossState,
+    Keys,
+    SoftmaxCrossAttention,
+)
 from speechattn.attention.decoder_base import Cache, Growth, TokenAttentionFactory
 from speechattn.attention.sinusoids import grown, sinusoids
 from speechattn.attention.token_softmax import SoftmaxTokenAttention
@@ -81,8 +86,8 @@ class DecoderLayer(nn.Module):
         growth: Growth,
         keys: Keys,
         mask: Tensor | None,
-        cross_state: Heard = (),
-    ) -> tuple[Tensor, Cache, Heard]:
+        cross_state: CrossState = (),
+    ) -> tuple[Tensor, Cache, CrossState]:
         """Run one token of each hypothesis.
 
         Args:

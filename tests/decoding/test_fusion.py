@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speechattn import Transcriber
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import ContextGraph, CtcBeamSearch, CtcGreedySearch, JointSearch
 from speechattn.decoding.fusion import Fusion, read_fusion, read_hot_words

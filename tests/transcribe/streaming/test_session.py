@@ -15,7 +15,7 @@ from speechattn import Transcriber
 from speechattn.cli import main
 from speechattn.data.batches.batch import Item, collate
 from speechattn.data.crops.roi import RoiOptions
-from speechattn.data.tokenizers.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from speechattn.data.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
 from speechattn.decoding import CtcBeamSearch, CtcGreedySearch, GraphSearch, JointSearch
 from speechattn.decoding.ctc import TokenSpan
 from speechattn.decoding.ctc_beam import PrefixBeam, ctc_beam_search, trace
