@@ -36,7 +36,7 @@ from speechattn.synth.sentences import Sentence
 from speechattn.synth.speech import Synthesiser
 from speechattn.synth.visemes import mouth_track
 
-GENERATOR = "speechattn synth-corpus --layout cnvsrc 1 (eSpeak NG speech, face drawn by OpenCV)"
+GENERATOR = "speechattn synth-corpus cnvsrc 1 (eSpeak NG speech, face drawn by OpenCV)"
 # Fast enough, and lips lazy enough at times, that a model has errors left to make.
 STYLE = Style("cmn", (180, 210), silence=(0.25, 0.45), effort=(0.6, 1.0), window=(68, 36, 224, 224))
 MIN_CLIPS, MIN_SPEAKERS = 16, 4

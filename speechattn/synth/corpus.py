@@ -16,7 +16,7 @@ from speechattn.synth.jobs import SynthSummary, claim, run_jobs
 from speechattn.synth.sentences import GRAMMARS, Sentence, draw_sentences
 from speechattn.synth.speech import Speech, Synthesiser
 
-GENERATOR = "speechattn synth-corpus 1 (eSpeak NG speech, face drawn by OpenCV)"
+GENERATOR = "speechattn synth-corpus grid 1 (eSpeak NG speech, face drawn by OpenCV)"
 _ALIGN_UNITS = 25000  # of GRID's .align files, per second
 _STYLES = {"en": Style("en", (135, 160)), "cmn": Style("cmn", (190, 230))}
 

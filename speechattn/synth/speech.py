@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechattn.errors import ConfigError
+from speechattn.errors import ConfigError, missing_extra
 
 _AUDIO_SYNCHRONOUS = 2
 _PHONEME_EVENTS, _PHONEME_IPA = 1, 2
@@ -106,9 +106,7 @@ class Synthesiser:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise ConfigError(
-                "the synthetic corpus needs eSpeak NG (GPLv3): pip install espeakng-loader"
-            ) from error
+            raise missing_extra("synth", "eSpeak NG (espeakng-loader, GPLv3)") from error
         self._path = str(espeakng_loader.get_library_path())
         self._data = str(espeakng_loader.get_data_path()).encode()
 

@@ -574,20 +574,18 @@ def test_clean_text(text, clean):
 
 def test_command(corpus, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["prepare", "cnvsrc", str(corpus.root), str(out)]) == 1
-    assert "--track single" in capsys.readouterr().err
+    assert main(["prepare", "cnvsrc", str(corpus.root), str(out)]) == 2
+    assert "--track" in capsys.readouterr().err
     more = ["--track", "multi", "--year", "2023", "--open"]
     assert main(["prepare", "cnvsrc", str(corpus.root), str(out), *more]) == 0
     assert read_summary(out)["splits"]["dev_single"]["utterances"] == 1
 
     tokens = tmp_path / "tokens"
-    assert main(["tokens", "--from-list", str(corpus.units()), "--output", str(tokens)]) == 0
+    assert main(["import-tokens", str(corpus.units()), "--output", str(tokens)]) == 0
     tokenizer = Tokenizer.load(tokens)
     assert tokenizer.tokens == ["<blank>", *UNITS, "<sos/eos>"]
     assert tokenizer.encode("新闻鼎") == [2, 3, 1]
     cuts = str(out / "cuts_train.jsonl.gz")
-    for wrong in ([], [cuts, "--from-list", str(corpus.root / "char_units.txt")]):
-        assert main(["tokens", *wrong, "--output", str(tmp_path / "t")]) == 1
     assert main(["tokens", cuts, "--output", str(tmp_path / "t")]) == 0
     assert set("我们新闻三二一好") <= set(Tokenizer.load(tmp_path / "t").tokens)
 

@@ -7,7 +7,7 @@ Lugaresi et al. 2019, "MediaPipe: a framework for building perception pipelines"
 import numpy as np
 
 from speechattn.data.crops.roi.detector import Face
-from speechattn.errors import ConfigError
+from speechattn.errors import ConfigError, missing_extra
 
 # Points of the 468-point mesh: corners of both eyes (averaged), nose tip, mouth corners; those
 # that stand on the left of the picture first.
@@ -30,10 +30,7 @@ class MediaPipeDetector:
         try:
             import mediapipe
         except ImportError as error:
-            raise ConfigError(
-                "MediaPipeDetector needs the package mediapipe: pip install 'mediapipe<0.10.30' "
-                "(or leave the detector out: the default, MTCNN, is already installed)"
-            ) from error
+            raise missing_extra("mediapipe", "mediapipe") from error
         solutions = getattr(mediapipe, "solutions", None)
         if solutions is None:
             raise ConfigError(

@@ -14,7 +14,7 @@ from speechattn.data.crops.roi.options import RoiOptions
 from speechattn.data.crops.roi.pipeline import extract
 from speechattn.data.crops.roi.shards import MergeSummary, merge_shards
 from speechattn.data.crops.roi.workers import DetectorFactory, RoiItem
-from speechattn.errors import ConfigError
+from speechattn.errors import missing_extra
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def extract_on_ray(
     try:
         import ray
     except ImportError as error:
-        raise ConfigError("the package ray is missing: pip install 'speechattn[ray]'") from error
+        raise missing_extra("ray", "ray") from error
     # Tasks have working directories of their own.
     folder = Path(folder).resolve()
     faces = [Path(one).resolve() for one in faces]
