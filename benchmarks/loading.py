@@ -43,9 +43,10 @@ from speechattn.data.augment import (
     RandomRotation,
     SpeedPerturb,
 )
-from speechattn.data.batches.datamodule import DataOptions, SpeechData
+from speechattn.data.batches import DataOptions
+from speechattn.data.batches.datamodule import SpeechData
 from speechattn.data.crops.store import CROPS, CropWriter
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 
 RATE, SIDE, CROP = 25, 96, 88
 WORKERS = 2
@@ -187,7 +188,15 @@ def make_data(folder: Path, cuts: str, crops: str, every: bool) -> SpeechData:
     )
     tokenizer = CharTokenizer.load(folder / "tokens")
     valid = folder / "cuts.jsonl.gz"
-    return SpeechData(options, folder / cuts, valid, tokenizer, ("video",), folder / crops, CROP)
+    return SpeechData(
+        options,
+        folder / cuts,
+        valid,
+        tokenizer,
+        modalities=("video",),
+        crops=folder / crops,
+        crop_size=CROP,
+    )
 
 
 class BaselineClips(Dataset):
@@ -318,7 +327,7 @@ def resume(folder: Path) -> dict[str, float]:
     data.train.epoch = 3
     loader = data.loader(data.train, shuffle=True)
     # As Lightning does with what a checkpoint holds.
-    loader.load_state_dict({"given": loader.total // 2, "total": loader.total})
+    loader.load_state_dict({"done": loader.total // 2, "total": loader.total})
     batches = iter(loader)
     next(batches)
     at = time.time()

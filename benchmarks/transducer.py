@@ -88,11 +88,16 @@ def by_us(x: Inputs, penalty: float = PENALTY) -> torch.Tensor:
 
     texts = (x.lengths, x.token_lengths)
     if len(x.scores) == 1:
-        return transducer(x.scores[0], x.lengths, x.tokens, x.token_lengths, penalty).sum()
+        return transducer(
+            x.scores[0], x.lengths, x.tokens, x.token_lengths, delay_penalty=penalty
+        ).sum()
     am, lm, scores = x.scores
-    simple, *grads = simple_transducer(am, lm, x.tokens, *texts, 0.25, 0.0, penalty)
+    simple, *grads = simple_transducer(
+        am, lm, x.tokens, *texts, lm_only_scale=0.25, delay_penalty=penalty
+    )
     ranges = prune_ranges(*grads, *texts, WIDTH)
-    return 0.5 * simple.sum() + pruned_transducer(scores, x.tokens, ranges, *texts, penalty).sum()
+    pruned = pruned_transducer(scores, x.tokens, ranges, *texts, delay_penalty=penalty)
+    return 0.5 * simple.sum() + pruned.sum()
 
 
 def by_torchaudio(x: Inputs) -> torch.Tensor:
