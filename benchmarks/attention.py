@@ -4,10 +4,8 @@ Relative positions: the module against ESPnet 202611's, H 12, Dh 64, D 768, proj
 the same weights, outputs compared first; `packed weights` is what a `Transcriber` runs, the same
 with weights laid out for the processor. Local attention (window 128) and linear attention, H 4,
 Dh 64: against torch's `scaled_dot_product_attention` at 16,000 frames, and how time and memory grow
-between 4,000 and 64,000. Packing: attention with its projections (D 256, H 4) on a batch of half
-padding, against the padded batch with a mask through torch's call, and against our padded kernel.
-Float32 forward passes unless the row says otherwise. Each case has a process of its own, in which
-ours and the peer take turns.
+between 4,000 and 64,000. Float32 forward passes unless the row says otherwise. Each case has a
+process of its own, in which ours and the peer take turns.
 
     python benchmarks/attention.py [--quick] [--json FILE] [--only WORD]
 
@@ -26,23 +24,14 @@ from pathlib import Path
 
 import torch
 from rows import against_peer, in_turn, row, save, spread
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from speechattn.attention import RelativeSelfAttention, relative_positions
 from speechattn.deploy import packing
-from speechattn.kernels.attention.exact import attention
-from speechattn.kernels.attention.linear_attention import linear_attention
-from speechattn.kernels.attention.local_attention import local_attention
-from speechattn.kernels.attention.packed import (
-    attention_packed,
-    pack,
-    relative_attention_packed,
-    unpack,
-)
-from speechattn.kernels.attention.relative_attention import relative_attention
-from speechattn.kernels.attention.window import Window
-from speechattn.masks import padding_mask
+from speechattn.kernels.attention.linear import linear_attention
+from speechattn.kernels.attention.local import local_attention
+from speechattn.kernels.attention.window import AttentionWindow
 
 THREADS = 2
 RELATIVE_HEADS, RELATIVE_WIDTH = 12, 768
@@ -52,7 +41,7 @@ LONG = 16_000
 # Times ESPnet's speed forwards, by frames.
 FORWARD_TARGETS = {250: 1.15, 750: 1.5, 1500: 3.0, 4000: 5.0}
 TRAINING_TARGET, MEMORY_TARGET = 2.0, 6.0
-LONG_TARGET, PACKING_TARGET, EXPONENT = 20.0, 1.5, 1.15
+LONG_TARGET, EXPONENT = 20.0, 1.15
 NAMES = {
     "linear_q": "query", "linear_k": "key", "linear_v": "value", "linear_out": "output",
     "linear_pos": "position", "pos_bias_u": "content_bias", "pos_bias_v": "position_bias",
@@ -136,7 +125,7 @@ def long_run(kind: str, frames: int) -> Callable[[], Tensor]:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return lambda: scaled_dot_product_attention(q, k, v)
     if kind == "local":
-        return lambda: local_attention(q, k, v, lengths, Window.of(WINDOW))
+        return lambda: local_attention(q, k, v, lengths, window=AttentionWindow.from_size(WINDOW))
     return lambda: linear_attention(q, k, v, lengths)
 
 
@@ -163,67 +152,6 @@ def memory_growth(kind: str, frames: int) -> int:
         return peak_of(run)
 
 
-def ragged(longest: int, items: int) -> Tensor:
-    """Lengths (B,), the padding as much as the frames: from the longest down to almost nothing."""
-    lengths = torch.linspace(longest, 0, items).round().long()
-    return lengths.clamp(min=1)
-
-
-def packing_runs(kind: str, longest: int, items: int) -> dict[str, Callable[[], Tensor]]:
-    """Attention with its projections on (B, T, D): packed, padded, and padded through torch."""
-    torch.manual_seed(0)
-    lengths = ragged(longest, items)
-    project, output = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-    place = nn.Linear(WIDTH, WIDTH, bias=False)
-    table = relative_positions(longest, WIDTH)
-    u, w = torch.randn(2, HEADS, DEPTH)
-    x = torch.randn(items, longest, WIDTH)
-    packed = pack(x, lengths)  # an encoder packs once for all of its layers
-    real = padding_mask(lengths, longest)
-
-    def parts(x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(part.unflatten(-1, (HEADS, DEPTH)) for part in project(x).chunk(3, -1))
-
-    def distances() -> Tensor:
-        return place(table).unflatten(-1, (HEADS, DEPTH))
-
-    def ours() -> Tensor:
-        q, k, v = parts(packed.frames)
-        if kind == "exact":
-            y = attention_packed(q, k, v, packed.cu_seqlens, longest)
-        else:
-            y = relative_attention_packed(q, k, v, distances(), u, w, packed.cu_seqlens)
-        return output(y.flatten(-2))
-
-    def padded() -> Tensor:
-        q, k, v = parts(x)
-        if kind == "exact":
-            y = attention(q, k, v, lengths, query_lengths=lengths)
-        else:
-            y = relative_attention(q, k, v, distances(), u, w, lengths)
-        return output(y.flatten(-2))
-
-    def masked() -> Tensor:
-        q, k, v = (part.transpose(1, 2) for part in parts(x))
-        y = scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None])
-        return output(y.transpose(1, 2).flatten(-2))
-
-    runs = {"ours": ours, "padded": padded}
-    if kind == "exact":
-        runs["torch"] = masked
-    whole = unpack(packed.replace(ours()))[0]
-    for name in runs:
-        worst = ((runs[name]() - whole)[real] if name != "ours" else whole.new_zeros(1)).abs().max()
-        if not worst < 1e-3:
-            raise RuntimeError(f"packed and {name} differ by {worst:.2g}")
-    return runs
-
-
-@torch.inference_mode()
-def time_packing(kind: str, longest: int, items: int, rounds: int) -> dict:
-    return in_turn(packing_runs(kind, longest, items), rounds)
-
-
 def peak_of(run: Callable[[], object]) -> int:
     """Bytes that a call adds to this process at its peak, what it returns among them."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -241,7 +169,7 @@ def status(field: str) -> int:
 
 
 WORKERS = {f.__name__: f for f in (time_relative, memory_relative, time_long, time_growth,
-                                   memory_growth, time_packing)}  # fmt: skip
+                                   memory_growth)}  # fmt: skip
 
 
 def in_own_process(worker: Callable, *arguments) -> object:
@@ -316,20 +244,6 @@ def growth_rows(kind: str, frames: list[int], rounds: int) -> list[dict]:
     return rows
 
 
-def packing_rows(kind: str, longest: int, items: int, rounds: int) -> list[dict]:
-    title = f"packed {kind} attention, D 256, {items} items of {longest} frames to 1"
-    found = medians(title, in_own_process(time_packing, kind, longest, items, rounds))
-    ours, padded = found.get("ours"), found.get("padded")
-    rows = []
-    if kind == "exact":
-        name = f"{title}, against torch's padded with a mask"
-        rows.append(against_peer(name, ours, found.get("torch"), PACKING_TARGET, "ms"))
-    # Our padded kernels skip the scores of padding too: what is left to gain are the projections.
-    ratio = padded / ours if found else None
-    rows.append(row(f"{title}, against our padded", ours, padded, ratio, "none", "ms", bool(found)))
-    return rows
-
-
 def benchmark(quick: bool, only: str) -> list[dict]:
     """All rows; `quick` is short inputs and few rounds."""
     growth = [1000, 4000] if quick else [4000, 16_000, 64_000]
@@ -343,9 +257,6 @@ def benchmark(quick: bool, only: str) -> list[dict]:
         if not quick:
             cases.append((long_rows, kind, 9))
         cases.append((growth_rows, kind, growth, 3 if quick else 7))
-    for kind in ("exact", "relative"):
-        for longest, items in ((300, 16), (1000, 8)):
-            cases.append((packing_rows, kind, longest, items, 3 if quick else 15))
     rows = []
     for function, *arguments in cases:
         if only in f"{function.__name__} {' '.join(map(str, arguments))}":

@@ -16,12 +16,12 @@ from rows import against_peer, in_turn, row, save, spread
 from torch import Tensor
 from torch.nn.functional import ctc_loss, scaled_dot_product_attention
 
-from speechattn.kernels.attention import gated_linear_attention as gated
-from speechattn.kernels.attention import local_attention as local
+from speechattn.kernels.attention import gated_linear as gated
+from speechattn.kernels.attention import local
 from speechattn.kernels.attention.block_layouts import near_blocks, shards
-from speechattn.kernels.attention.block_sparse_attention import block_sparse_attention
-from speechattn.kernels.attention.relative_attention import tiled
-from speechattn.kernels.attention.window import Window
+from speechattn.kernels.attention.block_sparse import block_sparse_attention
+from speechattn.kernels.attention.relative import tiled
+from speechattn.kernels.attention.window import AttentionWindow
 from speechattn.kernels.lattice.ctc import ctc
 from speechattn.masks import Chunks, padding_mask
 
@@ -77,9 +77,9 @@ CASES = [
 
 def made(case: Case) -> tuple[Callable, Callable, list[Tensor], Tensor]:
     """Ours, the peer, what both take and what to start the way back with."""
-    from speechattn.kernels.triton.exact import attention
-    from speechattn.kernels.triton.linear import linear_attention
-    from speechattn.kernels.triton.relative import relative_attention
+    from speechattn.kernels.attention.triton.exact import attention
+    from speechattn.kernels.attention.triton.linear import linear_attention
+    from speechattn.kernels.attention.triton.relative import relative_attention
 
     torch.manual_seed(0)
     settings = {"device": DEVICE, "dtype": torch.bfloat16}
@@ -106,7 +106,9 @@ def made(case: Case) -> tuple[Callable, Callable, list[Tensor], Tensor]:
         ours = partial(gated.gated_linear_attention, lengths=lengths)
         peer = partial(gated.tiled, lengths=lengths)
     elif case.operation == "local":
-        ours = partial(local.local_attention, lengths=lengths, window=Window.of(128))
+        ours = partial(
+            local.local_attention, lengths=lengths, window=AttentionWindow.from_size(128)
+        )
         peer = torchs
     elif case.operation == "sparse":
         blocks = -(-case.frames // 64)

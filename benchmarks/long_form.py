@@ -82,9 +82,10 @@ def transcribe(model: Path, options: Path | None, long_form: dict, path: Path) -
     import torch
 
     from speechattn import Transcriber
+    from speechattn.data.long_form import LongFormOptions
     from speechattn.decoding.config import chosen_search
     from speechattn.transcribe.joining import Joiner, split_units
-    from speechattn.transcribe.long_files import LongFormOptions, transcribe_long
+    from speechattn.transcribe.long_files import transcribe_long
 
     torch.set_num_threads(2)
     search = chosen_search({}, search=str(options)) if options else None

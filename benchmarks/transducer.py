@@ -35,7 +35,7 @@ TARGET = 1.0
 
 
 class Inputs:
-    """Scores that learn, and texts; drawn by NumPy, the same in both processes.
+    """Draw scores with gradients, and texts, by NumPy: the same in both processes.
 
     Attributes:
         lengths: (B,) frames.
@@ -88,11 +88,16 @@ def by_us(x: Inputs, penalty: float = PENALTY) -> torch.Tensor:
 
     texts = (x.lengths, x.token_lengths)
     if len(x.scores) == 1:
-        return transducer(x.scores[0], x.lengths, x.tokens, x.token_lengths, penalty).sum()
+        return transducer(
+            x.scores[0], x.lengths, x.tokens, x.token_lengths, delay_penalty=penalty
+        ).sum()
     am, lm, scores = x.scores
-    simple, *grads = simple_transducer(am, lm, x.tokens, *texts, 0.25, 0.0, penalty)
+    simple, *grads = simple_transducer(
+        am, lm, x.tokens, *texts, lm_only_scale=0.25, delay_penalty=penalty
+    )
     ranges = prune_ranges(*grads, *texts, WIDTH)
-    return 0.5 * simple.sum() + pruned_transducer(scores, x.tokens, ranges, *texts, penalty).sum()
+    pruned = pruned_transducer(scores, x.tokens, ranges, *texts, delay_penalty=penalty)
+    return 0.5 * simple.sum() + pruned.sum()
 
 
 def by_torchaudio(x: Inputs) -> torch.Tensor:
@@ -103,13 +108,13 @@ def by_torchaudio(x: Inputs) -> torch.Tensor:
 
 
 def learned(loss: torch.Tensor, x: Inputs) -> float:
-    """The loss, once its gradient has been computed."""
+    """Compute the loss and its gradient; return the loss."""
     torch.autograd.grad(loss, x.scores)
     return loss.item()
 
 
 def serve_k2() -> None:
-    """The process with k2: a request a line, the seconds it took and the loss as the answer."""
+    """Serve as the process with k2: a request a line, answered by seconds and loss."""
     import k2  # noqa: F401
 
     torch.set_num_threads(THREADS)
@@ -124,7 +129,7 @@ def serve_k2() -> None:
 
 
 class K2:
-    """Asks the process with k2."""
+    """A client of the process with k2."""
 
     def __init__(self, python: str):
         self.process = subprocess.Popen(
@@ -135,7 +140,7 @@ class K2:
         )
 
     def __call__(self, *inputs) -> tuple[float, float]:
-        """Seconds and loss."""
+        """Return seconds and loss."""
         self.process.stdin.write(json.dumps(inputs) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -149,7 +154,7 @@ class K2:
 
 
 def rows_of(k2: K2 | None, rounds: int, *inputs) -> list[dict]:
-    """Ours against k2, and against torchaudio for the full loss."""
+    """Measure ours against k2, and against torchaudio for the full loss."""
     kind, batch, frames, units, ragged = inputs
     x = Inputs(*inputs)
     said = {}

@@ -1,4 +1,4 @@
-"""Dropout that does not hold a CPU up."""
+"""Dropout that is fast on a CPU."""
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,9 @@ _LEVELS = 1 << 16
 class Dropout(nn.Dropout):
     """`nn.Dropout`, three to four times faster on a CPU.
 
-    torch draws one double a value there, and a training step of a Conformer then spends a fifth of
-    its time on dropout. Sixteen random bits do: the probability is rounded to 1/65536, and the
-    scale of what is kept goes by the rounded value, so the expectation is exact.
+    torch draws one double per value there, a fifth of a Conformer's training step. Sixteen random
+    bits are enough: the probability is rounded to 1/65536, and the scale goes by the rounded value,
+    so the expectation is exact.
 
     Args:
         p: chance of a value to become zero.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Chunks:
-    """What a frame sees of its sequence: its own chunk, and frames to the left of it.
+    """A rule of visible frames: a frame sees its own chunk, and frames to the left of it.
 
     Frame i is in chunk i // size. It sees frame j where
 
@@ -17,7 +17,7 @@ class Chunks:
     Size 1 with everything to the left is causal attention.
 
     Attributes:
-        size: frames a chunk, at least 1.
+        size: frames of a chunk, at least 1.
         left: frames seen to the left of the chunk; -1 for all of them.
     """
 
@@ -31,7 +31,7 @@ class Chunks:
             raise ValueError(f"Chunks: left is -1 (all) or a number of frames, not {self.left}")
 
     def window(self, first: int, last: int, frames: int) -> tuple[int, int]:
-        """The keys that any of the queries from `first` up to `last` sees.
+        """Return the range of keys that any of the queries from `first` to `last` sees.
 
         Args:
             first: first query.
@@ -47,7 +47,7 @@ class Chunks:
 
 
 def padding_mask(lengths: Tensor, max_len: int | None = None) -> Tensor:
-    """True where a frame is real.
+    """Return a mask, True where a frame is real.
 
     Args:
         lengths: (B,) int64.
@@ -62,19 +62,19 @@ def padding_mask(lengths: Tensor, max_len: int | None = None) -> Tensor:
 
 
 def without_padding(x: Tensor, lengths: Tensor) -> Tensor:
-    """Zeros beyond an item's length.
+    """Set frames beyond an item's length to zero.
 
     Args:
         x: (B, T, ...).
         lengths: (B,) int64.
 
     Returns:
-        As x; x itself where nothing is padded, which is only looked for on a CPU, where it costs
-        nothing to look, and not while a graph is drawn, which has to serve other lengths too.
+        As x; x itself where nothing is padded, which is checked on a CPU only, where it is free,
+        and not during an export, whose graph has to serve other lengths too.
     """
     frames = x.shape[1]
-    looks = lengths.device.type == "cpu" and not torch.compiler.is_exporting()
-    if looks and bool((lengths >= frames).all()):
+    checks = lengths.device.type == "cpu" and not torch.compiler.is_exporting()
+    if checks and bool((lengths >= frames).all()):
         return x
     real = padding_mask(lengths, frames)
     return x.masked_fill(~real.view(*real.shape, *(1 for _ in x.shape[2:])), 0.0)
@@ -87,7 +87,7 @@ def chunk_mask(
     queries: tuple[int, int] | None = None,
     keys: tuple[int, int] | None = None,
 ) -> Tensor:
-    """True where a query sees a key.
+    """Return a mask, True where a query sees a key.
 
     Args:
         frames: T.
@@ -97,7 +97,7 @@ def chunk_mask(
         keys: first key and one past the last; all T by default.
 
     Returns:
-        (T, T) bool, a row a query; only the rows and columns asked for.
+        (T, T) bool, one row per query; only the rows and columns asked for.
     """
     i = torch.arange(*(queries or (0, frames)), device=device)[:, None]
     j = torch.arange(*(keys or (0, frames)), device=device)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from speechattn.config import build, check_class_paths, check_sections, override, read_yaml, set_key
-from speechattn.data.batches.datamodule import DataOptions
+from speechattn.data.batches import DataOptions
 from speechattn.data.crops.roi import RoiOptions
 from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss

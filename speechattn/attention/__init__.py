@@ -1,6 +1,8 @@
-"""Attention mechanisms, one a file.
+"""Attention mechanisms, one per file.
 
-Legend: B utterances, T frames, H heads, D width, Dh = D / H width of a head.
+Legend: B utterances, T frames, D width, H heads, Dh = D / H width of a head, Hkv heads of keys and
+values, c frames of a step, L frames in a cache. In decoders: K hypotheses of an utterance, N = B K
+hypotheses (those of an utterance adjacent), U tokens, T frames of the memory, M nodes of a tree.
 """
 
 from speechattn.attention.agent import AgentSelfAttention

@@ -1,31 +1,28 @@
-"""A few agents between queries and keys (Agent Attention, 2312.08874).
-
-Legend: B utterances, T frames, H heads, D width, Dh = D / H width of a head, A agents.
-"""
+"""A few agents between queries and keys (Agent Attention, 2312.08874). Legend: A agents."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from speechattn.attention.base import SelfAttention
+from speechattn.attention.base import SelfAttention, check_heads, split_heads
 from speechattn.dropout import Dropout
 from speechattn.kernels.attention.exact import attention
-from speechattn.masks import Chunks, padding_mask, without_padding
+from speechattn.masks import padding_mask, without_padding
 
 
 class AgentSelfAttention(SelfAttention):
     """Agent attention (2312.08874, section 3.2): softmax twice, through A agents.
 
         agents = queries of the item, pooled to A
-        heard = softmax(agents k^T / sqrt(Dh)) v
-        y = output(softmax(q agents^T / sqrt(Dh)) heard + convolution of v)
+        context = softmax(agents k^T / sqrt(Dh)) v
+        y = output(softmax(q agents^T / sqrt(Dh)) context + convolution of v)
 
-    Time and memory are linear in T, for A is fixed. The depthwise convolution brings back what a
-    mixture of so few vectors cannot tell apart.
-    What we chose: the paper's pictures become sequences. An item's A agents are the means of equal
-    parts of its real frames, as near as whole frames allow; an item of fewer frames has as many
-    agents as frames. The convolution is over time. The biases of agents by their place are left
-    out: they belong to pictures of a fixed size, and an encoder's convolutions bring positions.
+    Time and memory are linear in T, since A is fixed. The depthwise convolution restores the detail
+    that a mixture of so few vectors loses.
+    Differences: the paper's images become sequences. An utterance's A agents are the means of equal
+    parts of its real frames, as near as whole frames allow; with fewer frames than A there is an
+    agent for each. The convolution is over time. The agents' position biases are left out: they
+    belong to images of a fixed size, and an encoder's convolutions bring positions.
 
     Time and memory O(T) for T frames.
 
@@ -37,16 +34,11 @@ class AgentSelfAttention(SelfAttention):
         kernel: frames that the convolution reads, odd; the paper's is 3 x 3. 0 for none.
     """
 
-    patterns = ("noncausal self",)
-
     def __init__(
-        self, width: int, heads: int, dropout: float = 0.0, agents: int = 49, kernel: int = 3
+        self, width: int, heads: int, dropout: float = 0.0, *, agents: int = 49, kernel: int = 3
     ):
         super().__init__()
-        if width % heads:
-            raise ValueError(
-                f"AgentSelfAttention: {heads} heads do not cut width {width} into equal parts"
-            )
+        check_heads("AgentSelfAttention", width, heads)
         if agents < 1:
             raise ValueError(f"AgentSelfAttention: agents is at least 1, not {agents}")
         if kernel and (kernel < 0 or kernel % 2 == 0):
@@ -60,29 +52,21 @@ class AgentSelfAttention(SelfAttention):
         self.output = nn.Linear(width, width)
         self.dropout = Dropout(dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        lengths: Tensor,
-        positions: Tensor | None = None,
-        chunks: Chunks | None = None,
-    ) -> Tensor:
-        if chunks is not None:
-            raise ValueError("AgentSelfAttention: agents are of the whole item; give no chunks")
-        q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.query, self.key, self.value))
+    def attend(self, x: Tensor, lengths: Tensor, causal: bool) -> Tensor:
+        q, k, v = split_heads(self.heads, self.query(x), self.key(x), self.value(x))
         dropout = self.dropout.p if self.training else 0.0
         agents, count = pool(q, lengths, self.agents)
-        heard = attention(agents, k, v, lengths, None, dropout, query_lengths=count)
-        y = attention(q, agents, heard, count, None, dropout, query_lengths=lengths).flatten(2)
+        context = attention(agents, k, v, lengths, dropout=dropout, query_lengths=count)
+        y = attention(q, agents, context, count, dropout=dropout, query_lengths=lengths).flatten(2)
         if self.local is not None:
             y = y + self.local(v.flatten(2), lengths)
         return self.output(y)
 
 
 def pool(x: Tensor, lengths: Tensor, parts: int) -> tuple[Tensor, Tensor]:
-    """Means of equal parts of each item.
+    """Average equal parts of each utterance.
 
-    Frame t of n is in part floor(t A / n), for A parts; of fewer frames than A, each is one.
+    Frame t of n is in part floor(t A / n) of A parts; with n < A each frame is a part.
 
     Args:
         x: (B, T, H, Dh).
@@ -90,7 +74,8 @@ def pool(x: Tensor, lengths: Tensor, parts: int) -> tuple[Tensor, Tensor]:
         parts: A.
 
     Returns:
-        (B, A, H, Dh), zero where an item has no such part, and how many it has, (B,) int64.
+        (B, A, H, Dh), zero where an utterance has no such part, and its number of parts, (B,)
+        int64.
     """
     frames = x.shape[1]
     count = lengths.clamp(max=parts)
@@ -105,7 +90,7 @@ def pool(x: Tensor, lengths: Tensor, parts: int) -> tuple[Tensor, Tensor]:
 
 
 class _Local(nn.Module):
-    """Depthwise convolution over time as a sum of shifted frames: a kernel is a few of them.
+    """Depthwise convolution over time, as a sum of a few shifted copies.
 
     Args:
         channels: C.
@@ -119,7 +104,7 @@ class _Local(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, C) to (B, T, C); frames beyond an item's length count as zero."""
+        """Convolve (B, T, C); frames beyond an utterance's length count as zero."""
         frames, half = x.shape[1], len(self.weight) // 2
         x = functional.pad(without_padding(x, lengths), (0, 0, half, half))
         y = self.bias.to(x)

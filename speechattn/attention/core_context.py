@@ -1,37 +1,32 @@
 """Near frames one by one, far ones by a token for each group of them.
 
-Legend: B utterances, T frames, H heads, D width, Dh = D / H width of a head, g frames of a group,
-E = ceil(T / g) groups, c frames of a step or queries of a tile.
+Legend: see `speechattn.attention`; g frames of a group, E = ceil(T / g) groups.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from speechattn.attention.base import SelfAttention
+from speechattn.attention.base import HeadSelfAttention
 from speechattn.attention.cache import AttentionCache
-from speechattn.attention.local import check_heads
-from speechattn.attention.rotary import rotate
-from speechattn.dropout import Dropout
-from speechattn.kernels.attention.far_groups import Far, look_far
-from speechattn.kernels.attention.local_attention import attention_and_totals
+from speechattn.kernels.attention.far_groups import FarGroups, add_far_groups
+from speechattn.kernels.attention.local import attention_and_totals
 from speechattn.kernels.attention.local_blocks import lowest
 from speechattn.kernels.attention.time_blocks import wide
-from speechattn.kernels.attention.window import Window
+from speechattn.kernels.attention.window import AttentionWindow
 from speechattn.kernels.backend import choose
 from speechattn.kernels.precision import operands
-from speechattn.masks import Chunks
 
 
 @dataclass(frozen=True)
 class CoreState:
-    """What streams keep: near frames, and a core token for each group that is over.
+    """The state of streams: near frames, and a core token for each group that is complete.
 
     Attributes:
-        near: keys and values from the beginning of a group on.
+        near: keys and values, from the beginning of a group.
         key: (B, E, H, Dh) of the core tokens, from the beginning of the stream.
         value: (B, E, H, Dh).
     """
@@ -41,27 +36,26 @@ class CoreState:
     value: Tensor
 
     def keep(self, frames: int) -> "CoreState":
-        """Never possible."""
+        """Raise ValueError: all core tokens are needed."""
         raise ValueError(
             "CoreContextSelfAttention looks back to the first frame: stream with left_context -1"
         )
 
 
-class CoreContextSelfAttention(SelfAttention):
+class CoreContextSelfAttention(HeadSelfAttention):
     """Core Context Aware attention (2412.12465).
 
-    The item is cut into groups of g frames. A group's core token is a mean of its keys, and one of
-    its values, weighed by their significance to its last query:
+    The utterance is cut into groups of g frames. A group's core token is the weighted mean of its
+    keys, and of its values, by their significance to its last query:
 
         weights = softmax(q_last k_group^T / sqrt(Dh)).
 
-    A frame sees those of its own group and of the groups within `window` frames one by one, and the
-    core tokens of all others, in one softmax.
-    What we chose: as in the authors' program keys are turned by their positions before they are
-    pooled. The borders of what is near are those of groups, here for a group's last frame, too,
-    which in the program looks a group less far. Where all of an item is seen, near is to both
-    sides, and a last group of fewer frames has a core token like any other; its last query is the
-    item's. With `Chunks(1)` only groups that are over have one.
+    A frame sees the frames of its own group and of the groups within `window` frames one by one,
+    and the core tokens of all other groups, in one softmax.
+    As in the authors' code keys are rotated before they are pooled. Differences: what is near ends
+    at a group's border for a group's last frame too, which there sees one group less. Over whole
+    utterances near is to both sides, and a last group of fewer frames has a core token as well, by
+    the utterance's last query. With `Chunks(1)` only complete groups have one.
 
     Time O(T^2 / g) for T frames, beside the near ones' T (2 window + g); memory O(T).
 
@@ -69,18 +63,16 @@ class CoreContextSelfAttention(SelfAttention):
         width: D.
         heads: H; D / H is even.
         dropout: of the attention weights.
-        group: g; of one frame each this is softmax attention.
-        window: frames before a group that are near, and after it but for `Chunks(1)`; a multiple
-            of g.
+        group: g; with 1 this is softmax attention.
+        window: near frames before a group, and after it except with `Chunks(1)`; a multiple of g.
     """
 
     patterns = ("noncausal self", "causal self")
 
     def __init__(
-        self, width: int, heads: int, dropout: float = 0.0, group: int = 16, window: int = 64
+        self, width: int, heads: int, dropout: float = 0.0, *, group: int = 16, window: int = 64
     ):
-        super().__init__()
-        check_heads("CoreContextSelfAttention", width, heads)
+        super().__init__(width, heads, dropout, rotary=True)
         if group < 1:
             raise ValueError(f"CoreContextSelfAttention: group is at least 1 frame, not {group}")
         if window < 0 or window % group:
@@ -88,46 +80,32 @@ class CoreContextSelfAttention(SelfAttention):
                 f"CoreContextSelfAttention: window is a multiple of group, {window // group + 1} "
                 f"times {group}, not {window}"
             )
-        self.width = width
-        self.heads = heads
         self.group = group
         self.near = window // group  # groups to either side
-        self.window = Window(window + group // 2, window + (group - 1) // 2, stride=group)
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.output = nn.Linear(width, width)
-        self.dropout = Dropout(dropout)
+        self.window = AttentionWindow(window + group // 2, window + (group - 1) // 2, stride=group)
 
-    def forward(
-        self,
-        x: Tensor,
-        lengths: Tensor,
-        positions: Tensor | None = None,
-        chunks: Chunks | None = None,
-    ) -> Tensor:
-        causal = self.only_causal(chunks)
+    def attend(self, x: Tensor, lengths: Tensor, causal: bool) -> Tensor:
         window = self.window.past() if causal else self.window
-        q, k, v = operands(*self._project(x, 0))
-        dropout = self.dropout.p if self.training else 0.0
-        y, total = attention_and_totals(q, k, v, lengths, window, dropout)
-        # Of fewer frames no group is far.
+        q, k, v = operands(*self.project(x))
+        dropout = self.weight_dropout
+        near = attention_and_totals(q, k, v, lengths, window=window, dropout=dropout)
+        y = near[0]
+        # With fewer frames no group is far.
         if choose(x.device) == "reference" or x.shape[1] > (self.near + 1) * self.group:
-            core_key, core_value = self._pool(q, k, v, lengths)
+            core = self._pool(q, k, v, lengths)
             count = (lengths + self.group - 1).div(self.group, rounding_mode="floor")
-            far = Far(self.group, self.near, causal)
-            y = look_far(q, core_key, core_value, y, total, count, far, 0, dropout)
+            far = FarGroups(self.group, self.near, causal)
+            y = add_far_groups(q, *core, near, count=count, far=far, dropout=dropout)
         return self.output(y.flatten(2))
 
     def init_state(self, batch: int) -> CoreState:
-        """The state of B streams that have not begun."""
-        nothing = self.query.weight.new_zeros(batch, 0, self.heads, self.width // self.heads)
-        return CoreState(AttentionCache(nothing, nothing), nothing, nothing)
+        """Return the state of B streams before their first frame."""
+        cache = super().init_state(batch)
+        return CoreState(cache, cache.key, cache.value)
 
     def step(self, x: Tensor, past: CoreState) -> tuple[Tensor, CoreState]:
-        """Attend from the next frames to themselves and what was before them; no dropout."""
         first = past.near.start + past.near.frames
-        q, k, v = operands(*self._project(x, first))
+        q, k, v = operands(*self.project(x, first))
         near = past.near.append(k, v)
         frames = first + x.shape[1]
         begin, over = past.key.shape[1] * self.group, frames // self.group * self.group
@@ -142,25 +120,20 @@ class CoreContextSelfAttention(SelfAttention):
             )
             core_key = torch.cat((core_key.to(q), pooled[0]), dim=1)
             core_value = torch.cat((core_value.to(q), pooled[1]), dim=1)
-        seen = torch.full((len(x),), near.frames, device=x.device)
-        y, total = attention_and_totals(
-            q, near.key, near.value, seen, self.window.past(), start=near.start
+        visible = torch.full((len(x),), near.frames, device=x.device)
+        found = attention_and_totals(
+            q, near.key, near.value, visible, window=self.window.past(), start=near.start
         )
         count = torch.full((len(x),), core_key.shape[1], device=x.device)
-        far = Far(self.group, self.near, causal=True)
-        y = look_far(q, core_key, core_value, y, total, count, far, first)
+        far = FarGroups(self.group, self.near, causal=True)
+        y = add_far_groups(q, core_key, core_value, found, count=count, far=far, first=first)
         oldest = max(frames // self.group - self.near, 0) * self.group
         return self.output(y.flatten(2)), CoreState(
             near.keep(frames - oldest), core_key, core_value
         )
 
-    def _project(self, x: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, T, H, Dh) of frames from `first` on."""
-        q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.query, self.key, self.value))
-        return rotate(q, first), rotate(k, first), v
-
     def _pool(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, E, H, Dh) of the core tokens; finite where a group has no frame."""
+        """Return the core tokens' keys and values (B, E, H, Dh), finite for groups of no frame."""
         k, v = (
             functional.pad(x, (0, 0, 0, 0, 0, self.group - 1)).unfold(1, self.group, self.group)
             for x in (k, v)

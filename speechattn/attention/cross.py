@@ -1,8 +1,6 @@
-"""What every cross-attention of a decoder is, and softmax over keys of the memory.
+"""The contract of a decoder's cross-attention, and softmax over keys of the memory.
 
-Legend: B utterances, K hypotheses of an utterance, N sequences (a multiple of B, those of an
-utterance adjacent), U tokens, T memory frames, M nodes, D width, H heads, Hkv heads of keys and
-values, G = H / Hkv heads that share keys, Dh = D / H.
+Legend: see `speechattn.attention`; G = H / Hkv heads that share keys.
 """
 
 import math
@@ -16,17 +14,17 @@ from torch.nn.functional import scaled_dot_product_attention
 from speechattn.attention.base import Pattern
 from speechattn.attention.token_softmax import shared_heads
 
-# What is made of the memory once, each (B, ...).
+# Projections of the memory, computed once, each (B, ...).
 Keys = tuple[Tensor, ...]
-# What a hypothesis remembers of where it listened, each (N, ...).
-Heard = tuple[Tensor, ...]
+# The state of each hypothesis (its last alignment, say), each (N, ...).
+CrossState = tuple[Tensor, ...]
 
 
 class CrossAttention(nn.Module):
-    """Each token of a sequence looks at the memory, knowing the tokens before it at most.
+    """Attention from the tokens of sequences to the memory.
 
-    A subclass is made by `(width, memory_size, heads, dropout, ...its own options)`, the options
-    with defaults.
+    A subclass is constructed as `(width, memory_size, heads, dropout=0.0, *, its own options with
+    defaults)`. A token may depend on the tokens before it, never on later ones.
 
     Attributes:
         patterns: those of CAB (2210.07661) that it serves.
@@ -35,15 +33,15 @@ class CrossAttention(nn.Module):
     patterns: ClassVar[tuple[Pattern, ...]] = ("causal cross",)
 
     def keys(self, memory: Tensor) -> Keys:
-        """What queries need of the memory (B, T, memory_size), projected once."""
+        """Project the memory (B, T, memory_size), once for all queries."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, keys: Keys, mask: Tensor | None) -> Tensor:
-        """Whole sequences.
+        """Attend from whole sequences.
 
         Args:
             x: (N, U, D).
-            keys: of `keys`.
+            keys: from `keys`.
             mask: (B, 1, 1, T) bool, True where a frame is real, at least one of an utterance;
                 None if all are.
 
@@ -53,32 +51,32 @@ class CrossAttention(nn.Module):
         raise NotImplementedError
 
     def weights(self, x: Tensor, keys: Keys, mask: Tensor | None) -> Tensor:
-        """The weights of `forward`, (N, H, U, T): of the memory's frames, 0 on padding."""
+        """Return the weights of `forward`, (N, H, U, T), 0 on padding."""
         raise NotImplementedError
 
     def tree(
         self, x: Tensor, path: Tensor, depth: Tensor, keys: Keys, mask: Tensor | None
     ) -> Tensor:
-        """`forward` of sequences that share what they begin with, as `TokenAttention.tree`."""
+        """Attend from sequences that share prefixes, as in `TokenAttention.tree`."""
         raise NotImplementedError
 
-    def start(self, keys: Keys) -> Heard:
-        """What B hypotheses remember before their first token, one an utterance."""
+    def start(self, keys: Keys) -> CrossState:
+        """Return the state before the first token, of one hypothesis per utterance."""
         return ()
 
     def step(
-        self, x: Tensor, keys: Keys, mask: Tensor | None, heard: Heard
-    ) -> tuple[Tensor, Heard]:
-        """One token of each hypothesis; no dropout.
+        self, x: Tensor, keys: Keys, mask: Tensor | None, state: CrossState
+    ) -> tuple[Tensor, CrossState]:
+        """Attend from one token of each hypothesis; no dropout.
 
         Args:
             x: (B, K, D).
-            keys: of `keys`.
+            keys: from `keys`.
             mask: as in `forward`.
-            heard: what each of the N hypotheses remembers.
+            state: of the N hypotheses.
 
         Returns:
-            (B, K, D), and what the hypotheses remember now.
+            (B, K, D), and the new state.
         """
         raise NotImplementedError
 
@@ -91,7 +89,7 @@ class SoftmaxCrossAttention(CrossAttention):
     """Multi-head attention over a memory whose keys and values are projected once.
 
     Fewer heads of keys and values are grouped-query (2305.13245) or, with one, multi-query
-    attention (1911.02150): what a search keeps of the memory shrinks by H / Hkv.
+    attention (1911.02150): the keys of a search shrink by H / Hkv.
 
     Time O(T) for each token over T frames.
 
@@ -106,7 +104,7 @@ class SoftmaxCrossAttention(CrossAttention):
     patterns = ("noncausal cross", "causal cross")
 
     def __init__(
-        self, width: int, memory_size: int, heads: int, dropout: float = 0.0, kv_heads: int = 0
+        self, width: int, memory_size: int, heads: int, dropout: float = 0.0, *, kv_heads: int = 0
     ):
         super().__init__()
         self.heads = heads
@@ -118,7 +116,7 @@ class SoftmaxCrossAttention(CrossAttention):
         self.output = nn.Linear(width, width)
 
     def keys(self, memory: Tensor) -> Keys:
-        """(B, T, memory_size) -> keys and values, each (B, Hkv, T, Dh)."""
+        """Project (B, T, memory_size) to keys and values, each (B, Hkv, T, Dh)."""
         b, t, _ = memory.shape
         kv = self.key_value(memory).view(b, t, 2, self.kv_heads, self.head_width)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -136,7 +134,7 @@ class SoftmaxCrossAttention(CrossAttention):
         scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_width)
         if mask is not None:
             scores = scores.masked_fill(~mask, -math.inf)
-        weights = scores.softmax(-1)  # (B, Hkv, G * N / B * U, T)
+        weights = scores.softmax(-1)  # (B, Hkv, G * K * U, T)
         weights = weights.view(k.size(0), self.heads, -1, x.size(1), k.size(2))
         return weights.transpose(1, 2).flatten(0, 1)
 
@@ -146,14 +144,14 @@ class SoftmaxCrossAttention(CrossAttention):
         return self(x, keys, mask)
 
     def step(
-        self, x: Tensor, keys: Keys, mask: Tensor | None, heard: Heard
-    ) -> tuple[Tensor, Heard]:
-        return self(x, keys, mask), heard
+        self, x: Tensor, keys: Keys, mask: Tensor | None, state: CrossState
+    ) -> tuple[Tensor, CrossState]:
+        return self(x, keys, mask), state
 
     def _queries(self, x: Tensor, utterances: int) -> Tensor:
-        """(N, U, D) -> (B, Hkv, G * Q, Dh) with Q = N / B * U.
+        """Reshape (N, U, D) to (B, Hkv, G * Q, Dh) with Q = K * U.
 
-        The sequences of an utterance, and the heads that share keys, are the queries of one
+        The hypotheses of an utterance, and the heads that share keys, are the queries of one
         attention over its memory, which is read once for all of them.
         """
         q = self.query(x).view(utterances, -1, self.heads, self.head_width).transpose(1, 2)
@@ -163,7 +161,7 @@ class SoftmaxCrossAttention(CrossAttention):
 
 
 def grouped_context(weights: Tensor, values: Tensor) -> Tensor:
-    """What sequences hear by given weights.
+    """Sum up the values of an utterance by the weights of its hypotheses.
 
     Args:
         weights: (N, U, H, T).
@@ -174,5 +172,5 @@ def grouped_context(weights: Tensor, values: Tensor) -> Tensor:
     """
     n, u = weights.shape[:2]
     b, h, t, _ = values.shape
-    w = weights.reshape(b, -1, h, t).transpose(1, 2)  # (B, H, N / B * U, T)
+    w = weights.reshape(b, -1, h, t).transpose(1, 2)  # (B, H, K * U, T)
     return torch.matmul(w, values).transpose(1, 2).reshape(n, u, -1)

@@ -1,9 +1,7 @@
-"""What every self-attention of a decoder is: over tokens, causal, and over a tree of hypotheses.
+"""The contract of a decoder's self-attention: causal, over tokens and over a tree of hypotheses.
 
-Legend: B utterances, K hypotheses of an utterance, N = B * K, U tokens, M nodes, D width.
-
-A search keeps what it remembers of tokens in nodes that hypotheses share (`decoders.tree`). A
-mechanism says what a node holds, and how many tokens in a row share one.
+A search caches tokens in the nodes of a tree that hypotheses share (`decoders.tree`). A mechanism
+defines what a node holds, and how many tokens in a row share one.
 """
 
 from collections.abc import Callable
@@ -14,19 +12,19 @@ from torch import Tensor, nn
 
 from speechattn.attention.base import Pattern
 
-# What the nodes of a tree hold, each (B, M, ...).
+# The contents of the nodes of a tree, each (B, M, ...).
 Cache = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Where the tokens of a step go: one node for each hypothesis, behind the M that there are.
+    """The nodes that a step adds: one for each hypothesis, after the M existing ones.
 
     Attributes:
-        path: (B, K, M + K) bool, the nodes that each new one sees, itself among them.
+        path: (B, K, M + K) bool, the nodes that each new one sees, itself included.
         depth: tokens before the new one.
-        parent: (B, K) int64, the node that the new one takes in and stands for; None where each
-            goes on beside the others. It is not on the path any more.
+        parent: (B, K) int64, the node that the new one extends and replaces, which is no longer on
+            the path; None where nothing is replaced.
     """
 
     path: Tensor
@@ -35,30 +33,29 @@ class Growth:
 
 
 class TokenAttention(nn.Module):
-    """Each token of a sequence looks at itself and at those before it.
+    """Attention of each token to itself and to the tokens before it.
 
-    A subclass is made by `(width, heads, dropout, ...its own options)`, the options with defaults.
+    A subclass is constructed as `(width, heads, dropout=0.0, *, its own options with defaults)`.
 
     Attributes:
         patterns: those of CAB (2210.07661) that it serves.
-        stride: tokens in a row that share a node. After t tokens a hypothesis has
-            ceil(t / stride) of them.
+        stride: tokens in a row that share a node: t tokens have ceil(t / stride) nodes.
     """
 
     patterns: ClassVar[tuple[Pattern, ...]] = ("causal self",)
     stride: int = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, U, D) -> (N, U, D); token u sees tokens 0..u."""
+        """Attend in whole sequences, (N, U, D) -> (N, U, D); token u sees tokens 0..u."""
         raise NotImplementedError
 
     def tree(self, x: Tensor, path: Tensor, depth: Tensor) -> Tensor:
-        """`forward` of sequences that share what they begin with.
+        """Attend in sequences that share prefixes.
 
         Args:
-            x: (B, M, D), a token a node.
+            x: (B, M, D), one token per node.
             path: (B, M, M) bool, the nodes from the root to each one, itself included.
-            depth: (B, M) int64, how many tokens stand before each.
+            depth: (B, M) int64, the number of tokens before each.
 
         Returns:
             (B, M, D).
@@ -66,16 +63,16 @@ class TokenAttention(nn.Module):
         raise NotImplementedError
 
     def empty(self, batch: int, like: Tensor) -> Cache:
-        """The caches of no nodes, each (B, 0, ...), with the device and dtype of `like`."""
+        """Return the caches of no nodes, each (B, 0, ...), with the device and dtype of `like`."""
         raise NotImplementedError
 
     def step(self, x: Tensor, past: Cache, growth: Growth) -> tuple[Tensor, Cache]:
-        """One token of each hypothesis; no dropout.
+        """Attend from one token of each hypothesis; no dropout.
 
         Args:
             x: (B, K, D).
             past: caches of M nodes.
-            growth: where the tokens go.
+            growth: the nodes of the new tokens.
 
         Returns:
             (B, K, D), and the caches of M + K nodes.

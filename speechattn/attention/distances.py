@@ -6,7 +6,7 @@ common, but for a sign:
     W p_d = W_c cos_d + W_s sin_d,    W p_(-d) = W_c cos_d - W_s sin_d.
 
 At 250 frames of width 768 the projection of 2T-1 distances is a quarter of the work of relative
-attention. Legend: T frames, D width.
+attention.
 """
 
 import torch
@@ -19,17 +19,17 @@ WORTHWHILE = 1 << 25
 
 
 def project_distances(layer: nn.Module, positions: Tensor) -> Tensor:
-    """What `layer(positions)` gives, in float rounding.
+    """Compute `layer(positions)`, up to rounding.
 
     Args:
-        layer: a linear layer; one without a bias is what there is to gain from.
-        positions: (2T-1, D) as `relative_positions` has them, or with dropout, on which the layer
-            is called as it is. So it is on a GPU, where looking at them would wait for it.
+        layer: a linear layer; only one without a bias becomes faster.
+        positions: (2T-1, D) of `relative_positions`. After dropout, and on a GPU, where reading
+            them would wait for the device, the layer is simply called.
 
     Returns:
         (2T-1, width of the layer's output).
     """
-    if not (_gains(layer, positions) and _are_opposite(positions)):
+    if not (_is_worthwhile(layer, positions) and _are_opposite(positions)):
         return layer(positions)
     zero = len(positions) // 2  # the row of distance 0
     odd, even = positions[zero:, 0::2], positions[zero:, 1::2]  # distances 0 to 1-T
@@ -42,34 +42,33 @@ def project_distances(layer: nn.Module, positions: Tensor) -> Tensor:
     return y
 
 
-class KeptDistances:
-    """The projection of the distances that came last, for as long as nothing in it changes.
+class DistanceCache:
+    """The last projection of distances, reused while weights and sinusoids stay the same.
 
-    The sinusoids do not hang on what is heard, and in inference the weights stay, so that a layer
-    would compute the same for each utterance. A shorter utterance's distances are the middle of a
-    longer one's.
+    In inference a layer would compute it again for each utterance. A shorter utterance's distances
+    are the middle of a longer one's.
     """
 
     def __init__(self) -> None:
         self.forget()
 
-    def __deepcopy__(self, memo: dict) -> "KeptDistances":
-        return KeptDistances()  # a copy has weights of its own
+    def __deepcopy__(self, memo: dict) -> "DistanceCache":
+        return DistanceCache()  # a copy has weights of its own
 
     def __reduce__(self) -> tuple:
-        return KeptDistances, ()
+        return DistanceCache, ()
 
     def forget(self) -> None:
-        """Weights may change without a trace, as by `parameter.data`."""
+        """Empty the cache: weights may change without a trace, as by `parameter.data`."""
         self._of: tuple | None = None
         self._held: tuple = ()
         self._projected: Tensor | None = None
 
     def project(self, layer: nn.Module, positions: Tensor) -> Tensor:
-        """See `project_distances`; only of slices about the middle of one table."""
+        """Compute `project_distances`, of slices about the middle of one table only."""
         weight = getattr(layer, "weight", None)
         tensors = (positions, weight) if isinstance(weight, Tensor) else (positions,)
-        if len(positions) > 2 * KEPT or not all(_stays(x) for x in tensors):
+        if len(positions) > 2 * KEPT or not all(_is_traceable(x) for x in tensors):
             return project_distances(layer, positions)
         middle = positions[len(positions) // 2]
         of = id(layer), positions.stride(), *(_identity(x) for x in (middle, *tensors[1:]))
@@ -81,8 +80,8 @@ class KeptDistances:
         return self._projected[centre - half : centre + half + 1]
 
 
-def _stays(x: Tensor) -> bool:
-    """Whether a later look at a tensor can tell that it is the same."""
+def _is_traceable(x: Tensor) -> bool:
+    """Return whether a change of the tensor will show in its identity."""
     return not (
         torch.is_grad_enabled()
         or x.is_inference()
@@ -96,8 +95,8 @@ def _identity(x: Tensor) -> tuple:
     return x.data_ptr(), x._version, x.dtype, x.shape
 
 
-def _gains(layer: nn.Module, positions: Tensor) -> bool:
-    """Whether the plain way would be slower, and the choice may hang on values."""
+def _is_worthwhile(layer: nn.Module, positions: Tensor) -> bool:
+    """Return whether the plain way would be slower, and values may be read to decide."""
     return (
         type(layer) is nn.Linear
         and layer.bias is None
@@ -113,7 +112,7 @@ def _gains(layer: nn.Module, positions: Tensor) -> bool:
 
 
 def _are_opposite(positions: Tensor) -> bool:
-    """Whether rows of opposite distances have opposite sines and the same cosines."""
+    """Return whether rows of opposite distances have opposite sines and the same cosines."""
     if not torch.equal(positions[0, 1::2], positions[-1, 1::2]):  # dropout, most likely
         return False
     half = len(positions) // 2

@@ -1,7 +1,7 @@
 """Dynamic convolution attention (DCA, 1910.10288, section 2.2): the last alignment, filtered.
 
-Legend: B utterances, N sequences, n sequences in any order, U tokens, T memory frames, D width,
-H heads, C filters, L their length, A hidden units of a head, R reach of the prior.
+Legend: see `speechattn.attention.location`; C filters, L their length, I inner units of a head,
+R reach of the prior.
 """
 
 import math
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, pad
 
-from speechattn.attention.cross import Heard
+from speechattn.attention.cross import CrossState
 from speechattn.attention.location import LocationCrossAttention
 
-# A frame that the prior does not reach is as likely as this, not impossible; the published
-# implementations have the same number, the paper says only that the logarithm is clipped.
+# The prior of frames out of its reach; published implementations have the same number, the paper
+# says only that the logarithm is clipped.
 MIN_PRIOR = 1e-6
 
 
 def beta_binomial(count: int, alpha: float, beta: float) -> Tensor:
-    """Probabilities of 0..count under the beta-binomial distribution, (count + 1,) float32."""
+    """Return the beta-binomial probabilities of 0..count, (count + 1,) float32."""
     k = torch.arange(count + 1, dtype=torch.float64)
     n, a, b = (torch.tensor(float(x), dtype=torch.float64) for x in (count, alpha, beta))
 
@@ -31,17 +31,16 @@ def beta_binomial(count: int, alpha: float, beta: float) -> Tensor:
 
 
 class DynamicConvolutionCrossAttention(LocationCrossAttention):
-    """Each head's weights follow from those of the token before:
+    """Attention with each head's weights computed from those of the token before:
 
         e_u = v . tanh(U f + T g + b) + log(P * a_{u-1}),   a_u = softmax(e_u)
 
-    with f the last alignment under learnt filters, g under filters made from the token's state, and
-    P a causal prior that moves forward by at most R frames. The first token comes from a peak at
-    frame 0. Tokens are a loop, of which the backward pass keeps the alignments alone.
+    with f the last alignment under learnt filters, g under filters computed from the token's state,
+    and P a causal prior that moves forward by at most R frames. The first token starts from a peak
+    at frame 0. Tokens are a loop, of which the backward pass keeps only the alignments.
 
-    Where the paper and we part: one set of filters and energies a head; and the prior, 11 taps of
-    mean 1 for a step of a text's reader, here has R + 1 with the same shape, for a token may be a
-    pause away.
+    Differences from the paper: one set of filters and energies per head; and the prior, there 11
+    taps of mean 1, has R + 1 taps of the same shape, since a token may be a pause away.
 
     Time O(T) for each token over T frames.
 
@@ -50,13 +49,13 @@ class DynamicConvolutionCrossAttention(LocationCrossAttention):
         memory_size: width of the memory.
         heads: H, divides D.
         dropout: of the weights, where values are summed.
-        filters: C, static ones and as many dynamic ones.
+        filters: C static ones, and as many dynamic ones.
         filter_length: L, odd, in frames.
-        reach: R, the most frames that the prior takes a token forward.
+        reach: R, the largest move of the prior in frames.
         alpha: of the beta-binomial prior; with beta, the mean move is R * alpha / (alpha + beta).
         beta: of the prior.
-        units: A; the paper has 128 for its one head.
-        hidden: units of the layer that reads a token's state; 0 for D.
+        units: I; the paper has 128 for its one head.
+        hidden: units of the layer over a token's state; 0 for D.
     """
 
     def __init__(
@@ -65,6 +64,7 @@ class DynamicConvolutionCrossAttention(LocationCrossAttention):
         memory_size: int,
         heads: int,
         dropout: float = 0.0,
+        *,
         filters: int = 8,
         filter_length: int = 21,
         reach: int = 50,
@@ -73,7 +73,7 @@ class DynamicConvolutionCrossAttention(LocationCrossAttention):
         units: int = 32,
         hidden: int = 0,
     ):
-        super().__init__(width, memory_size, heads, dropout, hidden)
+        super().__init__(width, memory_size, heads, dropout, hidden=hidden)
         name = type(self).__name__
         if filters < 1 or filter_length < 1 or filter_length % 2 == 0:
             raise ValueError(
@@ -101,31 +101,31 @@ class DynamicConvolutionCrossAttention(LocationCrossAttention):
         self.prior: Tensor
         self.register_buffer("prior", prior, persistent=False)
 
-    def read(self, x: Tensor) -> Tensor:
-        """The dynamic filters, (..., H * L * C)."""
+    def parameters_of(self, x: Tensor) -> Tensor:
+        """Return the dynamic filters, (..., H * L * C)."""
         raw = self.dynamic(self.hidden(x).tanh())
         return raw.to(torch.promote_types(raw.dtype, torch.float32))
 
-    def begin(self, count: int, values: Tensor) -> Heard:
+    def begin(self, count: int, values: Tensor) -> CrossState:
         dtype = torch.promote_types(values.dtype, torch.float32)
         peak = values.new_zeros(count, self.heads, values.size(2), dtype=dtype)
         peak[..., 0] = 1.0
         return (peak,)
 
     def advance(
-        self, said: Tensor, heard: Heard, mask: Tensor | None, frames: int
-    ) -> tuple[Tensor, Heard]:
-        with torch.autocast(said.device.type, enabled=False):
-            energy = self._energy(said, heard[0].to(said.dtype))
+        self, parameters: Tensor, state: CrossState, mask: Tensor | None, frames: int
+    ) -> tuple[Tensor, CrossState]:
+        with torch.autocast(parameters.device.type, enabled=False):
+            energy = self._energy(parameters, state[0].to(parameters.dtype))
         if mask is not None:
             energy = energy.masked_fill(~mask[:, None], -math.inf)
         weights = energy.softmax(-1)
         return weights, (weights,)
 
-    def _energy(self, said: Tensor, last: Tensor) -> Tensor:
-        """Dynamic filters (n, H * L * C) and the last alignment (n, H, T) -> (n, H, T)."""
-        n, dtype, side = len(said), said.dtype, self.filter_length // 2
-        dynamic = said.view(n, self.heads, self.filter_length, self.filters)
+    def _energy(self, dynamic: Tensor, last: Tensor) -> Tensor:
+        """Score frames by dynamic filters (n, H * L * C) and the last alignment (n, H, T)."""
+        n, dtype, side = len(dynamic), dynamic.dtype, self.filter_length // 2
+        dynamic = dynamic.view(n, self.heads, self.filter_length, self.filters)
         static = self.static.to(dtype).expand_as(dynamic)
         windows = pad(last, (side, side)).unfold(2, self.filter_length, 1)  # (n, H, T, L)
         found = windows @ torch.cat([static, dynamic], -1)  # (n, H, T, 2C)

@@ -1,7 +1,6 @@
 """Latent attention over tokens, compressed along time too (MTLA, 2505.13544).
 
-Legend: B utterances, K hypotheses of an utterance, N sequences, U tokens, M nodes, D width,
-H heads, Dh = D / H, r width of a latent, R channels with rotary positions, s stride.
+Legend: see `speechattn.attention`; r width of a latent, R channels with rotary positions, s stride.
 """
 
 import torch
@@ -14,23 +13,22 @@ from speechattn.attention.token_softmax import shared_heads
 
 
 class LatentTokenAttention(TokenAttention):
-    """Causal attention whose cache is one latent for each s tokens, shared by all heads.
+    """Causal attention with one cached latent for every s tokens, shared by all heads.
 
-    A token u becomes a latent c_u of r channels, from which each head makes its keys and values
+    A token u becomes a latent c_u of r channels, from which each head computes its keys and values
     (multi-head latent attention, DeepSeek-V2, 2405.04434, section 2.1). The s tokens of a group
     are merged into one (2505.13544, section 4):
 
         m_j = sum of w_u c_u over the tokens u of group j so far,
         w_u = sigmoid(merge_position(e_j) . merge_latent(c_u)),
 
-    e_j being sinusoids of the group's index, from 0. A token sees the groups that are complete,
-    and its own as far as it has come: training sees that by the stride-aware mask, where position
-    n is visible to m if n = m, or if n < m is the last of a group. A group that goes on takes the
-    place of what it was, so t tokens take ceil(t / s) places.
+    e_j being sinusoids of the group's index, from 0. A token sees complete groups, and its own up
+    to itself: in training by the stride-aware mask, where position n is visible to m if n = m, or
+    if n < m is the last of a group. A longer group replaces the shorter one in the cache, so t
+    tokens take ceil(t / s) places.
 
-    What the paper leaves open: latents are layer-normalised and the two layers of the merge have
-    r / 4 outputs, as in the authors' code; queries are not compressed (their default). Stride 1
-    merges nothing, so there are no weights, and it is plain latent attention.
+    As in the authors' code latents are layer-normalised, the two layers of the merge have r / 4
+    outputs, and queries are not compressed. Stride 1 merges nothing and is plain latent attention.
 
     Time O(U^2) for U tokens, a step O(U / s).
 
@@ -40,9 +38,9 @@ class LatentTokenAttention(TokenAttention):
         dropout: of the attention weights.
         rank: r, even; 0 for 4 * Dh as in the paper.
         stride: s.
-        rotary: R, even: queries and keys get so many more channels, turned by the token's
-            position, a group's by that of its last token (decoupled rotary positions, section
-            4.4; the paper has Dh / 2). 0 for none, since a decoder's embeddings hold positions.
+        rotary: R, even: further channels of queries and keys, rotated by the token's position, a
+            group's by that of its last token (decoupled rotary positions, section 4.4; the paper
+            has Dh / 2). 0 for none: a decoder's embeddings hold positions.
     """
 
     def __init__(
@@ -50,6 +48,7 @@ class LatentTokenAttention(TokenAttention):
         width: int,
         heads: int,
         dropout: float = 0.0,
+        *,
         rank: int = 0,
         stride: int = 2,
         rotary: int = 0,
@@ -131,11 +130,11 @@ class LatentTokenAttention(TokenAttention):
         return self.output(y.flatten(2)), (cache,)
 
     def _read(self, x: Tensor, depth: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of tokens (N, U, D), so many before each, (U,), (1,) or (N, U), below `longest`.
+        """Project tokens (N, U, D) at positions `depth`, (U,), (1,) or (N, U), below `longest`.
 
         Returns:
-            Queries (N, U, H, Dh + R), latents (N, U, r), weighted where they are to be merged, and
-            their turned channels (N, U, R).
+            Queries (N, U, H, Dh + R), latents (N, U, r), weighted where they are merged, and
+            rotated channels (N, U, R).
         """
         q = self.query(x).unflatten(2, (self.heads, -1))
         latent, turned = self.latent(x).split([self.rank, self.rotary], 2)
@@ -153,13 +152,13 @@ class LatentTokenAttention(TokenAttention):
         return q, latent, turned
 
     def _visible(self, depth: Tensor) -> Tensor:
-        """The stride-aware mask without its causal half: (U,) -> (U, U), (B, M) -> (B, M, M)."""
+        """Return the stride-aware mask, not causal: (U,) -> (U, U), (B, M) -> (B, M, M)."""
         last = (depth + 1) % self.stride == 0
         own = torch.eye(depth.size(-1), dtype=torch.bool, device=depth.device)
         return last[..., None, :] | own
 
     def _expanded(self, q: Tensor, latent: Tensor, turned: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention with the keys and values of each head; causal without a mask."""
+        """Attend with the keys and values of each head; causal without a mask."""
         k, v = (linear(latent, up.flatten(0, 1)) for up in (self.key, self.value))
         k, v = k.unflatten(2, (self.heads, -1)), v.unflatten(2, (self.heads, -1))
         if self.rotary:
@@ -177,7 +176,7 @@ class LatentTokenAttention(TokenAttention):
 
 
 def turn(x: Tensor, at: Tensor) -> Tensor:
-    """Rotary positions of any tokens, as `rotary.rotate` has them of one after the other.
+    """Rotate channels by the positions of tokens in any order; see `rotary.rotate`.
 
     Args:
         x: (..., R), R even.

@@ -9,7 +9,7 @@ from speechattn.dropout import Dropout
 
 
 def relative_positions(frames: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """Sinusoids of every distance i - j between a query i and a key j.
+    """Return the sinusoids of every distance i - j between a query i and a key j.
 
     Args:
         frames: T, frames in the sequence, at least 1.
@@ -17,8 +17,8 @@ def relative_positions(frames: int, width: int, device: torch.device | str = "cp
         device: where to build them.
 
     Returns:
-        (2T-1, D) float32; row r holds the distance i - j = T-1-r: the keys furthest to the left
-        come first. Sines in the even columns, cosines in the odd ones, as in ESPnet's "latest".
+        (2T-1, D) float32; row r is the distance i - j = T-1-r. Sines in the even columns, cosines
+        in the odd ones, as in ESPnet's "latest".
     """
     distance = torch.arange(frames - 1, -frames, -1.0, device=device)  # (2T-1,)
     rate = torch.exp(torch.arange(0, width, 2.0, device=device) * -(math.log(10000.0) / width))
@@ -27,10 +27,10 @@ def relative_positions(frames: int, width: int, device: torch.device | str = "cp
 
 
 class RelativePositions(nn.Module):
-    """Scales the input by sqrt(D) and hands out the sinusoids that go with its length.
+    """Scaling of the input by sqrt(D), and the sinusoids of its length.
 
-    Equal to ESPnet's `RelPositionalEncoding` (the scale keeps the embedding's size next to the
-    initial weights, 1706.03762 section 3.4). The table is built once and grows on demand.
+    Equal to ESPnet's `RelPositionalEncoding` (scale: 1706.03762, section 3.4). The table is built
+    once and grows on demand.
 
     Args:
         width: D, even.

@@ -1,17 +1,14 @@
-"""Rotary positions (RoFormer, 2104.09864, section 3.2).
-
-Legend: B utterances, T frames, H heads, Dh width of a head.
-"""
+"""Rotary positions (RoFormer, 2104.09864, section 3.2)."""
 
 import torch
 from torch import Tensor
 
 
 def rotate(x: Tensor, start: int = 0) -> Tensor:
-    """Turn each pair of channels of a frame by an angle in proportion to the frame's index.
+    """Rotate each pair of channels of a frame by an angle in proportion to the frame's index.
 
-    The product of two turned vectors depends on the distance of their frames alone. Channel r goes
-    with r + Dh/2, and the angle is the index times 10000^(-2r/Dh).
+    The product of two rotated vectors depends only on the distance of their frames. Channel r is
+    paired with r + Dh/2, and the angle is the index times 10000^(-2r/Dh).
 
     Args:
         x: (B, T, H, Dh), Dh even.

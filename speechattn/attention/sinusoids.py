@@ -7,11 +7,7 @@ from torch import Tensor
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """Sines in the even columns, cosines in the odd ones.
-
-    Returns:
-        (length, width) float32.
-    """
+    """Return (length, width) float32, sines in the even columns, cosines in the odd ones."""
     position = torch.arange(length, dtype=torch.float32)[:, None]
     rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(1e4) / width))
     table = torch.empty(length, width)
@@ -21,7 +17,7 @@ def sinusoids(length: int, width: int) -> Tensor:
 
 
 def grown(table: Tensor, length: int, device: torch.device) -> Tensor:
-    """A table of `sinusoids` on a device, twice as long as asked for where it was too short."""
+    """Return a table of `sinusoids` on a device, twice the length asked for if it was too short."""
     if length <= table.size(0) and table.device == device:
         return table
     with torch.inference_mode(False):  # kept, so training has to be able to use it

@@ -1,7 +1,6 @@
 """Softmax attention with its usual options: heads, positions, norms and a gate.
 
-Legend: B utterances, T frames, D width, H heads, Hq heads of queries, Hkv heads of keys and values,
-Dh = D / H width of a head.
+Legend: see `speechattn.attention`; Hq heads of queries.
 """
 
 from typing import Literal
@@ -9,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from speechattn.attention.base import SelfAttention
+from speechattn.attention.base import SelfAttention, check_heads
 from speechattn.attention.cache import AttentionCache
 from speechattn.attention.rotary import rotate
 from speechattn.dropout import Dropout
@@ -21,8 +20,16 @@ Gate = Literal["none", "head", "channel"]
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """2^(-8/H), 2^(-16/H), ..., 2^-8 (ALiBi, 2108.12409, section 3), (H,) float32."""
-    return 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)
+    """Return the slopes of ALiBi (2108.12409, section 3), (H,) float32.
+
+    2^(-8/H), 2^(-16/H), ..., 2^-8 for a power of two. For other numbers, as in the authors' code,
+    the slopes of the next lower power P come first, then every second one of 2P.
+    """
+    power = 1 << (heads.bit_length() - 1)
+    slopes = 2.0 ** (-8.0 * torch.arange(1, power + 1) / power)
+    if power == heads:
+        return slopes
+    return torch.cat((slopes, alibi_slopes(2 * power)[::2][: heads - power]))
 
 
 class SoftmaxSelfAttention(SelfAttention):
@@ -31,8 +38,8 @@ class SoftmaxSelfAttention(SelfAttention):
     With its defaults it is multi-head attention with rotary positions (RoFormer, 2104.09864).
     Fewer heads of keys and values are grouped-query (2305.13245) or, with one, multi-query
     attention (1911.02150): the cache shrinks. Fewer heads of queries are sparse-query attention
-    (2510.01817): the scores cost less. Hybrid positions (2501.18795) are layers with `rotary` and
-    layers with `none`, one beside the other in the encoder's list.
+    (2510.01817): the scores cost less. Hybrid positions (2501.18795) are an encoder's list of
+    layers with `rotary` and layers with `none`.
 
     Time O(T^2) for T frames, memory O(T).
 
@@ -42,12 +49,12 @@ class SoftmaxSelfAttention(SelfAttention):
         dropout: of the attention weights.
         query_heads: Hq, at most H; 0 for H.
         kv_heads: Hkv, divides Hq; 0 for Hq.
-        positions: `rotary`; `alibi`, scores fall in proportion to the distance (2108.12409, whose
-            slopes are for the past alone: here the same to both sides); or `none`.
-        normalise: queries and keys of a head to unit root mean square, times a learnt scale a
+        positions: `rotary`; `alibi`, scores fall in proportion to the distance (2108.12409, which
+            is causal; here the same slopes to both sides); or `none`.
+        normalise: queries and keys of a head to unit root mean square, times a learnt scale per
             channel (QK-norm, 2010.04245 as in 2501.18795).
-        gate: what comes out of attention times the sigmoid of a projection of the input (Gated
-            Attention, 2505.06708, place G1): a gate for each `head`, or for each `channel` of it.
+        gate: multiply the output by the sigmoid of a projection of the input (Gated Attention,
+            2505.06708, place G1): one gate per `head`, or per `channel` of it.
     """
 
     patterns = ("noncausal self", "causal self")
@@ -57,6 +64,7 @@ class SoftmaxSelfAttention(SelfAttention):
         width: int,
         heads: int,
         dropout: float = 0.0,
+        *,
         query_heads: int = 0,
         kv_heads: int = 0,
         positions: Positions = "rotary",
@@ -65,9 +73,7 @@ class SoftmaxSelfAttention(SelfAttention):
     ):
         super().__init__()
         name = type(self).__name__
-        if width % heads or (positions == "rotary" and width % (2 * heads)):
-            parts = "even parts" if positions == "rotary" else "equal parts"
-            raise ValueError(f"{name}: {heads} heads do not cut width {width} into {parts}")
+        check_heads(name, width, heads, positions == "rotary")
         self.query_heads = query_heads or heads
         self.kv_heads = kv_heads or self.query_heads
         if not 0 < self.query_heads <= heads:
@@ -113,15 +119,15 @@ class SoftmaxSelfAttention(SelfAttention):
             k,
             v,
             lengths,
-            chunks,
-            self.dropout.p if self.training else 0.0,
+            chunks=chunks,
+            dropout=self.dropout.p if self.training else 0.0,
             query_lengths=lengths,
             slopes=self.slopes,
         )
         return self._merge(y, x)
 
     def init_state(self, batch: int) -> AttentionCache:
-        """The cache of B streams that have not begun, Hkv heads in it."""
+        """Return the empty cache of B streams, with Hkv heads."""
         nothing = self.query.weight.new_zeros(batch, 0, self.kv_heads, self.head_width)
         return AttentionCache(nothing, nothing)
 
@@ -133,7 +139,7 @@ class SoftmaxSelfAttention(SelfAttention):
         return self._merge(y, x), cache
 
     def _project(self, x: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, T, Hq, Dh), keys and values (B, T, Hkv, Dh) of frames from `first` on."""
+        """Return queries (B, T, Hq, Dh), keys and values (B, T, Hkv, Dh) from index `first` on."""
         q, k, v = (
             f(x).unflatten(-1, (-1, self.head_width)) for f in (self.query, self.key, self.value)
         )
@@ -144,7 +150,7 @@ class SoftmaxSelfAttention(SelfAttention):
         return q, k, v
 
     def _merge(self, y: Tensor, x: Tensor) -> Tensor:
-        """The heads' (B, T, Hq, Dh), gated by the input (B, T, D), to (B, T, D)."""
+        """Gate (B, T, Hq, Dh) by the input (B, T, D) and project to (B, T, D)."""
         if self.gate is not None:
             gate = self.gate(x).sigmoid()
             y = y * gate.unflatten(-1, (self.query_heads, -1))  # (B, T, Hq, 1 or Dh)

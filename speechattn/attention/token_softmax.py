@@ -1,7 +1,6 @@
 """Softmax attention over tokens, with fewer heads of keys and values if need be.
 
-Legend: B utterances, K hypotheses of an utterance, N sequences, U tokens, M nodes, D width,
-H heads, Hkv heads of keys and values, G = H / Hkv heads that share keys, Dh = D / H.
+Legend: see `speechattn.attention`; G = H / Hkv heads that share keys.
 """
 
 import torch
@@ -12,10 +11,10 @@ from speechattn.attention.decoder_base import Cache, Growth, TokenAttention
 
 
 def shared_heads(name: str, width: int, heads: int, kv_heads: int) -> int:
-    """Hkv of an option where 0 stands for H.
+    """Return Hkv, of an option where 0 stands for H.
 
     Raises:
-        ValueError: the heads do not go with the width or with each other.
+        ValueError: the heads do not divide the width, or Hkv does not divide H.
     """
     if heads < 1 or width % heads:
         raise ValueError(f"{name}: {heads} heads do not cut width {width} into equal parts")
@@ -39,7 +38,7 @@ class SoftmaxTokenAttention(TokenAttention):
         kv_heads: Hkv, divides H; 0 for H.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, kv_heads: int = 0):
+    def __init__(self, width: int, heads: int, dropout: float = 0.0, *, kv_heads: int = 0):
         super().__init__()
         self.heads = heads
         self.kv_heads = shared_heads(type(self).__name__, width, heads, kv_heads)
@@ -70,12 +69,12 @@ class SoftmaxTokenAttention(TokenAttention):
         return self._over(q, k, v, growth.path), (k, v)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (N, U, H, Dh), keys and values (N, U, Hkv, Dh)."""
+        """Return queries (N, U, H, Dh), keys and values (N, U, Hkv, Dh)."""
         heads = self.project(x).unflatten(2, (-1, self.head_width))
         return heads.split([self.heads, self.kv_heads, self.kv_heads], 2)
 
     def _over(self, q: Tensor, k: Tensor, v: Tensor, path: Tensor) -> Tensor:
-        """Queries (B, K, H, Dh) over nodes (B, M, Hkv, Dh) by a path (B, K, M) -> (B, K, D)."""
+        """Attend from (B, K, H, Dh) to nodes (B, M, Hkv, Dh) by a path (B, K, M) -> (B, K, D)."""
         b, n = q.shape[:2]
         q, mask = q.transpose(1, 2), path[:, None]
         groups = self.heads // self.kv_heads

@@ -209,7 +209,7 @@ def augment_sheet(
     from speechattn.config import build
     from speechattn.data.augment import SpeedPerturb
     from speechattn.data.augment.sheet import write_augment_sheet
-    from speechattn.data.batches.datamodule import DataOptions
+    from speechattn.data.batches import DataOptions
     from speechattn.data.crops.store import CropStore
 
     sections = read_config(config, overrides)
@@ -240,7 +240,7 @@ def tokens(
     """
     from lhotse import CutSet
 
-    from speechattn.data.tokenizers.tokenizer import build_tokenizer
+    from speechattn.data.tokenizers import build_tokenizer
 
     texts = [s.text for cut in CutSet.from_file(cuts) for s in cut.supervisions]
     tokenizer = build_tokenizer(texts, kind, vocab_size)
@@ -256,7 +256,7 @@ def import_tokens(units: Path, *, output: Path, bpe_model: Path | None = None) -
         output: folder for the tokenizer.
         bpe_model: SentencePiece model that cuts texts into the units (default: characters).
     """
-    from speechattn.data.tokenizers.tokenizer import read_token_list
+    from speechattn.data.tokenizers import read_token_list
     from speechattn.importing.tokens import make_tokenizer
 
     tokenizer = make_tokenizer(read_token_list(units), bpe_model)
@@ -272,7 +272,7 @@ def align(cuts: tuple[Path, ...], *, tokens: Path, output: Path) -> None:
         tokens: folder of the tokenizer.
         output: folder for the aligned cuts.
     """
-    from speechattn.data.tokenizers.tokenizer import Tokenizer
+    from speechattn.data.tokenizers import Tokenizer
     from speechattn.training.aligner import align
 
     align(cuts[0], cuts[1:], Tokenizer.load(tokens), output)

@@ -78,7 +78,7 @@ def graph(
         min_count: leave out n-grams of three words and more that occur less often.
         topology: of CTC; the modified one needs no blank between equal units.
     """
-    from speechattn.data.tokenizers.tokenizer import Tokenizer
+    from speechattn.data.tokenizers import Tokenizer
     from speechattn.decoding.fst.build import build_graph
     from speechattn.decoding.fst.lexicon import Lexicon, most_frequent
     from speechattn.lm.texts import read_texts

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from speechattn.attention import SoftmaxCrossAttention, SoftmaxTokenAttention
 from speechattn.attention.decoder_base import Growth
 from speechattn.attention.positions import RelativePositions, relative_positions
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.deploy.exported import ENCODER, FRONTEND, START, STEP
 from speechattn.deploy.replacement import replace_modules

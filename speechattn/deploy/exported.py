@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoders import BidirectionalDecoder, Decoder, DecoderState
 from speechattn.decoders.tree import TokenTree
 from speechattn.errors import ConfigError, missing_extra

@@ -1,7 +1,4 @@
-"""Delay-penalised CTC by k2, whose definition it is.
-
-Legend: B items, T frames, U tokens, V units.
-"""
+"""Delay-penalised CTC by k2, whose definition it is. Legend: see `speechattn.kernels`."""
 
 import torch
 from torch import Tensor
@@ -14,11 +11,12 @@ def ctc_losses(
     lengths: Tensor,
     tokens: Tensor,
     token_lengths: Tensor,
+    *,
     delay_penalty: float = 0.0,
     modified: bool = False,
     beam: float = 1e9,
 ) -> Tensor:
-    """`speechattn.losses.delay_penalised_ctc_loss` by `k2.ctc_loss`.
+    """Compute `speechattn.losses.delay_penalised_ctc_loss` by `k2.ctc_loss`.
 
     Args:
         log_probs: (B, T, V), blank at 0.
@@ -27,7 +25,7 @@ def ctc_losses(
         token_lengths: (B,).
         delay_penalty: for each frame that a token is later.
         modified: equal tokens need no blank between them.
-        beam: what is this much worse than the best is left out; k2 uses 10 by default.
+        beam: paths this much worse than the best are pruned; k2's default is 10.
 
     Returns:
         (B,), infinite for an item too short for its text.

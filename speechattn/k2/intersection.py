@@ -36,7 +36,7 @@ class Columns:
 
 
 class Intersection:
-    """A graph that frames are read over.
+    """A graph to intersect with frames.
 
     Args:
         graph: every arc reads a frame.
@@ -75,17 +75,17 @@ class Intersection:
         min_active: int = 30,
         max_active: int = 10000,
     ) -> list[Columns]:
-        """What is kept of each recording, in which every arc but the last reads a frame.
+        """Return the pruned lattice of each recording, whose arcs all read a frame.
 
         Args:
             scores: of each recording (T, V) log-probabilities, T > 0.
-            search_beam: partial paths that are this much worse than the best are dropped.
-            output_beam: paths that are this much worse than the best are no part of the lattice.
+            search_beam: partial paths this much worse than the best are pruned.
+            output_beam: paths this much worse than the best are left out of the lattice.
             min_active: states that are kept in a frame whatever their scores.
             max_active: states that are kept in a frame at most.
 
         Returns:
-            For each recording its lattice, without arcs where every path was lost.
+            A lattice for each recording, without arcs where every path was pruned.
         """
         lengths = [len(s) for s in scores]
         order = sorted(range(len(scores)), key=lambda i: -lengths[i])  # k2 wants it so
@@ -104,7 +104,7 @@ class Intersection:
 
 
 def _columns(fsa) -> Columns:
-    """A lattice without k2's last state, into which arcs of label -1 lead."""
+    """Convert a lattice, without k2's last state, into which arcs of label -1 lead."""
     arcs = fsa.arcs.values().numpy()
     source, target, label = arcs[:, 0], arcs[:, 1], arcs[:, 2]
     score, graph = fsa.scores.detach().numpy(), fsa.graph_score.numpy()

@@ -1,4 +1,4 @@
-"""k2 itself."""
+"""Import of k2."""
 
 from typing import Any
 
@@ -6,17 +6,17 @@ from speechattn.errors import ConfigError
 
 
 def library() -> Any:
-    """The module k2.
+    """Return the module k2.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: it is not installed.
     """
     try:
         import k2
     except ImportError as error:
         raise ConfigError(
-            f"this needs k2 ({error}): take the wheel for your torch from k2's own wheel index "
-            "(k2-fsa.github.io/k2), for the one of the package index goes with Python 3.10 and "
-            "torch 1.13 only; or do without, as is the default"
+            f"k2 is not installed ({error}): take the wheel for your torch from k2's index "
+            "(k2-fsa.github.io/k2); the one on PyPI needs Python 3.10 and torch 1.13. k2 is needed "
+            "only where a setting names it"
         ) from error
     return k2

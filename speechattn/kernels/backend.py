@@ -1,4 +1,4 @@
-"""Which way of computing an operation runs where."""
+"""The choice between the implementations of an operation."""
 
 import functools
 import importlib.util
@@ -12,8 +12,8 @@ Backend = Literal["reference", "torch", "triton"]
 
 VARIABLE = "SPEECHATTN_KERNELS"
 _KNOWN: tuple[Backend, ...] = ("reference", "torch", "triton")
-# Operations with a Triton kernel, and the widest heads that it takes: wider ones would not fit
-# into the registers and the shared memory of a GPU. None for what has no heads.
+# Operations with a Triton kernel, and the widest heads that fit into the registers and the shared
+# memory of a GPU. None for operations without heads.
 _WIDEST = {
     "attention": 256,
     "block_sparse_attention": 256,
@@ -29,21 +29,21 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def choose(
     device: torch.device | str, operation: str | None = None, heads: Tensor | None = None
 ) -> Backend:
-    """The way to compute on a device.
+    """Return the implementation to use on a device.
 
     `triton` on NVIDIA GPUs from Ampere on where Triton is installed, for operations that have a
-    kernel; else `torch`. The environment variable SPEECHATTN_KERNELS forces one, of which `triton`
-    stands for `torch` where an operation has no kernel, or none for these heads. On a CPU,
-    `triton` wants TRITON_INTERPRET=1.
+    kernel; else `torch`. The environment variable SPEECHATTN_KERNELS forces one; `triton` then
+    still means `torch` for operations, or heads, without a kernel. On a CPU, `triton` requires
+    TRITON_INTERPRET=1.
 
     Args:
-        device: where the tensors are.
-        operation: the name of its file; left out, it has no kernel.
-        heads: (..., Dh) any of the heads it is for: kernels take float32 and halves, and no heads
-            of any width.
+        device: of the tensors.
+        operation: its name; None for one without a kernel.
+        heads: (..., Dh), an operand: kernels take float32 and half precision, and heads up to a
+            width.
 
     Raises:
-        ValueError: the variable names something that does not exist, or cannot run here.
+        ValueError: the variable has an unknown value, or one that cannot run here.
     """
     forced = os.environ.get(VARIABLE)
     if forced and forced not in _KNOWN:
@@ -59,7 +59,7 @@ def choose(
 
 
 def _has_kernel(operation: str | None, heads: Tensor | None) -> bool:
-    """Whether these heads of an operation have one."""
+    """Return whether there is a kernel of the operation for these heads."""
     if operation not in _WIDEST:
         return False
     return heads is None or (heads.dtype in _DTYPES and heads.shape[-1] <= _WIDEST[operation])
@@ -72,14 +72,14 @@ def _installed() -> bool:
 
 @functools.cache
 def _fit_gpu(device: torch.device) -> bool:
-    """Whether Triton kernels run here unasked: their products want Ampere's tensor cores."""
+    """Return whether Triton kernels are the default here: on tensor cores from Ampere on."""
     if device.type != "cuda" or torch.version.hip or not torch.cuda.is_available():
         return False
     return _installed() and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _require_triton(device: torch.device) -> None:
-    """Say what `triton` would need."""
+    """Raise ValueError where `triton` cannot run."""
     if not _installed():
         raise ValueError(f"{VARIABLE}=triton: Triton is not installed (pip install triton)")
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":

@@ -1,4 +1,4 @@
-"""One dtype for all operands of a kernel, whatever autocast says."""
+"""One dtype for all operands of a kernel, under autocast too."""
 
 import torch
 from torch import Tensor

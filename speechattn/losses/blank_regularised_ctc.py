@@ -13,7 +13,7 @@ a score of an arc and is not normalised: with it the loss is no longer the log o
 from torch import Tensor
 
 from speechattn.kernels.lattice.ctc import ctc
-from speechattn.kernels.lattice.max_duration_ctc import capped_ctc
+from speechattn.kernels.lattice.max_duration_ctc import max_duration_ctc
 from speechattn.losses.criterion import CtcCriterion
 from speechattn.losses.ranges import check_range
 
@@ -51,7 +51,15 @@ def blank_regularised_ctc_loss(
     if max_repeats is None:
         loss = ctc(log_probs, lengths, tokens, token_lengths, repeat_score=score, modified=modified)
     else:
-        loss = capped_ctc(log_probs, lengths, tokens, token_lengths, max_repeats, score, modified)
+        loss = max_duration_ctc(
+            log_probs,
+            lengths,
+            tokens,
+            token_lengths,
+            max_repeats=max_repeats,
+            repeat_score=score,
+            modified=modified,
+        )
     return loss.masked_fill(loss.isposinf(), 0.0) if zero_infinity else loss
 
 

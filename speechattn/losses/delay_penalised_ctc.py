@@ -53,7 +53,9 @@ def delay_penalised_ctc_loss(
     if delay_penalty:
         frames = torch.arange(log_probs.shape[1], device=lengths.device)
         first_scores = -delay_penalty * (frames - lengths[:, None] // 2).double()
-    loss = ctc(log_probs, lengths, tokens, token_lengths, first_scores, modified=modified)
+    loss = ctc(
+        log_probs, lengths, tokens, token_lengths, first_scores=first_scores, modified=modified
+    )
     return loss.masked_fill(loss.isposinf(), 0.0) if zero_infinity else loss
 
 
@@ -90,5 +92,10 @@ class DelayPenalisedCTC(CtcCriterion):
     ) -> Tensor:
         compute = ctc_losses if self.backend == "k2" else delay_penalised_ctc_loss
         return compute(
-            log_probs, lengths, tokens, token_lengths, self.delay_penalty, modified=self.modified
+            log_probs,
+            lengths,
+            tokens,
+            token_lengths,
+            delay_penalty=self.delay_penalty,
+            modified=self.modified,
         )

@@ -42,7 +42,7 @@ class LatticeFreeMmi(CtcCriterion):
         self.ctc_share = ctc_share
         self.vocab_size = loaded.vocab_size
         try:
-            self._graph = GraphMatrices.of(loaded.arcs)
+            self._graph = GraphMatrices.from_arcs(loaded.arcs)
         except ValueError as error:
             raise ConfigError(f"{graph}: {error}") from error
 

@@ -59,7 +59,14 @@ class FullTransducerLoss(nn.Module):
         """
         predicted = head.predict(tokens)  # (B, U + 1, P)
         logits = head.joiner(hidden[:, :, None], predicted[:, None])  # (B, T, U + 1, V)
-        loss = transducer(logits, lengths, tokens, token_lengths, self.delay_penalty, self.topology)
+        loss = transducer(
+            logits,
+            lengths,
+            tokens,
+            token_lengths,
+            delay_penalty=self.delay_penalty,
+            topology=self.topology,
+        )
         return mean(loss)
 
 
@@ -148,10 +155,10 @@ class PrunedTransducerLoss(nn.Module):
             tokens,
             lengths,
             token_lengths,
-            self.lm_only_scale,
-            self.am_only_scale,
-            delay_penalty,
-            self.topology,
+            lm_only_scale=self.lm_only_scale,
+            am_only_scale=self.am_only_scale,
+            delay_penalty=delay_penalty,
+            topology=self.topology,
         )
         ranges = prune_ranges(px_grad, py_grad, lengths, token_lengths, self.width)  # (B, T, s)
         joiner = head.joiner
@@ -161,7 +168,13 @@ class PrunedTransducerLoss(nn.Module):
         )
         logits = joiner(frames, columns, project=False)  # (B, T, s, V)
         pruned = pruned_transducer(
-            logits, tokens, ranges, lengths, token_lengths, delay_penalty, self.topology
+            logits,
+            tokens,
+            ranges,
+            lengths,
+            token_lengths,
+            delay_penalty=delay_penalty,
+            topology=self.topology,
         )
         return simple, pruned
 

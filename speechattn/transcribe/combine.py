@@ -13,7 +13,8 @@ from rich.progress import track
 from speechattn.config import build
 from speechattn.data.batches.batch import Batch
 from speechattn.data.crops.roi import RoiOptions
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.long_form import LongFormOptions
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import Search
 from speechattn.decoding.config import search_of, search_section
 from speechattn.errors import ConfigError
@@ -25,7 +26,6 @@ from speechattn.model.directory import (
 )
 from speechattn.model.ensemble import Ensemble
 from speechattn.model.speech_model import SpeechModel
-from speechattn.transcribe.long_files import LongFormOptions
 from speechattn.transcribe.recogniser import Recogniser
 from speechattn.transcribe.transcriber import Transcriber
 

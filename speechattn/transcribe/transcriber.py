@@ -8,8 +8,9 @@ import torch
 from speechattn.config import build
 from speechattn.data.batches.batch import Item, collate
 from speechattn.data.crops.roi import RoiOptions
+from speechattn.data.long_form import LongFormOptions
 from speechattn.data.reader import MediaSource, Piece, Source
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import Search
 from speechattn.decoding.config import search_of
 from speechattn.decoding.fusion import read_fusion
@@ -17,7 +18,7 @@ from speechattn.deploy.exported import is_exported, load_exported
 from speechattn.deploy.inference import Precision, Scheme, prepare
 from speechattn.errors import MediaError
 from speechattn.model.directory import load_model, read_config
-from speechattn.transcribe.long_files import LongFormOptions, transcribe_long
+from speechattn.transcribe.long_files import transcribe_long
 from speechattn.transcribe.recogniser import Recogniser
 from speechattn.transcribe.streaming.session import StreamingSession, StreamOptions, StreamUpdate
 from speechattn.transcribe.transcript import Transcript

@@ -78,7 +78,7 @@ def test_dropout_changes_nothing_on_average():
 
 
 def test_chunks_are_refused():
-    with pytest.raises(ValueError, match="AgentSelfAttention: agents are of the whole item"):
+    with pytest.raises(ValueError, match="AgentSelfAttention sees whole sequences"):
         make()(inputs(), LENGTHS, chunks=Chunks(1))
 
 

@@ -1,10 +1,14 @@
 """What holds for every mechanism of self-attention; `cases.py` lists them."""
 
+import inspect
+
 import pytest
 import torch
 
 from speechattn import attention
 from speechattn.attention import SelfAttention, relative_positions
+from speechattn.attention.grouped import GroupedSelfAttention
+from speechattn.attention.strided import StridedSelfAttention
 from speechattn.kernels.backend import VARIABLE
 from speechattn.masks import Chunks, padding_mask
 from tests.attention.cases import CASES, FRAMES, HEADS, WIDTH, Case
@@ -219,6 +223,28 @@ def test_every_mechanism_has_a_case():
         and kind is not SelfAttention
     }
     assert kinds == {case.kind for case in CASES}
+
+
+@pytest.mark.parametrize(
+    "kind", sorted({getattr(attention, c.kind) for c in CASES}, key=str) + [GroupedSelfAttention,
+    StridedSelfAttention]
+)  # fmt: skip
+def test_one_contract(kind):
+    """The same constructor and forward pass for all, so that any may stand in an encoder."""
+    made = list(inspect.signature(kind).parameters.values())
+    assert [p.name for p in made[:3]] == ["width", "heads", "dropout"]
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in made[3:])
+    forward = list(inspect.signature(kind.forward).parameters)
+    assert forward == ["self", "x", "lengths", "positions", "chunks"]
+
+
+@pytest.mark.parametrize("kind", [GroupedSelfAttention, StridedSelfAttention])
+def test_only_whole_sequences(kind):
+    module = kind(WIDTH, HEADS)
+    with pytest.raises(ValueError, match=f"{kind.__name__} sees whole sequences only"):
+        module(inputs(torch.float32), LENGTHS, chunks=CAUSAL)
+    with pytest.raises(NotImplementedError, match=f"{kind.__name__} cannot stream"):
+        module.init_state(2)
 
 
 class Leaky(attention.SoftmaxSelfAttention):

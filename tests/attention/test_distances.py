@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from speechattn.attention import RelativeSelfAttention, distances, relative_positions
-from speechattn.attention.distances import KEPT, KeptDistances, project_distances
+from speechattn.attention.distances import KEPT, DistanceCache, project_distances
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_short_inputs_are_multiplied_as_they_are(monkeypatch, halves):
 
 
 def test_kept_while_nothing_changes():
-    linear, kept = layer(dtype=torch.float32), KeptDistances()
+    linear, kept = layer(dtype=torch.float32), DistanceCache()
     table = relative_positions(300, linear.in_features)
 
     def check(frames: int, again: bool, of: torch.Tensor = table) -> None:
@@ -123,7 +123,7 @@ def test_kept_while_nothing_changes():
 
 
 def test_not_kept_where_gradients_are_wanted():
-    linear, kept = layer(dtype=torch.float32), KeptDistances()
+    linear, kept = layer(dtype=torch.float32), DistanceCache()
     positions = relative_positions(200, linear.in_features)
     for _ in range(2):
         y = kept.project(linear, positions)

@@ -43,7 +43,7 @@ def defined(module, x, causal, temperature):
         if not causal:
             y = y + passed(q.flip(0), k.flip(0), v.flip(0), a.flip(0)).flip(0)
             y = y - (q * k).sum(1, keepdim=True) * v  # a frame gets its own once
-        heads.append(y / (y.square().mean(1, keepdim=True) + 1e-6).sqrt() * module.norm.weight)
+        heads.append(y / (y.square().mean(1, keepdim=True) + 1e-5).sqrt() * module.norm.weight)
     gate = module.gate(x)
     return module.output(gate * gate.sigmoid() * torch.cat(heads, 1))
 

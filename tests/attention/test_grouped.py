@@ -12,7 +12,7 @@ from speechattn.attention.relative import RelativeSelfAttention
 
 def build(width=8, heads=2, group=3):
     torch.manual_seed(0)
-    module = GroupedSelfAttention(width, heads, group).double()
+    module = GroupedSelfAttention(width, heads, group=group).double()
     with torch.no_grad():
         for p in module.parameters():
             if p.dim() == 1:
@@ -155,7 +155,7 @@ def test_empty_item_gives_no_nan():
 
 def test_dropout_in_training_only():
     torch.manual_seed(0)
-    module = GroupedSelfAttention(8, 2, 2, dropout=0.5)
+    module = GroupedSelfAttention(8, 2, group=2, dropout=0.5)
     x, lengths = torch.randn(1, 8, 8), torch.tensor([8])
     assert not torch.equal(module(x, lengths), module(x, lengths))
     module.eval()
@@ -164,4 +164,4 @@ def test_dropout_in_training_only():
 
 def test_refuses_groups_of_nothing():
     with pytest.raises(ValueError, match="at least 1"):
-        GroupedSelfAttention(8, 2, 0)
+        GroupedSelfAttention(8, 2, group=0)

@@ -7,7 +7,7 @@ import torch
 from speechattn.attention import LocalSelfAttention, SoftmaxSelfAttention
 from speechattn.attention.rotary import rotate
 from speechattn.encoders import ConformerEncoder, Encoder
-from speechattn.kernels.attention.window import Window
+from speechattn.kernels.attention.window import AttentionWindow
 from speechattn.masks import Chunks
 from tests.attention.test_conformance import (
     FRAMES,
@@ -31,13 +31,15 @@ def make(**options) -> LocalSelfAttention:
 def test_formula(options, causal):
     """Each query over the keys that its window has, written out for an item."""
     module, x = make(**options), inputs()[:1]
-    window = Window.of(*(options.get(k, 1) for k in ("window", "stride", "dilation")))
+    window = AttentionWindow.from_size(
+        *(options.get(k, 1) for k in ("window", "stride", "dilation"))
+    )
     q, k, v = (f(x).unflatten(-1, (H, -1)) for f in (module.query, module.key, module.value))
     if options.get("rotary", True):
         q, k = rotate(q), rotate(k)
     y, frames = torch.zeros_like(q), torch.arange(FRAMES)
     for i in range(FRAMES):
-        seen = window.seen(torch.tensor(i), frames)
+        seen = window.visible(torch.tensor(i), frames)
         if causal:
             seen = seen & (frames <= i)
         for h in range(H):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from speechattn.attention.positions import RelativePositions, relative_positions
+from speechattn.attention.softmax import alibi_slopes
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
@@ -46,3 +47,15 @@ def test_nothing_to_save():
 def test_odd_width_is_refused():
     with pytest.raises(ValueError, match="even"):
         RelativePositions(7)
+
+
+def test_slopes_of_alibi():
+    """Of no power of two, as in the authors' code: those of 4 heads, then every second of 8."""
+    expected = torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3])
+    assert torch.equal(alibi_slopes(6), expected)
+    assert torch.equal(alibi_slopes(3), torch.tensor([2.0**-4, 2.0**-8, 2.0**-2]))
+    assert torch.equal(alibi_slopes(1), torch.tensor([2.0**-8]))
+    assert torch.equal(alibi_slopes(8), 2.0 ** -torch.arange(1.0, 9.0))
+    twelve = alibi_slopes(12)
+    assert torch.equal(twelve[:8], alibi_slopes(8))
+    assert torch.equal(twelve[8:], 2.0 ** -torch.tensor([0.5, 1.5, 2.5, 3.5]))

@@ -6,12 +6,12 @@ import torch
 from speechattn.attention.positions import relative_positions
 from speechattn.attention.relative import RelativeSelfAttention
 from speechattn.attention.strided import StridedSelfAttention
-from speechattn.kernels.attention.strided_attention import strided_attention
+from speechattn.kernels.attention.strided import strided_attention
 
 
 def pair(stride, width=8, heads=2):
     torch.manual_seed(0)
-    strided = StridedSelfAttention(width, heads, stride).double()
+    strided = StridedSelfAttention(width, heads, stride=stride).double()
     plain = RelativeSelfAttention(width, heads).double()
     plain.load_state_dict(strided.state_dict())
     return strided, plain
@@ -63,7 +63,7 @@ def test_several_tiles(stride):
 def test_dropout_is_drawn_once():
     """The backward pass computes the weights again; it has to drop the same ones."""
     torch.manual_seed(0)
-    module = StridedSelfAttention(8, 2, 2, dropout=0.5).double()
+    module = StridedSelfAttention(8, 2, stride=2, dropout=0.5).double()
     x = torch.randn(1, 300, 8, dtype=torch.double, requires_grad=True)
     lengths, direction = torch.tensor([300]), torch.randn(1, 300, 8, dtype=torch.double)
 
@@ -121,12 +121,15 @@ def test_empty_item_gives_no_nan():
 def test_shapes_that_do_not_go_together(queries, distances):
     q, k, p, bias = (torch.randn(*s, 2, 4) for s in ((1, queries), (1, 11), (distances,), ()))
     if (queries, distances) == (6, 21):
-        assert strided_attention(q, k, k, p, bias, bias, torch.tensor([11]), 2).shape == q.shape
+        assert (
+            strided_attention(q, k, k, p, bias, bias, lengths=torch.tensor([11]), stride=2).shape
+            == q.shape
+        )
         return
     with pytest.raises(ValueError, match="want 6 queries and p of 2T-1 rows"):
-        strided_attention(q, k, k, p, bias, bias, torch.tensor([11]), 2)
+        strided_attention(q, k, k, p, bias, bias, lengths=torch.tensor([11]), stride=2)
 
 
 def test_refuses_a_stride_of_nothing():
     with pytest.raises(ValueError, match="at least 1"):
-        StridedSelfAttention(8, 2, 0)
+        StridedSelfAttention(8, 2, stride=0)

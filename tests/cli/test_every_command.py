@@ -145,7 +145,7 @@ def test_recognition(names, capsys):
 
 
 def test_stream(names, tiny_model, tiny_corpus, capsys):
-    from speechattn.data.tokenizers.tokenizer import Tokenizer
+    from speechattn.data.tokenizers import Tokenizer
     from speechattn.model.directory import build_model, save_model_dir
 
     section = tiny_model("audio")

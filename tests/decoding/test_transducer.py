@@ -132,7 +132,12 @@ def test_a_beam_that_keeps_all_is_the_loss():
             tokens = torch.tensor([h.tokens], dtype=torch.int64)
             logits = head.joiner(hidden[b : b + 1, :n, None], head.predict(tokens)[:, None])
             (loss,) = transducer(
-                logits, lengths[b : b + 1], tokens, torch.tensor([len(h.tokens)]), 0.0, "modified"
+                logits,
+                lengths[b : b + 1],
+                tokens,
+                torch.tensor([len(h.tokens)]),
+                delay_penalty=0.0,
+                topology="modified",
             )
             assert h.score == pytest.approx(-loss.item(), abs=1e-4)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from speechattn import Transcriber
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import CtcGreedySearch, CtcRescoringSearch, JointSearch
 from speechattn.deploy.export import EncoderGraph, export_dir, export_onnx, write
 from speechattn.deploy.exported import OnnxModel, is_exported, load_exported, open_session
@@ -152,7 +152,9 @@ def test_missing_packages(monkeypatch):
         ("onnxruntime", "onnx", lambda: open_session(path)),
     ):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(ConfigError, match=rf"{package} is not.*\[{extra}\].*clone.*\[{extra}\]"):
+        with pytest.raises(
+            ConfigError, match=rf"{package} is not.*\[{extra}\].*clone.*\[{extra}\]"
+        ):
             run()
 
 

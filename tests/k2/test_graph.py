@@ -174,7 +174,8 @@ for seed in range(0, 40, 3):
     lengths = torch.tensor([len(t) for t in texts])
     tokens = torch.tensor([t + [0] * (max(lengths) - len(t)) for t in texts])
     given = torch.from_numpy(c.lengths[order]), tokens, lengths
-    losses = ctc_losses(logits.log_softmax(-1), *given, c.delay_penalty, c.modified)
+    options = {"delay_penalty": c.delay_penalty, "modified": c.modified}
+    losses = ctc_losses(logits.log_softmax(-1), *given, **options)
     (gradient,) = torch.autograd.grad(losses[losses.isfinite()].sum(), logits)
     found.update({f"order{seed}": order, f"losses{seed}": losses.detach().numpy(),
                   f"gradient{seed}": gradient.numpy()})

@@ -91,10 +91,10 @@ def test_pruned_loss_with_all_columns(topology):
         tokens,
         lengths,
         counts,
-        0.25,
-        0.0,
-        0.05,
-        topology,
+        lm_only_scale=0.25,
+        am_only_scale=0.0,
+        delay_penalty=0.05,
+        topology=topology,
     )
     full = FullTransducerLoss(0.05, topology)(head, *batch)
     expected = 0.3 * simple.mean() + full
@@ -112,7 +112,12 @@ def test_pruned_loss_scores_the_windows_alone():
     assert scored == [(4, 12, 3, UNITS)]
     predicted = head.predict(tokens)
     expected, px, py = simple_transducer(
-        head.simple_am(hidden), head.simple_lm(predicted), tokens, lengths, counts, 0.25
+        head.simple_am(hidden),
+        head.simple_lm(predicted),
+        tokens,
+        lengths,
+        counts,
+        lm_only_scale=0.25,
     )
     torch.testing.assert_close(simple, expected)
     ranges = prune_ranges(px, py, lengths, counts, 3)

@@ -256,7 +256,7 @@ def test_killed_run_resumes(tiny_config, train_tiny, tmp_path, monkeypatch):
 @pytest.fixture
 def checkpoints(tmp_path, tiny_config, tiny_corpus):
     """Checkpoints of random models, named as training names them."""
-    from speechattn.data.tokenizers.tokenizer import Tokenizer
+    from speechattn.data.tokenizers import Tokenizer
     from speechattn.model.directory import build_model
 
     size = Tokenizer.load(tiny_corpus.folder / "tokens").vocab_size

@@ -9,13 +9,9 @@ import soundfile
 import torch
 
 from speechattn import Transcriber
+from speechattn.data.long_form import LongFormOptions
 from speechattn.errors import ConfigError, MediaError
-from speechattn.transcribe.long_files import (
-    LongFormOptions,
-    common_step,
-    transcribe_long,
-    windows,
-)
+from speechattn.transcribe.long_files import common_step, transcribe_long, windows
 from speechattn.transcribe.silence import quiet_place
 from speechattn.transcribe.transcript import Span, Transcript
 

@@ -1,1 +1,1 @@
-"""Operations of attention: definition, portable torch, Triton."""
+"""Operations of attention; see `speechattn.kernels`."""

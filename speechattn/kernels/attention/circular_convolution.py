@@ -1,9 +1,8 @@
-"""Values summed up around a circle: each item's frames, the last followed by the first.
+"""Circular correlation of weights and values, each item at its own length.
 
     y_i = sum over j of w_j v_((i + j) mod n),    i, j from 0 to n - 1
 
-for an item of n frames. Legend: B items, T frames, H heads, Dh width of a head, P points of the
-Fourier transform.
+for an item of n frames. Legend: see `speechattn.kernels`; P points of the Fourier transform.
 """
 
 import torch
@@ -15,10 +14,10 @@ from speechattn.masks import padding_mask
 
 
 def circular_convolution(weights: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
-    """Sums of values by weights that stand for distances around an item's own circle.
+    """Sum values by weights for each circular distance.
 
     Args:
-        weights: (B, T, H); what stands beyond an item's frames is not read.
+        weights: (B, T, H); padding is not read.
         values: (B, T, H, Dh); likewise. Half precision is computed in float32.
         lengths: (B,) int64.
 
@@ -37,7 +36,7 @@ def circular_convolution(weights: Tensor, values: Tensor, lengths: Tensor) -> Te
 
 
 def reference(weights: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
-    """The definition; see `circular_convolution`. Takes T^2 time and memory."""
+    """Compute the definition; see `circular_convolution`. Takes T^2 time and memory."""
     rows = []
     for w, v, n in zip(weights, values, lengths.tolist(), strict=True):
         i = torch.arange(n, device=v.device)
@@ -48,26 +47,26 @@ def reference(weights: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
 
 
 def by_fft(weights: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
-    """By fast Fourier transforms of all items together; see `circular_convolution`.
+    """Compute by fast Fourier transforms of all items together; see `circular_convolution`.
 
-    Items have circles of their own, so what is computed is the correlation along a line of
-    P >= 2T points, c_k = sum over j of w_j v_(k + j) for k from 1 - n to n - 1, which is then wound
-    around each circle: y_i = c_i + c_(i - n).
+    As lengths differ, the correlation is linear, over P >= 2T points: c_k = sum over j of
+    w_j v_(k + j) for k from 1 - n to n - 1. Then it is wrapped at each length:
+    y_i = c_i + c_(i - n).
     """
     frames = values.shape[1]
     points = _good_size(2 * frames)
     spectrum = torch.fft.rfft(weights, points, dim=1).conj()[..., None]  # (B, P / 2 + 1, H, 1)
     line = torch.fft.irfft(spectrum * torch.fft.rfft(values, points, dim=1), points, dim=1)
     i = torch.arange(frames, device=values.device)
-    # c_(-n) is 0: where the wind begins nothing is added.
+    # c_(-n) is 0: nothing is added to the first frame.
     before = (i - lengths[:, None]) % points  # (B, T)
-    wound = line.gather(1, before[..., None, None].expand_as(values))
-    y = line[:, :frames] + wound
+    wrapped = line.gather(1, before[..., None, None].expand_as(values))
+    y = line[:, :frames] + wrapped
     return y.masked_fill(~padding_mask(lengths, frames)[..., None, None], 0.0)
 
 
 def _good_size(least: int) -> int:
-    """The smallest number from `least` on that is made of 2, 3 and 5: transforms are fast there."""
+    """Return the smallest product of 2s, 3s and 5s from `least` on, a fast size of transforms."""
     best = 1 << max(least - 1, 1).bit_length()
     five = 1
     while five < best:

@@ -1,4 +1,4 @@
-"""Dropout of attention weights whose draw can be repeated in the backward pass."""
+"""Dropout of attention weights that can be repeated in the backward pass."""
 
 import torch
 from torch import Tensor
@@ -7,12 +7,12 @@ _LEVELS = 1 << 16
 
 
 def draw_seed() -> int:
-    """A seed from the default generator: `torch.manual_seed` decides over it."""
+    """Draw a seed from the default generator, which `torch.manual_seed` sets."""
     return int(torch.randint(2**63 - 1, ()))
 
 
 class WeightDropout:
-    """Hands out one mask after the other; the same seed gives the same masks again.
+    """A sequence of masks, the same for the same seed.
 
     Sixteen random bits a value, as in `speechattn.dropout.Dropout`: the probability is rounded to
     1/65536 and the scale goes by the rounded value.
@@ -29,7 +29,7 @@ class WeightDropout:
         self._device = device
 
     def mask(self, like: Tensor) -> Tensor:
-        """What to multiply weights of this shape and dtype by: 0 or 1 / (1 - p)."""
+        """Return the next factors of weights of this shape and dtype: 0 or 1 / (1 - p)."""
         if self._dropped == _LEVELS:
             return torch.zeros_like(like)
         count = like.numel()

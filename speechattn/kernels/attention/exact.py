@@ -2,9 +2,8 @@
 
     score[i, j] = q_i . k_j / sqrt(Dh)
 
-over torch's `scaled_dot_product_attention`, which keeps no scores on a CPU or a GPU as long as it
-is given nothing that makes it. Masks are built only where something is hidden, a tile at a time.
-Legend beyond the package's: Tq queries, Tk keys, Hkv heads of keys and values.
+over torch's `scaled_dot_product_attention`, whose fused kernels store no scores. Masks are built
+only where something is hidden, a tile at a time.
 """
 
 import math
@@ -26,12 +25,13 @@ def attention(
     k: Tensor,
     v: Tensor,
     lengths: Tensor,
+    *,
     chunks: Chunks | None = None,
     dropout: float = 0.0,
     query_lengths: Tensor | None = None,
     slopes: Tensor | None = None,
 ) -> Tensor:
-    """Attention of a ragged batch.
+    """Attend in a ragged batch.
 
     Args:
         q: (B, Tq, H, Dh) queries.
@@ -42,14 +42,14 @@ def attention(
         dropout: of the attention weights, in [0, 1]; 0 outside of training.
         query_lengths: (B,) int64, real queries; all Tq where left out.
         slopes: (H,); a score falls by so much for each frame between query and key (ALiBi,
-            2108.12409, here to both sides). The last query stands at the last of the Tk keys.
+            2108.12409, here to both sides). The last query is at the last of the Tk keys.
 
     Returns:
         (B, Tq, H, Dh), zero for queries that are not real and for items without keys; in
         autocast's dtype where it is on.
 
     Raises:
-        ValueError: the heads or the chunks do not go with the shapes.
+        ValueError: Hkv does not divide H, or chunks are given for Tq unlike Tk.
     """
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"attention: {k.shape[2]} heads of keys do not divide {q.shape[2]} heads")
@@ -59,7 +59,7 @@ def attention(
     q, k, v = operands(q, k, v)
     backend = choose(q.device, "attention", q)
     if backend == "triton":
-        from speechattn.kernels.triton.exact import attention as kernel
+        from speechattn.kernels.attention.triton.exact import attention as kernel
 
         compute = partial(kernel, query_lengths=query_lengths)
     else:
@@ -81,12 +81,13 @@ def reference(
     dropout: float = 0.0,
     slopes: Tensor | None = None,
 ) -> Tensor:
-    """The definition; see `attention`. Makes (B, H, Tq, Tk) tensors."""
+    """Compute the definition; see `attention`. Makes (B, H, Tq, Tk) tensors."""
     shared = q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(shared, dim=2) for x in (k, v))
     scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(q.shape[3])
     if slopes is not None:
-        scores = scores + _falling(slopes, q.shape[1], k.shape[1], scores)
+        ahead = k.shape[1] - q.shape[1]
+        scores = scores + _bias(slopes, ahead, k.shape[1], 0, k.shape[1], scores)
     seen = padding_mask(lengths, k.shape[1])[:, None, None]  # (B, 1, 1, Tk)
     if chunks is not None:
         seen = seen & chunk_mask(k.shape[1], chunks, q.device)
@@ -104,7 +105,7 @@ def tiled(
     dropout: float = 0.0,
     slopes: Tensor | None = None,
 ) -> Tensor:
-    """Group by group, tile by tile where chunks, dropout or slopes ask for it; see `attention`."""
+    """Compute by group, and by tile for chunks, dropout or slopes; see `attention`."""
     heads, frames = q.shape[2], k.shape[1]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, Dh)
     if heads != k.shape[1]:
@@ -128,8 +129,8 @@ def _group(
     dropout: float,
     slopes: Tensor | None,
 ) -> Tensor:
-    """The output (G, H, Tq, Dh) of a group, from the operands of the batch."""
-    # The last query stands at the last key of the batch.
+    """Compute the output (G, H, Tq, Dh) of a group, from the operands of the batch."""
+    # The last query is at the last key of the batch.
     ahead = k.shape[2] - q.shape[2]
     q = q[group.start : group.stop]
     k, v = (x[group.start : group.stop, :, : group.frames] for x in (k, v))
@@ -137,7 +138,7 @@ def _group(
     if chunks is None and dropout == 0 and slopes is None:
         return scaled_dot_product_attention(q, k, v, attn_mask=seen)
     items, heads, queries, _ = q.shape
-    # Many small outputs among large masks would keep the allocator from using their room again.
+    # Many small outputs among large masks would fragment the memory.
     outputs, result = [], None if torch.is_grad_enabled() else torch.zeros_like(q)
     # With chunks, queries beyond the group's longest item see nothing and are filled with zeros.
     stop = queries if chunks is None else group.frames
@@ -146,21 +147,24 @@ def _group(
         if tile.hidden is not None:
             mask = ~tile.hidden if mask is None else mask & ~tile.hidden
         rows = q[:, :, tile.start : tile.stop]
-        turned = slopes is not None and mask is None
+        reverse = slopes is not None and mask is None
         if slopes is not None:
             place = (tile.start + ahead, tile.stop + ahead, tile.first, tile.last)
-            if turned:
-                rows, mask = rows.flip(2), _rising(slopes, *place, q)
+            if reverse:
+                rows, mask = rows.flip(2), _reversed_bias(slopes, *place, q)
             else:
-                mask = _hidden(_fall(slopes, *place, q), mask)
+                bias = _bias(slopes, *place, q)
+                if mask is not None:
+                    bias = torch.where(mask, bias, torch.finfo(bias.dtype).min)
+                mask = bias
         part = (rows, k[:, :, tile.first : tile.last], v[:, :, tile.first : tile.last], mask,
                 dropout)  # fmt: skip
         if dropout > 0 and torch.is_grad_enabled():
-            # torch keeps the weights of attention with dropout on a CPU: make them again instead.
+            # On a CPU torch keeps the weights of attention with dropout: recompute them instead.
             y = checkpoint(scaled_dot_product_attention, *part, use_reentrant=False)
         else:
             y = scaled_dot_product_attention(*part)
-        y = y.flip(2) if turned else y
+        y = y.flip(2) if reverse else y
         if result is None:
             outputs.append(y)
         else:
@@ -171,23 +175,20 @@ def _group(
     return torch.cat(outputs, dim=2)
 
 
-def _falling(slopes: Tensor, queries: int, keys: int, like: Tensor) -> Tensor:
-    """What all scores fall by: (H, Tq, Tk)."""
-    return _fall(slopes, keys - queries, keys, 0, keys, like)
-
-
-def _fall(slopes: Tensor, start: int, stop: int, first: int, last: int, like: Tensor) -> Tensor:
-    """Minus slope times distance: (H, c, m), queries `start` to `stop`, keys `first` to `last`."""
+def _bias(slopes: Tensor, start: int, stop: int, first: int, last: int, like: Tensor) -> Tensor:
+    """Return -slope * distance (H, c, m) of queries `start` to `stop`, keys `first` to `last`."""
     i = torch.arange(start, stop, device=like.device)[:, None]
     distance = (i - torch.arange(first, last, device=like.device)).abs()  # (c, m)
     return -slopes.to(like)[:, None, None] * distance.to(like)
 
 
-def _rising(slopes: Tensor, start: int, stop: int, first: int, last: int, like: Tensor) -> Tensor:
-    """`_fall` with its queries from the last to the first, (H, c, m), of H (c + m - 1) numbers.
+def _reversed_bias(
+    slopes: Tensor, start: int, stop: int, first: int, last: int, like: Tensor
+) -> Tensor:
+    """Return `_bias` with queries from the last to the first, a view of H (c + m - 1) numbers.
 
-    So turned, what stands at row r and column j hangs on r + j alone, and rows are the same numbers
-    one further. Tiles of their own took as long to make as the attention itself.
+    In this order an entry depends only on the sum of row and column, so that rows overlap. To build
+    the full tile took as long as the attention itself.
     """
     queries, keys = stop - start, last - first
     distance = torch.arange(first - stop + 1, last - start, device=like.device).abs()  # (c+m-1,)
@@ -195,13 +196,6 @@ def _rising(slopes: Tensor, start: int, stop: int, first: int, last: int, like: 
     return fall.as_strided((len(slopes), queries, keys), (fall.shape[1], 1, 1))
 
 
-def _hidden(bias: Tensor, seen: Tensor | None) -> Tensor:
-    """The lowest number, which is finite, where a key is not seen."""
-    if seen is None:
-        return bias
-    return torch.where(seen, bias, torch.finfo(bias.dtype).min)
-
-
 def _nothing(q: Tensor) -> Tensor:
-    """Zeros that are still a function of the queries, for a backward pass to go through."""
+    """Return zeros that depend on the queries, for the backward pass."""
     return q.masked_fill(torch.ones((), dtype=torch.bool, device=q.device), 0.0)

@@ -1,8 +1,7 @@
-"""A softmax over what is near and a token for each group of frames that is far.
+"""A softmax over near frames and one token for each far group of frames.
 
-What is near has been summed up already; it is one more key, with the logarithm of its denominator
-for a score. Legend: B utterances, T frames, H heads, Dh width of a head, g frames of a group, E
-groups, c queries of a tile.
+Attention to the near frames is given; it takes part as one more key, whose score is the logarithm
+of its denominator. Legend: see `speechattn.kernels`; g frames of a group, E groups.
 """
 
 import math
@@ -21,13 +20,13 @@ from speechattn.kernels.backend import choose
 
 
 @dataclass(frozen=True)
-class Far:
-    """Which groups are far from a frame.
+class FarGroups:
+    """The groups that are far from a frame.
 
     Attributes:
-        group: g, frames of a group.
-        near: groups before a frame's own that are near, and after it but where `causal`.
-        causal: groups after a frame's own are not seen.
+        group: g.
+        near: groups before a frame's own that are near, and after it unless `causal`.
+        causal: groups after a frame's own are masked.
     """
 
     group: int
@@ -35,35 +34,35 @@ class Far:
     causal: bool
 
 
-def look_far(
+def add_far_groups(
     q: Tensor,
-    core_key: Tensor,
-    core_value: Tensor,
-    y: Tensor,
-    total: Tensor,
+    key: Tensor,
+    value: Tensor,
+    near: tuple[Tensor, Tensor],
+    *,
     count: Tensor,
-    far: Far,
+    far: FarGroups,
     first: int = 0,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Add the far groups to what was found near, a tile at a time; at once as reference.
+    """Merge attention to near frames with the far groups, a tile at a time; at once as reference.
 
     Args:
         q: (B, T, H, Dh), of frames from `first` on.
-        core_key: (B, E, H, Dh).
-        core_value: (B, E, H, Dh).
-        y: (B, T, H, Dh) found near.
-        total: (B, T, H) logarithm of the denominator of its softmax.
-        count: (B,) groups there are.
-        far: which of them a frame sees.
+        key: (B, E, H, Dh) of the groups.
+        value: (B, E, H, Dh).
+        near: (B, T, H, Dh), and the logarithm of its denominator (B, T, H), of near frames.
+        count: (B,) real groups.
+        far: those that a frame sees.
         first: index of the first query.
-        dropout: of the weights.
+        dropout: of the weights of groups.
 
     Returns:
         (B, T, H, Dh).
     """
+    y, total = near
     batch, frames, heads = q.shape[:3]
-    groups = core_key.shape[1]
+    groups = key.shape[1]
     run = partial(_tile, dropout=dropout)
     if choose(q.device) == "reference":
         cut = [slice(0, frames)]
@@ -86,7 +85,7 @@ def look_far(
         if not far.causal:
             hidden = hidden & (group <= own + far.near)
         hidden = hidden | (group >= count[:, None, None])  # (B, c, E)
-        part = q[:, rows], y[:, rows], total[:, rows], core_key[:, :keys], core_value[:, :keys]
+        part = q[:, rows], y[:, rows], total[:, rows], key[:, :keys], value[:, :keys]
         parts.append(run(*part, hidden[:, None]) if keys else y[:, rows])
     return torch.cat(parts, dim=1)
 
@@ -95,17 +94,17 @@ def _tile(
     q: Tensor,
     y: Tensor,
     total: Tensor,
-    core_key: Tensor,
-    core_value: Tensor,
+    key: Tensor,
+    value: Tensor,
     hidden: Tensor,
     dropout: float,
 ) -> Tensor:
-    """(B, c, H, Dh) of some queries; see `look_far`."""
+    """Compute (B, c, H, Dh) of a tile; see `add_far_groups`."""
     dtype = wide(q.dtype)
-    scores = torch.einsum("bchd,behd->bhce", q.to(dtype), core_key.to(dtype))
+    scores = torch.einsum("bchd,behd->bhce", q.to(dtype), key.to(dtype))
     scores = (scores / math.sqrt(q.shape[3])).masked_fill(hidden, lowest(dtype))
     scores = torch.cat((total.transpose(1, 2)[..., None], scores), dim=3)
     near, far = scores.softmax(-1).split((1, scores.shape[3] - 1), dim=3)
     far = functional.dropout(far, dropout, training=dropout > 0)
-    found = torch.einsum("bhce,behd->bchd", far, core_value.to(dtype))
+    found = torch.einsum("bhce,behd->bchd", far, value.to(dtype))
     return (near.transpose(1, 2) * y.to(dtype) + found).to(y.dtype)

@@ -2,13 +2,12 @@
 
 The real frames of a batch, item by item and phase by phase of the dilation, are laid out in one row
 in which every sequence begins with a new block of c queries. The keys of a block are then a slice
-of the row around it, and those of neighbouring blocks overlapping slices: strided views, of which
-nothing is copied. Some blocks of a head at a time make a tile, whose scores stay in the cache of a
-core; backwards they are computed again.
+of the row around it, and those of neighbouring blocks overlap: strided views without a copy. Some
+blocks of a head at a time form a tile, whose scores stay in the cache of a core; backwards they are
+computed again.
 
-Legend beyond the package's: P frames of the row, c queries of a block, m keys that it sees,
-n blocks of a tile, Hkv heads of keys, G = H / Hkv heads of queries for each, R = G c rows of scores
-of a block.
+Legend: see `speechattn.kernels`; P frames of the row, c queries of a block, n blocks of a tile,
+R = H / Hkv c rows of scores of a block.
 """
 
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from speechattn.kernels.attention.dropout import WeightDropout
 from speechattn.kernels.attention.time_blocks import wide
-from speechattn.kernels.attention.window import Window
+from speechattn.kernels.attention.window import AttentionWindow
 
 BLOCK = 64  # queries; more of them look at more keys that they do not see, fewer make thin products
 TILE_SCORES = 1 << 18  # 1 MB of float32
@@ -27,12 +26,12 @@ GPU_SCORES = 1 << 26
 
 
 def lowest(dtype: torch.dtype) -> float:
-    """What stands for the score of a key that is not seen: finite, for queries that see none."""
+    """Return the score of a masked key: finite, for queries that see no key."""
     return torch.finfo(dtype).min / 2  # half of it: products are added to it
 
 
-def reads_lengths(device: torch.device) -> bool:
-    """Whether padding is left out: but for a CPU, reading lengths would wait for the device."""
+def skips_padding(device: torch.device) -> bool:
+    """Return whether padding is left out: only on a CPU can lengths be read without waiting."""
     return device.type == "cpu"
 
 
@@ -48,24 +47,24 @@ class _Tile:
 
 
 class _Row:
-    """Where the frames of a batch stand, and what is computed together.
+    """The layout of a batch's frames in one row, and the tiles that are computed together.
 
     Args:
         k: (B, T, Hkv, Dh), for its shape, device and dtype.
         heads: H.
         lengths: (B,).
-        window: which keys a query sees.
+        window: the keys that a query sees.
     """
 
-    def __init__(self, k: Tensor, heads: int, lengths: Tensor, window: Window):
+    def __init__(self, k: Tensor, heads: int, lengths: Tensor, window: AttentionWindow):
         self.batch, self.frames, self.kv_heads, self.depth = k.shape
         self.shared = heads // self.kv_heads
         self.device, self.dtype = k.device, wide(k.dtype)
-        self.reads = reads_lengths(k.device)
+        self.skips = skips_padding(k.device)
         d, s = window.dilation, window.stride
-        # Sequences: an item's phases one after the other. Where lengths are not read, every item
+        # Sequences: an item's phases one after the other. Where padding is not skipped, every item
         # takes the room of all T frames.
-        items = lengths if self.reads else torch.full((self.batch,), self.frames)
+        items = lengths if self.skips else torch.full((self.batch,), self.frames)
         room = _phases(items, d)
         longest = int(room.max()) if len(room) else 0
         size = max(BLOCK // s, 1) * s
@@ -74,7 +73,7 @@ class _Row:
         self.sequence = torch.arange(len(room)).repeat_interleave(blocks)  # of each block
         self.count = len(self.sequence)
         begins = blocks.cumsum(0) - blocks
-        # Frame of its sequence with which a block begins.
+        # The first frame of each block within its sequence.
         self.begin = (torch.arange(self.count) - begins[self.sequence]) * self.size
         # Keys left and right of a block; beyond its sequence there is nothing to see.
         self.before = min(window.before, longest)
@@ -92,7 +91,7 @@ class _Row:
         self.dilation = d
         ends = room[self.sequence] - self.begin  # of the sequence, from the block's first frame
         outside = (self.begin < self.before) | (ends < self.size + self.after)
-        self.at_border = outside.tolist() if self.reads else [True] * self.count
+        self.at_border = outside.tolist() if self.skips else [True] * self.count
         self.begin = self.begin.to(self.device)
         lengths = _phases(lengths, d)
         self.ends = lengths[self.sequence.to(self.device)] - self.begin
@@ -100,8 +99,8 @@ class _Row:
         self.window = window
         self._bias: tuple[int, Tensor] | None = None
 
-    def pack(self, x: Tensor) -> Tensor:
-        """(B, T, H, Dh) to (H, before + P + after, Dh), zero where there is no frame."""
+    def to_row(self, x: Tensor) -> Tensor:
+        """Copy (B, T, H, Dh) to (H, before + P + after, Dh), zero where there is no frame."""
         row = torch.empty(x.shape[2], self.length, x.shape[3], dtype=self.dtype, device=x.device)
         done = 0
         for item, phase, frames, place in self.sequences:
@@ -111,8 +110,8 @@ class _Row:
         row[:, done:].zero_()
         return row
 
-    def unpack(self, row: Tensor, like: Tensor) -> Tensor:
-        """(H, before + P + after, Dh) to (B, T, H, Dh) of the dtype of `like`, else zero."""
+    def from_row(self, row: Tensor, like: Tensor) -> Tensor:
+        """Copy (H, before + P + after, Dh) to (B, T, H, Dh) of the dtype of `like`, else zero."""
         y = like.new_zeros(self.batch, self.frames, row.shape[0], row.shape[2])
         for item, phase, frames, place in self.sequences:
             found = row[:, place : place + frames].transpose(0, 1)
@@ -120,11 +119,11 @@ class _Row:
         return y
 
     def _sequence(self, x: Tensor, item: int, phase: int, frames: int) -> Tensor:
-        """(frames, H, Dh) of (B, T, H, Dh), a view."""
+        """Return a view (frames, H, Dh) of (B, T, H, Dh)."""
         return x[item, phase : phase + frames * self.dilation : self.dilation]
 
     def tiles(self) -> Iterator[_Tile]:
-        """Those of the same queries one after the other: they share what is hidden."""
+        """Yield all tiles, those of the same queries in a row: they share a mask."""
         scores = TILE_SCORES if self.device.type == "cpu" else GPU_SCORES
         rows = max(min(scores // (self.shared * self.keys), self.size), 1)
         each = max(scores // (self.shared * rows * self.keys), 1) if rows == self.size else 1
@@ -135,37 +134,37 @@ class _Row:
                     yield _Tile(head, start, min(start + each, self.count), first, last)
 
     def bias(self, tile: _Tile) -> Tensor:
-        """(R, m): what hides keys outside of the windows, the same in every block."""
+        """Return a bias (R, m) that masks keys outside of the windows, for all blocks."""
         if self._bias is None or self._bias[0] != tile.first:
             i = torch.arange(tile.first, tile.last, device=self.device)[:, None] * self.dilation
             j = torch.arange(-self.before, self.size + self.after, device=self.device)
-            seen = self.window.seen(i, j * self.dilation)
-            bias = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
-            bias.masked_fill_(~seen, lowest(self.dtype))
+            visible = self.window.visible(i, j * self.dilation)
+            bias = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
+            bias.masked_fill_(~visible, lowest(self.dtype))
             self._bias = tile.first, bias.repeat(self.shared, 1)
         return self._bias[1]
 
     def queries(self, row: Tensor, tile: _Tile) -> Tensor:
-        """(n, R, D') of (H, before + P + after, D')."""
+        """Return the rows (n, R, D') of a tile of (H, before + P + after, D')."""
         return self._queries(row, tile).flatten(1, 2)
 
     def set_queries(self, row: Tensor, tile: _Tile, x: Tensor) -> None:
-        """Write (n, R, D')."""
+        """Write the rows (n, R, D') of a tile."""
         self._queries(row, tile).copy_(x.unflatten(1, (self.shared, -1)))
 
     def _queries(self, row: Tensor, tile: _Tile) -> Tensor:
-        """(n, G, c, D'), a view."""
+        """Return a view (n, H / Hkv, c, D')."""
         heads = row[tile.head * self.shared : (tile.head + 1) * self.shared]
         heads = heads[:, self.before : self.before + self.count * self.size]
-        blocks = heads.unflatten(1, (self.count, self.size))  # (G, blocks, c, D')
+        blocks = heads.unflatten(1, (self.count, self.size))  # (H / Hkv, blocks, c, D')
         return blocks[:, tile.start : tile.stop, tile.first : tile.last].transpose(0, 1)
 
     def slices(self, row: Tensor, tile: _Tile) -> Tensor:
-        """The keys (n, m, Dh) of a tile, a view whose blocks overlap."""
+        """Return the keys (n, m, Dh) of a tile, a view whose blocks overlap."""
         return self._overlapping(row, tile, 0, self.keys)
 
     def add_slices(self, row: Tensor, tile: _Tile, x: Tensor) -> None:
-        """Add (n, m, Dh) to where `slices` finds it."""
+        """Add (n, m, Dh) to the keys of a tile."""
         for first in range(0, self.keys, self.size):
             last = min(first + self.size, self.keys)
             self._overlapping(row, tile, first, last).add_(x[:, first:last])
@@ -179,13 +178,13 @@ class _Row:
         )
 
     def scores(self, q: Tensor, k: Tensor, sink: Tensor | None, tile: _Tile) -> Tensor:
-        """(n, R, m), or one column more with a sink.
+        """Compute scores (n, R, m), with one column more for a sink.
 
         Args:
             q: (n, R, Dh).
             k: (n, m, Dh).
-            sink: (H,).
-            tile: whose they are.
+            sink: (H,) or None.
+            tile: of these queries and keys.
         """
         scale = self.depth**-0.5
         scores = torch.baddbmm(self.bias(tile).expand(len(q), -1, -1), q, k.mT, alpha=scale)
@@ -197,13 +196,13 @@ class _Row:
             scores.masked_fill_(hidden[:, None], lowest(self.dtype))
         if sink is None:
             return scores
-        column = sink.unflatten(0, (self.kv_heads, -1))[tile.head]  # (G,)
+        column = sink.unflatten(0, (self.kv_heads, -1))[tile.head]  # (H / Hkv,)
         column = column.to(scores).repeat_interleave(tile.last - tile.first)[None, :, None]
         return torch.cat((scores, column.expand(len(q), -1, -1)), dim=2)
 
 
 def _phases(lengths: Tensor, dilation: int) -> Tensor:
-    """Frames of each phase of each item, (B d,)."""
+    """Return the number of frames of each phase of each item, (B d,)."""
     phase = torch.arange(dilation, device=lengths.device)
     found = (lengths[:, None] - phase + dilation - 1).div(dilation, rounding_mode="floor")
     return found.clamp(min=0).flatten()
@@ -215,29 +214,14 @@ def forward(
     v: Tensor,
     sink: Tensor | None,
     lengths: Tensor,
-    window: Window,
+    window: AttentionWindow,
     dropout: float,
     seed: int,
     totals: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The forward pass.
-
-    Args:
-        q: (B, T, H, Dh).
-        k: (B, T, Hkv, Dh).
-        v: (B, T, Hkv, Dh).
-        sink: (H,).
-        lengths: (B,).
-        window: which keys a query sees.
-        dropout: of the weights.
-        seed: of the dropout.
-        totals: whether the second result is wanted.
-
-    Returns:
-        (B, T, H, Dh), and the logarithms of the denominators (B, T, H).
-    """
+    """Compute the output (B, T, H, Dh) and, if asked for, the log denominators (B, T, H)."""
     row = _Row(k, q.shape[2], lengths, window)
-    queries, keys, values = (row.pack(x) for x in (q, k, v))
+    queries, keys, values = (row.to_row(x) for x in (q, k, v))
     dropping = WeightDropout(dropout, seed, k.device) if dropout > 0 else None
     out = torch.empty_like(queries)
     total = out.new_empty(*out.shape[:2], 1)
@@ -252,7 +236,7 @@ def forward(
         if dropping is not None:
             weights = weights * dropping.mask(weights)
         row.set_queries(out, tile, torch.bmm(weights, row.slices(values, tile)))
-    return row.unpack(out, q), row.unpack(total, total)[..., 0] if totals else None
+    return row.from_row(out, q), row.from_row(total, total)[..., 0] if totals else None
 
 
 def backward(
@@ -263,14 +247,14 @@ def backward(
     grad: Tensor,
     grad_total: Tensor | None,
     lengths: Tensor,
-    window: Window,
+    window: AttentionWindow,
     dropout: float,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of the first four arguments from those of both results of `forward`."""
+    """Return the gradients of q, k, v and sink from those of both results of `forward`."""
     row = _Row(k, q.shape[2], lengths, window)
-    queries, keys, values, slope = (row.pack(x) for x in (q, k, v, grad))
-    slope_total = None if grad_total is None else row.pack(grad_total[..., None])
+    queries, keys, values, slope = (row.to_row(x) for x in (q, k, v, grad))
+    slope_total = None if grad_total is None else row.to_row(grad_total[..., None])
     dropping = WeightDropout(dropout, seed, k.device) if dropout > 0 else None
     d_queries = torch.empty_like(queries)
     d_keys, d_values = torch.zeros_like(keys), torch.zeros_like(values)
@@ -292,20 +276,18 @@ def backward(
         if slope_total is not None:
             inner = inner - row.queries(slope_total, tile)
         if d_sink is not None:
-            by_head = (
-                (everything[..., row.keys :] * inner).sum((0, 2)).unflatten(0, (row.shared, -1))
-            )
+            by_row = (everything[..., row.keys :] * inner).sum((0, 2))
             part = d_sink[tile.head * row.shared : (tile.head + 1) * row.shared]
-            part -= by_head.sum(1)
+            part -= by_row.unflatten(0, (row.shared, -1)).sum(1)
         d_scores = d_weights.sub_(inner).mul_(weights)
         row.set_queries(d_queries, tile, torch.bmm(d_scores, k_tile).mul_(scale))
         row.add_slices(d_keys, tile, torch.bmm(d_scores.transpose(1, 2), q_tile).mul_(scale))
-    found = (row.unpack(d, x) for d, x in ((d_queries, q), (d_keys, k), (d_values, v)))
+    found = (row.from_row(d, x) for d, x in ((d_queries, q), (d_keys, k), (d_values, v)))
     return *found, None if d_sink is None else d_sink.to(sink.dtype)
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """Over keys, into the same memory."""
+    """Compute the softmax over keys, in place."""
     return torch.softmax(scores, dim=-1, out=scores)
 
 

@@ -1,13 +1,11 @@
 """Relative attention tile by tile: no tensor of T x T scores, forwards or backwards.
 
-A tile of c queries and m keys needs W = c + m - 1 distances. Its products with the queries stand in
-a (c, W) matrix in which a view with a row stride of W - 1 is the (c, m) matrix by key, so that
-nothing is copied into place. Forwards on a CPU that view is the additive mask of torch's
-`scaled_dot_product_attention`, which then makes the weights without storing them. Backwards the
-weights of a tile are computed again, unless the item is short. Heads are computed few at a time:
-what a tile stores then stays in the cache of a core.
-Group, tile: see `tiles`. h are the heads of a part, N is h times the items G of
-its group.
+A tile of c queries and m keys needs W = c + m - 1 distances. Their products with the queries are a
+(c, W) matrix, of which a view with a row stride of W - 1 is the (c, m) matrix by key: no copy is
+needed. Forwards on a CPU that view is the additive mask of torch's `scaled_dot_product_attention`,
+which computes the weights without storing them. Backwards the weights of a tile are computed again,
+unless the item is short. Few heads are computed at a time, so that a tile stays in the cache of a
+core. Legend: see `speechattn.kernels`; h heads of a part, R = G h.
 """
 
 import math
@@ -34,14 +32,14 @@ MANY_FRAMES = 512
 
 
 def by_key(by_distance: Tensor, keys: int) -> Tensor:
-    """See a tile's values by distance as values by key.
+    """Return a tile's values by distance as values by key.
 
     Args:
-        by_distance: (N, c, W) contiguous; column r of row i is the distance of key r + i - (c - 1).
+        by_distance: (R, c, W) contiguous; column r of row i is the distance of key r + i - (c - 1).
         keys: m = W - c + 1.
 
     Returns:
-        (N, c, m), a view.
+        (R, c, m), a view.
     """
     items, queries, width = by_distance.shape
     return by_distance.as_strided(
@@ -54,17 +52,17 @@ def by_key(by_distance: Tensor, keys: int) -> Tensor:
 def tile_weights(
     content: Tensor, place: Tensor, k: Tensor, p: Tensor, hidden: Sequence[Tensor]
 ) -> Tensor:
-    """The attention weights of a tile.
+    """Return the attention weights of a tile.
 
     Args:
-        content: (N, c, Dh) scaled queries with the content bias.
+        content: (R, c, Dh) scaled queries with the content bias.
         place: (H, G, c, Dh) scaled queries with the position bias.
-        k: (N, m, Dh).
+        k: (R, m, Dh).
         p: (H, W, Dh), distances of the tile, the largest first.
-        hidden: masks that go with (G, 1, c, m), True where a query does not see a key.
+        hidden: masks that broadcast to (G, 1, c, m), True where a query does not see a key.
 
     Returns:
-        (N, c, m).
+        (R, c, m).
     """
     # All items share p: their queries go through one product a head.
     by_distance = torch.bmm(place.flatten(1, 2), p.transpose(1, 2))  # (H, G c, W)
@@ -86,7 +84,7 @@ def tile_weights(
 
 @dataclass(frozen=True)
 class _Part:
-    """A group of items and some of the heads: what is computed before the next begins."""
+    """A group of items and some of the heads, which are computed together."""
 
     group: Group
     heads: slice
@@ -95,24 +93,24 @@ class _Part:
     def frames(self) -> int:
         return self.group.frames
 
-    def of(self, x: Tensor) -> Tensor:
-        """The part (G, frames, h, ...) of (B, T, H, ...), a view."""
+    def select(self, x: Tensor) -> Tensor:
+        """Return the part (G, frames, h, ...) of (B, T, H, ...), a view."""
         return x[self.group.start : self.group.stop, : self.frames, self.heads]
 
     def heads_first(self, x: Tensor) -> Tensor:
-        """The part of (B, T, H, Dh) as (N, frames, Dh), a view where it is one item."""
-        return self.of(x).permute(2, 0, 1, 3).reshape(-1, self.frames, x.shape[3])
+        """Return the part of (B, T, H, Dh) as (R, frames, Dh), a view where it is one item."""
+        return self.select(x).permute(2, 0, 1, 3).reshape(-1, self.frames, x.shape[3])
 
     def frames_first(self, x: Tensor) -> Tensor:
-        """(N, c, Dh) to (G, c, h, Dh), a view."""
+        """Return a view (G, c, h, Dh) of (R, c, Dh)."""
         return self.by_head(x).permute(1, 2, 0, 3)
 
     def by_head(self, x: Tensor) -> Tensor:
-        """(N, ...) to (h, G, ...), a view."""
+        """Return a view (h, G, ...) of (R, ...)."""
         return x.unflatten(0, (self.heads.stop - self.heads.start, -1))
 
     def hidden(self, tile: Tile) -> list[Tensor]:
-        """Masks that go with (G, 1, c, m), True where a query does not see a key."""
+        """Return masks that broadcast to (G, 1, c, m), True where a query does not see a key."""
         masks = []
         if self.group.padding is not None:
             masks.append(self.group.padding[..., tile.first : tile.last])
@@ -144,13 +142,13 @@ class _Walk:
         return tiles(part.frames, rows, self.chunks, self.p.device)
 
     def band(self, part: _Part, tile: Tile) -> tuple[slice, slice]:
-        """The part of (H, 2T-1, Dh) with the heads and the distances of a tile."""
+        """Return the index into (H, 2T-1, Dh) of the heads and distances of a tile."""
         return part.heads, slice(
             self.frames - tile.stop + tile.first, self.frames - 1 - tile.start + tile.last
         )
 
     def weights(self, content: Tensor, place: Tensor, k: Tensor, part: _Part, tile: Tile) -> Tensor:
-        """(N, c, m), from a part's operands."""
+        """Return the weights (R, c, m) of a tile, from a part's operands."""
         return tile_weights(
             content[:, tile.start : tile.stop],
             part.by_head(place[:, tile.start : tile.stop]),
@@ -169,19 +167,19 @@ def fused(
     lengths: Tensor,
     chunks: Chunks | None,
 ) -> Tensor:
-    """`forward` on a CPU, without dropout, where nobody asks for the weights."""
+    """Compute `forward` on a CPU, without dropout and without the weights."""
     walk = _Walk(k, p, lengths, chunks)
     out = torch.zeros_like(v, memory_format=torch.contiguous_format)
-    room = v.new_empty(0)  # for the products by distance: new memory costs as much as they do
+    room = v.new_empty(0)  # for products by distance: allocation costs as much as they do
     for part in walk.parts():
-        q_part = part.of(content).transpose(1, 2)  # (G, h, frames, Dh)
-        k_part, v_part = (part.of(x).transpose(1, 2) for x in (k, v))
+        q_part = part.select(content).transpose(1, 2)  # (G, h, frames, Dh)
+        k_part, v_part = (part.select(x).transpose(1, 2) for x in (k, v))
         beyond = walk.frames - part.frames  # distances on either side that no pair has
         p_part = walk.p[part.heads, beyond : walk.p.shape[1] - beyond]
         if part.frames >= MANY_FRAMES:
             k_part, v_part, p_part = k_part.contiguous(), v_part.contiguous(), p_part.contiguous()
         place_part = part.by_head(part.heads_first(place))  # (h, G, frames, Dh)
-        y = part.of(out)
+        y = part.select(out)
         for tile in walk.tiles(part):
             queries = place_part[:, :, tile.start : tile.stop].flatten(1, 2)  # (h, G c, Dh)
             begin = part.frames - tile.stop + tile.first
@@ -219,7 +217,7 @@ def forward(
     seed: int,
     keep: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The forward pass.
+    """Compute the output, and optionally return the weights.
 
     Args:
         content: (B, T, H, Dh) scaled queries with the content bias.
@@ -234,8 +232,8 @@ def forward(
         keep: return the weights.
 
     Returns:
-        (B, T, H, Dh), zero beyond an item's length; and each tile's weights before dropout, if they
-        are to be kept.
+        (B, T, H, Dh), zero beyond an item's length; and each tile's weights before dropout, if
+        `keep`.
     """
     if not keep and dropout == 0 and k.device.type == "cpu":
         return fused(content, place, k, v, p, lengths, chunks), []
@@ -244,14 +242,14 @@ def forward(
     out, kept = torch.zeros_like(v, memory_format=torch.contiguous_format), []
     for part in walk.parts():
         qu, qw, keys, values = (part.heads_first(x) for x in (content, place, k, v))
-        y = part.of(out)
+        y = part.select(out)
         for tile in walk.tiles(part):
             weights = walk.weights(qu, qw, keys, part, tile)
             if keep:
                 kept.append(weights)
             if dropping is not None:
                 weights = weights * dropping.mask(weights)
-            found = torch.bmm(weights, values[:, tile.first : tile.last])  # (N, c, Dh)
+            found = torch.bmm(weights, values[:, tile.first : tile.last])  # (R, c, Dh)
             y[:, tile.start : tile.stop] = part.frames_first(found)
         if part.group.padding is not None:
             y.masked_fill_(part.group.padding.view(len(y), -1, 1, 1), 0.0)
@@ -272,7 +270,7 @@ def backward(
     dropout: float,
     seed: int,
 ) -> tuple[Tensor, ...]:
-    """Gradients of the first five arguments, from `forward`'s results and its output's gradient."""
+    """Return the gradients of the first five arguments of `forward`, from that of its output."""
     walk = _Walk(k, p, lengths, chunks)
     dropping = WeightDropout(dropout, seed, k.device) if dropout > 0 else None
     remembered = iter(kept)
@@ -287,17 +285,17 @@ def backward(
             padded = part.group.padding.view(1, -1, part.frames, 1)
             dy = part.by_head(dy).masked_fill(padded, 0.0).flatten(0, 1)
         # sum_j weight_ij dweight_ij of the softmax's gradient, with and without dropout.
-        inner = (dy * y).sum(-1, keepdim=True).neg_()  # (N, frames, 1)
+        inner = (dy * y).sum(-1, keepdim=True).neg_()  # (R, frames, 1)
         dk = torch.zeros_like(keys, dtype=total, memory_format=torch.contiguous_format)
         dv = torch.zeros_like(values, dtype=total, memory_format=torch.contiguous_format)
-        dqu, dqw = part.of(d_content), part.of(d_place)
+        dqu, dqw = part.select(d_content), part.select(d_place)
         for tile in walk.tiles(part):
             rows, seen = slice(tile.start, tile.stop), slice(tile.first, tile.last)
             weights = next(remembered) if kept else walk.weights(qu, qw, keys, part, tile)
             dy_tile, v_tile = dy[:, rows], values[:, seen].transpose(1, 2)
             if dropping is None:
                 _add_product(dv[:, seen], weights, dy_tile)
-                slope = torch.baddbmm(inner[:, rows], dy_tile, v_tile)  # (N, c, m)
+                slope = torch.baddbmm(inner[:, rows], dy_tile, v_tile)  # (R, c, m)
             else:
                 mask = dropping.mask(weights)
                 _add_product(dv[:, seen], weights * mask, dy_tile)
@@ -308,7 +306,7 @@ def backward(
             d_scores = by_key(d_distance, key_count)
             torch.mul(slope, weights, out=d_scores)
 
-            found = torch.bmm(d_scores, keys[:, seen])  # (N, c, Dh)
+            found = torch.bmm(d_scores, keys[:, seen])  # (R, c, Dh)
             dqu[:, rows] = part.frames_first(found)
             _add_product(dk[:, seen], d_scores, qu[:, rows])
             d_distance = part.by_head(d_distance).flatten(1, 2)  # (h, G c, W)
@@ -317,12 +315,12 @@ def backward(
             dqw[:, rows] = part.frames_first(found)
             _add_product(d_p[band], d_distance, part.by_head(qw[:, rows]).flatten(1, 2))
         for whole, sums in ((d_k, dk), (d_v, dv)):
-            part.of(whole).copy_(part.frames_first(sums))
+            part.select(whole).copy_(part.frames_first(sums))
     return d_content, d_place, d_k, d_v, d_p.transpose(0, 1).to(p.dtype)
 
 
 def _add_product(sums: Tensor, a: Tensor, b: Tensor) -> None:
-    """sums += a^T b, each a batch of matrices."""
+    """Add a^T b to sums, each a batch of matrices."""
     if sums.dtype == a.dtype and sums.is_contiguous():
         sums.baddbmm_(a.transpose(1, 2), b)
     else:

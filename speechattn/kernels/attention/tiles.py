@@ -1,4 +1,4 @@
-"""How a batch is cut into pieces whose scores stay in a cache, and what a piece looks at."""
+"""Groups and tiles of a batch, whose scores fit into a cache."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from speechattn.masks import Chunks, chunk_mask, padding_mask
 
-# Scores of items that are computed together. An item alone spends nothing on padding, which pays
-# from about 100 frames on; below, the calls for each item cost more.
+# Scores of items that are computed together. An item alone has no padding, which pays from about
+# 100 frames on; below, the calls for each item cost more.
 GROUP_SCORES = 1 << 16
 # Scores of a tile of queries, all heads: 8 MB, what the cores share. Within that, 128 queries were
 # the fastest at 250, 1000 and 4000 frames: fewer make thin products, more make a wide band of
@@ -27,7 +27,7 @@ class Group:
     Attributes:
         start: first item.
         stop: one past the last item.
-        frames: the longest of their lengths.
+        frames: the largest of their lengths.
         padding: (G, 1, 1, frames) bool, True beyond an item's length; None where there is none.
     """
 
@@ -42,7 +42,7 @@ class Tile:
     """Queries `start` to `stop` and the keys `first` to `last` that they see, ends excluded.
 
     Attributes:
-        hidden: (c, m) bool, True where a query does not see a key; None where all see all.
+        hidden: (c, m) bool, True where a query does not see a key; None where none is hidden.
     """
 
     start: int
@@ -53,9 +53,9 @@ class Tile:
 
 
 def groups(lengths: Tensor, frames: int, heads: int) -> list[Group]:
-    """Cut a batch: long items go alone, short ones together until their scores fill the cache.
+    """Cut a batch: long items alone, short ones together until their scores fill the cache.
 
-    Items of no frames alone in their group are left out.
+    Groups without a frame are left out.
 
     Args:
         lengths: (B,) int64, at most `frames`.
@@ -89,9 +89,9 @@ def tiles(
     Args:
         frames: T.
         rows: items of the group times heads.
-        chunks: what a query sees.
-        device: where the scores will be.
-        keys: as many as queries where left out.
+        chunks: what a query sees; None for all keys.
+        device: of the scores.
+        keys: T where left out.
     """
     keys = frames if keys is None else keys
     size = _tile_size(keys, rows, chunks, device)
@@ -113,7 +113,7 @@ def tiles(
 
 
 def _tile_size(frames: int, rows: int, chunks: Chunks | None, device: torch.device) -> int:
-    """Queries a tile."""
+    """Return the number of queries of a tile."""
     if device.type == "cpu":
         wanted = TILE_SCORES // (rows * frames) // 16 * 16
         size = min(max(wanted, _SMALLEST), _LARGEST)

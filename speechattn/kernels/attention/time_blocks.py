@@ -1,6 +1,6 @@
-"""How a ragged batch is cut along time for a running sum, and what of it is read and written.
+"""Blocks of a ragged batch along time, for a running sum.
 
-Legend beyond the package's: c frames of a block, n items of it.
+Legend: see `speechattn.kernels`; c frames of a block, n items of it.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring frames of the items that reach so far.
+    """Neighbouring frames of the items that are long enough.
 
     Attributes:
-        items: which of the batch, the longest first.
-        count: n, how many.
+        items: indices in the batch, the longest first.
+        count: n.
         start: first frame.
         stop: one past the last frame.
-        hidden: (n, c) bool, True beyond an item's length; None where there is nothing.
+        hidden: (n, c) bool, True beyond an item's length; None without padding.
     """
 
     items: slice | Tensor
@@ -29,10 +29,10 @@ class Block:
 
 
 def blocks(lengths: Tensor, frames: int, size: int) -> list[Block]:
-    """Cut a batch along time, the first block first, leaving out what is padding.
+    """Cut a batch along time, in order, without the padding.
 
-    Items stand in the same order in every block, and a block has the first of them: a state of all
-    items is cut to those of a block from the front.
+    Items have the same order in every block, and a block has the first n of them: so has the state
+    of all items.
 
     Args:
         lengths: (B,) int64.
@@ -61,7 +61,7 @@ def blocks(lengths: Tensor, frames: int, size: int) -> list[Block]:
 
 
 def take(x: Tensor, block: Block) -> Tensor:
-    """A block of (B, T, H, Dh) as (n H, c, Dh), float32 at least, zero where it is padding."""
+    """Return a block of (B, T, H, Dh) as (n H, c, Dh), float32 at least, zero in the padding."""
     part = x[block.items, block.start : block.stop].to(wide(x.dtype))
     if block.hidden is not None:
         part = part.masked_fill(block.hidden[..., None, None], 0.0)
@@ -69,14 +69,7 @@ def take(x: Tensor, block: Block) -> Tensor:
 
 
 def put(y: Tensor, block: Block, x: Tensor, add: bool = False) -> None:
-    """Write (n H, c, Dh) into a block of (B, T, H, Dh), where it is not padding.
-
-    Args:
-        y: zeros, or what was put there.
-        block: where.
-        x: what.
-        add: to what is there.
-    """
+    """Write (n H, c, Dh) to a block of y (B, T, H, Dh), or add it; zero in the padding."""
     part = x.unflatten(0, (block.count, -1)).transpose(1, 2)  # (n, c, H, Dh)
     if block.hidden is not None:
         part = part.masked_fill(block.hidden[..., None, None], 0.0)
@@ -88,5 +81,5 @@ def put(y: Tensor, block: Block, x: Tensor, add: bool = False) -> None:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """What sums are computed in: float32 for halves."""
+    """Return the dtype of sums: float32 for half precision."""
     return torch.promote_types(dtype, torch.float32)

@@ -1,1 +1,1 @@
-"""Sums over the lattices of CTC and transducers."""
+"""Sums over the lattices of CTC and transducers; see `speechattn.kernels`."""

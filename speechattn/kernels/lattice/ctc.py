@@ -6,19 +6,19 @@ states and ending in one of the last two (Graves et al. 2006, "Connectionist Tem
 Classification"). From a frame to the next it stays, goes to the next state, or skips a blank;
 between two equal tokens the standard topology forbids the skip, the modified one does not (k2's
 `ctc_topo(modified=True)`: every token may follow every other at once, and the frames of two equal
-tokens count once for each way to divide them). Its score is the sum of the log
-probabilities it visits and of two things on its arcs: `first_scores[t]` where frame t is the first
-of a token, and `repeat_score` where a token goes on for another frame.
+tokens count once for each way to divide them). Its score is the sum of the log probabilities it
+visits and of two scores on its arcs: `first_scores[t]` where frame t is the first of a token, and
+`repeat_score` where a token goes on for another frame.
 
-How the arcs' scores are computed without touching the arcs: with D_t = w_(t+1) - w_t,
+The arcs' scores become scores of states: with D_t = w_(t+1) - w_t,
 
     sum over tokens u of w(first frame of u) = U w_0 + sum over t of D_t #{u: not begun in frame t}
 
-and how many tokens have not begun is known from the state. So they are added to the log
-probabilities of the states once, before the recursion. And the recursion from the end is the one
-from the start over reversed frames and states: both run in one loop over T, as 2B sequences.
+and the number of tokens that have not begun is known from the state. So they are added to the log
+probabilities once, before the recursion. The recursion from the end is the one from the start over
+reversed frames and states: both run in one loop over T, as 2B sequences.
 
-Legend: B items, T frames, V units with blank 0, U tokens of the longest text, S = 2U + 1 states.
+Legend: see `speechattn.kernels`; S = 2U + 1 states.
 """
 
 import torch
@@ -38,22 +38,22 @@ def ctc(
     lengths: Tensor,
     tokens: Tensor,
     token_lengths: Tensor,
+    *,
     first_scores: Tensor | None = None,
     repeat_score: float = 0.0,
     modified: bool = False,
 ) -> Tensor:
-    """Minus the log of the sum over all alignments of each item.
+    """Return minus the log of the sum over all alignments of each item.
 
     Recursions are in float64 whatever the input is: a sum of hundreds of log probabilities leaves
     too few digits of float32 for the gradient.
 
     Args:
-        log_probs: (B, T, V), anything beyond an item's frames; minus infinity is allowed for a unit
-            that may not be. The gradient is minus the posterior of a unit in a frame (torch's own
-            adds the probability, which a log-softmax takes off again). Half precision is computed
-            in float32.
+        log_probs: (B, T, V), padding is not read; minus infinity excludes a unit. The gradient is
+            minus the posterior of a unit in a frame (torch's own adds the probability, which a
+            log-softmax subtracts again). Half precision is computed in float32.
         lengths: (B,) int64 frames.
-        tokens: (B, U) int64, none of them 0; whatever stands beyond an item's tokens is not read.
+        tokens: (B, U) int64, none of them 0; padding is not read.
         token_lengths: (B,) int64.
         first_scores: (B, T), for a token whose first frame is t; None for none. No gradient.
         repeat_score: for each further frame of a token.
@@ -64,7 +64,7 @@ def ctc(
         alignment is possible.
 
     Raises:
-        ValueError: the shapes do not go together.
+        ValueError: the shapes differ.
     """
     batch = log_probs.shape[0]
     for name, value, shape in (
@@ -80,12 +80,12 @@ def ctc(
             )
     if log_probs.dtype in HALF:
         log_probs = log_probs.float()
-    given = log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified
+    arguments = log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified
     backend = choose(log_probs.device, "ctc")
     with torch.autocast(log_probs.device.type, enabled=False):
         if backend == "reference":
-            return reference(*given)
-        return _Ctc.apply(*given, backend)
+            return reference(*arguments)
+        return _Ctc.apply(*arguments, backend)
 
 
 def reference(
@@ -97,7 +97,7 @@ def reference(
     repeat_score: float = 0.0,
     modified: bool = False,
 ) -> Tensor:
-    """The definition, an arc at a time; see `ctc`. Takes minutes for what `fast` does at once."""
+    """Compute the definition, an arc at a time; see `ctc`."""
     losses = []
     for b, frames in enumerate(lengths.tolist()):
         text = tokens[b, : token_lengths[b]].tolist()
@@ -136,10 +136,10 @@ def fast(
     repeat_score: float = 0.0,
     modified: bool = False,
 ) -> Tensor:
-    """All items and both directions in one loop over the frames; see `ctc`.
+    """Compute all items and both directions in one loop over the frames; see `ctc`.
 
-    Has two tensors of (T, 2B, S) float64 while it runs, half of that without a gradient, and keeps
-    (B, T, U + 1) for the backward pass. NaN in one item spreads to others.
+    Needs two tensors of (T, 2B, S) float64, half of that without a gradient, and keeps (B, T, C)
+    for the backward pass. NaN in one item spreads to others.
     """
     return _Ctc.apply(
         log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified, "torch"
@@ -159,15 +159,22 @@ class _Ctc(torch.autograd.Function):
         modified,
         backend,
     ) -> Tensor:
-        learns = ctx.needs_input_grad[0]
+        needs_grad = ctx.needs_input_grad[0]
         if backend == "triton":
-            from speechattn.kernels.triton.ctc import forward_backward
+            from speechattn.kernels.lattice.triton.ctc import forward_backward
         else:
             forward_backward = _forward_backward
         total, blank, token = forward_backward(
-            log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified, learns
+            log_probs,
+            lengths,
+            tokens,
+            token_lengths,
+            first_scores,
+            repeat_score,
+            modified,
+            needs_grad,
         )
-        if learns:
+        if needs_grad:
             beyond = ~padding_mask(token_lengths, tokens.shape[1])
             ctx.save_for_backward(tokens.masked_fill(beyond, 0), blank, token)
             ctx.units = log_probs.shape[2]
@@ -180,7 +187,7 @@ class _Ctc(torch.autograd.Function):
         scale = -gradient[:, None]  # (B, 1)
         result = blank.new_zeros(*blank.shape, ctx.units)
         where = tokens[:, None].expand_as(token)
-        # What stands for padding is blank, with a posterior of 0.
+        # Padding is blank, with a posterior of 0.
         result.scatter_add_(2, where, token * scale[..., None])
         result[..., 0] += blank * scale
         return result, None, None, None, None, None, None, None
@@ -194,22 +201,14 @@ def _forward_backward(
     first_scores: Tensor | None,
     repeat_score: float,
     modified: bool,
-    learns: bool,
+    needs_grad: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The torch path; see `speechattn.kernels.triton.ctc.forward_backward`."""
-    lattice = build(
-        log_probs,
-        lengths,
-        tokens,
-        token_lengths,
-        first_scores,
-        repeat_score,
-        modified,
-        reverse=learns,
-    )
+    """Compute `speechattn.kernels.lattice.triton.ctc.forward_backward` with torch."""
+    arguments = log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified
+    lattice = build(*arguments, reverse=needs_grad)
     reached = recursion(lattice)
     total = log_total(lattice, reached)
     blank = token = None
-    if learns:
+    if needs_grad:
         blank, token = (x.to(log_probs.dtype) for x in posteriors(lattice, reached, total))
     return total + lattice.constant, blank, token

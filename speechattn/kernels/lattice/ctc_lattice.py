@@ -7,11 +7,11 @@ So a frame is
     blank[u] <- blank[u] + token[u]              token[u + 1] <- token[u + 1] + blank[u] + token[u]
 
 where the last term, a skipped blank, is missing between equal tokens; and what the token gets from
-other states is what the blank has just got, unless it is missing. Two log-sum-exp of C columns do
-for all of it.
+other states is what the blank has just got, unless it is missing. So a frame is two log-sum-exp of
+C columns.
 
-Legend beyond that module's: N sequences of a recursion, the B items, and where the gradient is
-wanted the B items from their ends as well, frames and states reversed.
+Legend: see `speechattn.kernels`; R sequences of a recursion: the B items, and for the gradient the
+B items from their ends as well, frames and states reversed.
 """
 
 from dataclasses import dataclass
@@ -29,11 +29,10 @@ class Lattice:
     """States of a ragged batch and the scores of being in them.
 
     Attributes:
-        scores: (T, 2, N, C) float64, of a state in a frame; 0 or of no meaning beyond an item's
-            frames, finite there.
-        skips: (N, C) whether a token may follow the one before it at once.
-        start: (2, N, C) 0 where a sequence may start, else minus infinity.
-        constant: (B,) float64, what every alignment has beside the scores of its states.
+        scores: (T, 2, R, C) float64, of a state in a frame; finite and meaningless in the padding.
+        skips: (R, C) whether a token may follow the one before it at once.
+        start: (2, R, C) 0 where a sequence may start, else minus infinity.
+        constant: (B,) float64, added to the score of every alignment.
         lengths: (B,) frames.
         tokens: (B, U), 0 beyond an item's tokens.
         token_lengths: (B,).
@@ -58,17 +57,16 @@ def build(
     modified: bool,
     reverse: bool,
 ) -> Lattice:
-    """The lattice of a batch; see `ctc` for the arguments.
+    """Build the lattice of a batch; see `ctc` for the arguments.
 
-    Args:
-        reverse: the N sequences are the items and then the items reversed.
+    With `reverse` the R sequences are the items and then the items reversed.
     """
     device = log_probs.device
     batch, frames, _ = log_probs.shape
     tokens = tokens.masked_fill(~padding_mask(token_lengths, tokens.shape[1]), 0)
     columns = tokens.shape[1] + 1
     sequences = 2 * batch if reverse else batch
-    # What is not real must not be inf or NaN: -inf could not stop it on its way to the next item.
+    # Padding must be neither inf nor NaN: -inf could not stop it from passing to the next item.
     hidden = ~padding_mask(lengths, frames)[..., None]  # (B, T, 1)
     blank = log_probs[..., :1].masked_fill(hidden, 0.0).double()
     where = tokens[:, None].expand(-1, frames, -1)
@@ -107,20 +105,20 @@ def build(
 
 
 def _from_the_end(lengths: Tensor, frames: int) -> Tensor:
-    """(T, B): the t-th frame from an item's end; its first once there are no more."""
+    """Return (T, B), the t-th frame from an item's end, or its first if there is none."""
     t = torch.arange(frames, device=lengths.device)[:, None]
     return (lengths - 1 - t).clamp(min=0)
 
 
 def recursion(lattice: Lattice) -> Tensor:
-    """Log of the sum over all ways from a sequence's start to a state in a frame.
+    """Return the log of the sum over all paths from a sequence's start to a state in a frame.
 
     Returns:
-        (T, 2, N, C), each without the score of that state in that frame; column 0 of the second
-        plane has no meaning.
+        (T, 2, R, C), each without the score of that state in that frame; column 0 of the second
+        plane is meaningless.
     """
-    # All sequences stand side by side in a row: what would pass from one to the next ends up in
-    # column 0 of the tokens, whose score is minus infinity.
+    # All sequences are side by side in a row: what passes from one to the next ends up in column 0
+    # of the tokens, whose score is minus infinity.
     scores, half = lattice.scores.flatten(1), lattice.skips.numel()
     reached = torch.empty_like(scores)
     if len(reached) > 0:
@@ -133,7 +131,7 @@ def recursion(lattice: Lattice) -> Tensor:
         room = torch.empty_like(blank)
         sources = room[:-1]
         steps = (scores, reached, reached[:, :half], reached[:, half + 1 :])
-        # The loop is all that costs: few calls a frame, into memory that is there already.
+        # The loop takes all the time: few calls per frame, into allocated memory.
         for score, now, blanks, tokens in zip(*(x[1:].unbind(0) for x in steps), strict=True):
             torch.logaddexp(blank, token, out=blanks)
             torch.where(skips, blanks, blank, out=room)
@@ -143,7 +141,7 @@ def recursion(lattice: Lattice) -> Tensor:
 
 
 def log_total(lattice: Lattice, reached: Tensor) -> Tensor:
-    """(B,) the log of the sum over all alignments, without the lattice's constant."""
+    """Return the log of the sum over all alignments (B,), without the lattice's constant."""
     lengths, ends = lattice.lengths, lattice.token_lengths
     nothing = lattice.constant.new_zeros(len(ends)).masked_fill_(ends > 0, _NEVER)
     if reached.shape[0] == 0:
@@ -155,7 +153,7 @@ def log_total(lattice: Lattice, reached: Tensor) -> Tensor:
 
 
 def posteriors(lattice: Lattice, reached: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """How probable it is that a frame is in a state, given the text.
+    """Return the posteriors of states in each frame, given the text.
 
     Args:
         lattice: with the reversed sequences.

@@ -1,11 +1,10 @@
-"""The sum over all paths of a graph: what a recogniser thinks of everything that can be said.
+"""The sum over all paths of a graph, the denominator of lattice-free MMI.
 
-Forwards and backwards over a hidden Markov model in probabilities that are brought back to sum 1 in
-each frame, as for the denominator of lattice-free MMI (Povey et al., "Purely sequence-trained
-neural networks for ASR based on lattice-free MMI", 2016, section 2.4). A frame is a product with a
-sparse matrix, for all items at once.
+Forward-backward over a hidden Markov model in probabilities that are normalised to sum 1 in each
+frame (Povey et al., "Purely sequence-trained neural networks for ASR based on lattice-free MMI",
+2016, section 2.4). A frame is a product with a sparse matrix, for all items at once.
 
-Legend: B items, T frames, V units, S states.
+Legend: see `speechattn.kernels`; S states.
 """
 
 import warnings
@@ -20,12 +19,12 @@ from speechattn.decoding.fst.arcs import Arcs
 
 @dataclass(frozen=True)
 class GraphMatrices:
-    """A graph each of whose states is entered by one unit only, as CTC's are.
+    """A graph whose states are each entered by one unit only, as CTC's are.
 
     Attributes:
-        onward: (S, S) sparse float64, probability of going to state i from state j.
-        back: (S, S) sparse float64, the same transposed.
-        label: (S,) int64, the unit that is read on the way into a state.
+        onward: (S, S) sparse float64, probability of state i after state j.
+        back: (S, S) sparse float64, the transpose.
+        label: (S,) int64, the unit on the arcs into a state.
         final: (S,) float64, probability of ending in a state.
     """
 
@@ -35,8 +34,8 @@ class GraphMatrices:
     final: Tensor
 
     @classmethod
-    def of(cls, arcs: Arcs) -> "GraphMatrices":
-        """The matrices of a graph.
+    def from_arcs(cls, arcs: Arcs) -> "GraphMatrices":
+        """Build the matrices of a graph.
 
         Raises:
             ValueError: a state is entered by two units, as in the topology `modified`.
@@ -54,21 +53,21 @@ class GraphMatrices:
         return cls(onward, back, torch.from_numpy(label), final)
 
     def to(self, device: torch.device) -> "GraphMatrices":
-        """On another device."""
+        """Copy to another device."""
         return GraphMatrices(*(x.to(device) for x in vars(self).values()))
 
 
 def _matrix(row: Tensor, column: Tensor, value: Tensor, size: int) -> Tensor:
-    """(S, S) sparse; what stands in the same place is added up."""
+    """Build a sparse matrix (S, S); entries of the same place are summed."""
     place = torch.stack((row, column))
     found = torch.sparse_coo_tensor(place, value, (size, size), check_invariants=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that this layout is new
+        warnings.simplefilter("ignore")  # CSR support is in beta
         return found.coalesce().to_sparse_csr()
 
 
 def graph_total(log_probs: Tensor, lengths: Tensor, graph: GraphMatrices) -> Tensor:
-    """The logarithm of the sum over all paths of each item's frames.
+    """Return the log of the sum over all paths, for each item.
 
     Args:
         log_probs: (B, T, V).
@@ -76,7 +75,7 @@ def graph_total(log_probs: Tensor, lengths: Tensor, graph: GraphMatrices) -> Ten
         graph: on the same device.
 
     Returns:
-        (B,) float64; -inf where no path of so many frames ends, without a gradient.
+        (B,) float64; -inf, without a gradient, where no path has so many frames.
     """
     return _Total.apply(log_probs, lengths, graph)
 

@@ -1,12 +1,11 @@
-"""CTC whose tokens last a few frames at most.
+"""CTC with a maximum duration of tokens.
 
-The alignments of `ctc` in which no token goes on for more than K frames after
-its first (2305.11558, the hard constraint). A token is a chain of R = K + 1 states then, one for
-each of its frames; from any of them a blank or the next token may follow, but only the first is
-entered from outside.
+The alignments of `ctc` in which no token goes on for more than `max_repeats` frames after its first
+(2305.11558, the hard constraint). A token is then a chain of states, one for each of its frames;
+blank or the next token may follow any of them, but only the first is entered from outside.
 
-Legend beyond that module's: K repeats of a token, R = K + 1 frames of it, C = U + 1 columns as in
-`ctc_lattice`, P = R + 1 planes of states: blank, then a token's frames in order.
+Legend: see `speechattn.kernels`; P = max_repeats + 2 planes of states, as in `ctc_lattice`: blank,
+then a token's frames in order.
 """
 
 import torch
@@ -20,26 +19,27 @@ from speechattn.masks import padding_mask
 _NEVER = -float("inf")
 
 
-def capped_ctc(
+def max_duration_ctc(
     log_probs: Tensor,
     lengths: Tensor,
     tokens: Tensor,
     token_lengths: Tensor,
+    *,
     max_repeats: int,
     repeat_score: float = 0.0,
     modified: bool = False,
 ) -> Tensor:
-    """Minus the log of the sum over all alignments whose tokens have few frames.
+    """Return minus the log of the sum over all alignments whose tokens are short enough.
 
-    Two loops over the frames with R + 1 times the states of `ctc`, so it takes a few times as long;
-    holds two tensors of (T, R + 1, B, C) float64.
+    Two loops over the frames with more states than in `ctc`, so it takes a few times as long; needs
+    two tensors of (T, P, B, C) float64.
 
     Args:
         log_probs: as in `ctc`, as are the others.
         lengths: (B,).
         tokens: (B, U).
         token_lengths: (B,).
-        max_repeats: K, further frames of a token after its first; 0 for tokens of one frame.
+        max_repeats: further frames of a token after its first; 0 for tokens of one frame.
         repeat_score: for each of them.
         modified: equal tokens may follow each other without a blank between them: more of them in a
             row are several tokens, or one, or both in all ways.
@@ -52,12 +52,12 @@ def capped_ctc(
     if log_probs.dtype in HALF:
         log_probs = log_probs.float()
     with torch.autocast(log_probs.device.type, enabled=False):
-        return _CappedCtc.apply(
+        return _MaxDurationCtc.apply(
             log_probs, lengths, tokens, token_lengths, max_repeats, repeat_score, modified
         )
 
 
-class _CappedCtc(torch.autograd.Function):
+class _MaxDurationCtc(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, log_probs, lengths, tokens, token_lengths, max_repeats, repeat_score, modified
@@ -88,23 +88,18 @@ class _CappedCtc(torch.autograd.Function):
 
 
 def _planes(scores: Tensor, planes: int) -> Tensor:
-    """Scores of blank and token (..., 2, B, C) for all planes, (..., P, B, C)."""
-    return torch.cat(
-        [
-            scores[..., :1, :, :],
-            scores[..., 1:, :, :].expand(*scores.shape[:-3], planes - 1, *scores.shape[-2:]),
-        ],
-        -3,
-    )
+    """Expand scores of blank and token (..., 2, B, C) to all planes, (..., P, B, C)."""
+    token = scores[..., 1:, :, :].expand(*scores.shape[:-3], planes - 1, *scores.shape[-2:])
+    return torch.cat([scores[..., :1, :, :], token], -3)
 
 
 def _follows(lattice: Lattice) -> Tensor:
-    """(B, C) whether the next token may come right after the one of a column."""
+    """Return whether the next token may come right after a column's, (B, C)."""
     return torch.nn.functional.pad(lattice.skips[:, 1:], (0, 1))
 
 
 def _before(lattice: Lattice, planes: int) -> Tensor:
-    """(T, P, B, C): log of the sum over all ways to a state, without its score in that frame."""
+    """Return the log of the sum over all paths to a state, without its own score, (T, P, B, C)."""
     frames, _, batch, columns = lattice.scores.shape
     follows = _follows(lattice)
     reached = lattice.scores.new_full((frames, planes, batch, columns), _NEVER)
@@ -120,7 +115,7 @@ def _before(lattice: Lattice, planes: int) -> Tensor:
 
 
 def _total(lattice: Lattice, before: Tensor) -> Tensor:
-    """(B,) the log of the sum over all alignments, without the lattice's constant."""
+    """Return the log of the sum over all alignments (B,), without the lattice's constant."""
     lengths, ends = lattice.lengths, lattice.token_lengths
     nothing = lattice.constant.new_zeros(len(ends)).masked_fill_(ends > 0, _NEVER)
     if not len(before):
@@ -133,7 +128,7 @@ def _total(lattice: Lattice, before: Tensor) -> Tensor:
 
 
 def _posteriors(lattice: Lattice, before: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """How probable it is that a frame is blank (B, T) and each token (B, T, U).
+    """Return the posteriors of blank (B, T) and of each token (B, T, U).
 
     Zero beyond an item's frames and where no alignment is possible.
     """
@@ -147,7 +142,7 @@ def _posteriors(lattice: Lattice, before: Tensor, total: Tensor) -> tuple[Tensor
     last = (lattice.lengths - 1)[:, None]
     blank = before.new_zeros(batch, frames)
     token = before.new_zeros(batch, frames, columns - 1)
-    after, goes_on = end, None  # log of the sum over all ways from a state to the end
+    after, goes_on = end, None  # log of the sum over all paths from a state to the end
     for t in range(frames - 1, -1, -1):
         if goes_on is not None:
             after = torch.empty_like(end)

@@ -1,13 +1,12 @@
-"""The pruned transducer: a cheap joiner says which columns a frame needs for the real one.
+"""The pruned transducer (Kuang et al., 2206.13236): a simple joiner selects columns.
 
-The simple joiner adds what the encoder says in a frame to what the predictor says after u tokens.
-Its normalisers are a product of matrices, so that its lattice costs no (B, T, U + 1, V). Where its
-alignments go says which s columns a frame needs, and the loss of the real joiner is the sum over
-the alignments through these (Kuang et al., 2206.13236). Definitions are those of k2 1.23.4 to the
-letter: `rnnt_loss_smoothed`, `get_rnnt_prune_ranges`, `do_rnnt_pruning`, `rnnt_loss_pruned`.
+The simple joiner adds the encoder's scores of a frame to the predictor's after u tokens. Its
+normalisers are a product of matrices, so that its lattice needs no (B, T, C, V). Its alignments
+select s columns of each frame, and the loss of the real joiner is the sum over the alignments
+through these. The definitions are exactly those of k2 1.23.4: `rnnt_loss_smoothed`,
+`get_rnnt_prune_ranges`, `do_rnnt_pruning`, `rnnt_loss_pruned`.
 
-Legend: B items, T frames, U tokens of the longest text, C = U + 1 columns, s columns of a frame
-that are kept, V units with blank 0, D width.
+Legend: see `speechattn.kernels`; s columns of a frame that are kept, D width.
 """
 
 import torch
@@ -35,36 +34,37 @@ def simple_transducer(
     tokens: Tensor,
     lengths: Tensor,
     token_lengths: Tensor,
+    *,
     lm_only_scale: float = 0.0,
     am_only_scale: float = 0.0,
     delay_penalty: float = 0.0,
     topology: Topology = "regular",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of the joiner am + lm, and where its alignments go.
+    """Return the loss of the joiner am + lm, and the posteriors of its arcs.
 
     The log-probabilities of arcs are interpolated with those of `lm` alone and those of `am` with a
-    unigram, which is the mean of what `lm` says in all columns of the batch; padding counts too,
-    as in k2, so that with am_only_scale the loss of an item depends on the others.
+    unigram, the mean of `lm` over all columns of the batch; as in k2 padding counts too, so that
+    with am_only_scale the loss of an item depends on the others.
 
     Args:
         am: (B, T, V) scores of units in a frame, not normalised; finite in padding too. Half
             precision is computed in float32.
         lm: (B, U + 1, V) scores of units after u tokens; likewise.
-        tokens: (B, U) int64, none of them 0; whatever stands beyond an item's tokens is not read.
+        tokens: (B, U) int64, none of them 0; padding is not read.
         lengths: (B,) int64 frames.
         token_lengths: (B,) int64.
         lm_only_scale: of the log-probabilities of `lm` alone, 0 to 1.
         am_only_scale: of those of `am` and the unigram; both together at most 1.
         delay_penalty: see `speechattn.kernels.lattice.transducer.transducer`.
-        topology: what a token does to the frame.
+        topology: see `speechattn.kernels.lattice.transducer_lattice`.
 
     Returns:
-        The loss (B,), infinite where no alignment is possible; and how probable it is that an
-        alignment takes a token's arc, (B, U, T + 1) for the regular topology, else (B, U, T), and
-        a blank's, (B, U + 1, T). Only the loss has a gradient.
+        The loss (B,), infinite where no alignment is possible; the posteriors of tokens' arcs,
+        (B, U, T + 1) for the regular topology, else (B, U, T), and of blanks', (B, U + 1, T). Only
+        the loss has a gradient.
 
     Raises:
-        ValueError: the shapes do not go together.
+        ValueError: the shapes differ.
     """
     batch, frames, units = am.shape
     columns = lm.shape[1]
@@ -104,27 +104,27 @@ def simple_transducer(
 def prune_ranges(
     px_grad: Tensor, py_grad: Tensor, lengths: Tensor, token_lengths: Tensor, width: int
 ) -> Tensor:
-    """The columns of each frame that alignments go through, as many in each frame.
+    """Select the columns of each frame that alignments go through, s in each frame.
 
-    Of all windows of `width` columns a frame gets the one that most blanks are in, less the tokens
-    that lead into its first column (which would have to be there in the frame before). An item's
-    last frame gets the window that ends with its text. Then windows that begin after that of a
-    later frame are moved to the left; those that leave out a column on the way to the next are
-    moved to the right, as far as beginning with column 0 allows (2206.13236, 3.2).
+    A frame gets the window of `width` columns with the largest posterior of blanks, less that of
+    tokens into its first column (which would have to be there in the frame before). An item's last
+    frame gets the window that ends with its text. Then windows that begin after that of a later
+    frame are moved to the left; those that leave a gap to the next are moved to the right, as far
+    as beginning with column 0 allows (2206.13236, 3.2).
 
     Args:
         px_grad: (B, U, T + 1) or (B, U, T) of `simple_transducer`.
         py_grad: (B, U + 1, T) likewise.
         lengths: (B,) frames.
         token_lengths: (B,).
-        width: s, columns to keep; at least 2 for the regular topology, else 1. Where there are
-            fewer, all of them.
+        width: s, columns to keep; at least 2 for the regular topology, else 1. If there are fewer,
+            all.
 
     Returns:
-        (B, T, s) int64, s columns in a row for each frame.
+        (B, T, s) int64, s consecutive columns for each frame.
 
     Raises:
-        ValueError: the width leaves no alignment.
+        ValueError: the width is too small.
     """
     columns, frames = py_grad.shape[1:]
     regular = px_grad.shape[2] > frames
@@ -144,20 +144,20 @@ def prune_ranges(
 
 
 def _rising(x: Tensor) -> Tensor:
-    """(B, T): the highest that is nowhere above x and never falls."""
+    """Return the largest non-decreasing sequences not above x, (B, T)."""
     return x.flip(1).cummin(1).values.flip(1)
 
 
 def prune(am: Tensor, lm: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
-    """What the joiner gets for the columns that are kept.
+    """Gather the joiner's inputs of the columns that are kept.
 
     Args:
         am: (B, T, D).
-        lm: (B, U + 1, D), of another width if need be.
-        ranges: (B, T, s) of `prune_ranges`.
+        lm: (B, U + 1, D), its width may differ.
+        ranges: (B, T, s) from `prune_ranges`.
 
     Returns:
-        Both (B, T, s, D); the first a view that has no memory of its own.
+        Both (B, T, s, D); the first is a view.
     """
     batch, columns = lm.shape[:2]
     rows = ranges + columns * torch.arange(batch, device=ranges.device)[:, None, None]
@@ -172,26 +172,27 @@ def pruned_transducer(
     ranges: Tensor,
     lengths: Tensor,
     token_lengths: Tensor,
+    *,
     delay_penalty: float = 0.0,
     topology: Topology = "regular",
 ) -> Tensor:
-    """Minus the log of the sum over all alignments through the columns that are kept.
+    """Return minus the log of the sum over all alignments through the columns that are kept.
 
     Args:
         logits: (B, T, s, V) scores of the joiner, not normalised.
-        tokens: (B, U) int64, none of them 0; whatever stands beyond an item's tokens is not read.
-        ranges: (B, T, s) of `prune_ranges`: the column of each.
+        tokens: (B, U) int64, none of them 0; padding is not read.
+        ranges: (B, T, s) from `prune_ranges`.
         lengths: (B,) int64 frames.
         token_lengths: (B,) int64.
         delay_penalty: see `speechattn.kernels.lattice.transducer.transducer`.
-        topology: what a token does to the frame.
+        topology: see `speechattn.kernels.lattice.transducer_lattice`.
 
     Returns:
         (B,) float32, or float64 for such input; infinite, with a gradient of zero, where no
         alignment is left.
 
     Raises:
-        ValueError: the shapes do not go together.
+        ValueError: the shapes differ.
     """
     check_shape("pruned_transducer", "ranges", ranges, *logits.shape[:3])
     check_shape("pruned_transducer", "tokens", tokens, len(logits), tokens.shape[-1])

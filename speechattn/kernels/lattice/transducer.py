@@ -4,11 +4,10 @@ After u tokens and in frame t the joiner scores V units; blank takes an alignmen
 and a token to the next column (Graves 2012, 1211.3711). Delay penalty and topologies are those of
 `speechattn.kernels.lattice.transducer_lattice`, as in k2's `rnnt_loss`.
 
-The joiner's output is all the memory of it: the gradient is as large, and nothing else may be. So
+The joiner's output and its gradient dominate the memory, so nothing else is of their size:
 log-softmax is computed for some frames of an item at a time, and again for the gradient.
 
-Legend: B items, T frames, U tokens of the longest text, S columns that are scored in a frame (U + 1
-here), V units with blank 0.
+Legend: see `speechattn.kernels`; S columns that are scored in a frame, here C.
 """
 
 from collections.abc import Iterator
@@ -30,8 +29,7 @@ from speechattn.kernels.lattice.transducer_lattice import reference as reference
 from speechattn.kernels.precision import HALF
 from speechattn.masks import without_padding
 
-# Scores that are normalised at a time: what a cache holds and two threads are worth starting for,
-# and what fills a GPU.
+# Scores that are normalised at a time: few enough for a cache, enough for two threads, or a GPU.
 _AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
@@ -40,26 +38,26 @@ def transducer(
     lengths: Tensor,
     tokens: Tensor,
     token_lengths: Tensor,
+    *,
     delay_penalty: float = 0.0,
     topology: Topology = "regular",
 ) -> Tensor:
-    """Minus the log of the sum over all alignments of each item.
+    """Return minus the log of the sum over all alignments of each item.
 
     Args:
-        logits: (B, T, U + 1, V) scores, not normalised; anything beyond an item's frames and
-            tokens.
+        logits: (B, T, U + 1, V) scores, not normalised; padding is not read.
         lengths: (B,) int64 frames.
-        tokens: (B, U) int64, none of them 0; whatever stands beyond an item's tokens is not read.
+        tokens: (B, U) int64, none of them 0; padding is not read.
         token_lengths: (B,) int64.
         delay_penalty: for each frame that a token is later, 0 or more (2211.00490).
-        topology: what a token does to the frame.
+        topology: see `speechattn.kernels.lattice.transducer_lattice`.
 
     Returns:
         (B,) float32, or float64 for such input; infinite, with a gradient of zero, where no
-        alignment is possible. With a penalty it is the log of no probability, and may be below 0.
+        alignment is possible. With a penalty it may be below 0.
 
     Raises:
-        ValueError: the shapes do not go together.
+        ValueError: the shapes differ.
     """
     batch, _, columns, _ = logits.shape
     check_shape("transducer", "tokens", tokens, batch, columns - 1)
@@ -84,7 +82,7 @@ def reference(
     delay_penalty: float = 0.0,
     topology: Topology = "regular",
 ) -> Tensor:
-    """The definition, a node at a time; see `transducer`."""
+    """Compute the definition, a node at a time; see `transducer`."""
     log_probs = (logits.float() if logits.dtype in HALF else logits).log_softmax(-1)
     tokens = without_padding(tokens, token_lengths)
     where = tokens[:, None, :, None].expand(-1, logits.shape[1], -1, 1)
@@ -97,15 +95,15 @@ def reference(
 def emissions(
     logits: Tensor, units: Tensor, lengths: Tensor, columns: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of one unit a column, and of blank, of scores that are not normalised.
+    """Return the log-probabilities of one unit per column, and of blank.
 
     Keeps the scores for the backward pass, which makes one tensor of their size, the gradient.
 
     Args:
-        logits: (B, T, S, V).
-        units: (B, T, S) int64, which.
+        logits: (B, T, S, V), not normalised.
+        units: (B, T, S) int64.
         lengths: (B,) frames of an item.
-        columns: (B,) columns of an item; what is beyond is not read.
+        columns: (B,) columns of an item; those beyond are not read.
 
     Returns:
         Both (B, T, S), float32 for half precision; 0 beyond an item's frames and columns.
@@ -133,7 +131,7 @@ class _Emissions(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, by_token: Tensor, by_blank: Tensor):
         logits, units = ctx.saved_tensors
-        # Half of what a small item costs is to touch its gradient: once is enough.
+        # For small items half of the time goes into writing the gradient: write it once.
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
         for b, (frames, count) in enumerate(ctx.sizes):
             gradient[b, frames:] = 0.0
@@ -154,7 +152,7 @@ class _Emissions(torch.autograd.Function):
 
 
 def _pieces(logits: Tensor, sizes: list[tuple[int, int]]) -> Iterator[tuple]:
-    """Indices of (B, T, S) that leave out padding, each of some frames of an item.
+    """Yield indices into (B, T, S) without padding, each of some frames of an item.
 
     Args:
         logits: (B, T, S, V).

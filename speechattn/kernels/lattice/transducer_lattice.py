@@ -1,23 +1,23 @@
 """The sum over all alignments of a transducer, from the scores of its arcs, and its gradient.
 
-An alignment goes from node (0, 0) to node (T, U) of a lattice: `py[u, t]` is the score of the blank
-that takes it from frame t to the next after u tokens, `px[u, t]` that of the token that takes it
-from u tokens to u + 1 in frame t. What a token does to the frame is the topology, and it can be
-read off the shape of `px`, as in k2's `mutual_information_recursion`:
+An alignment goes from node (0, 0) to node (T, U) of a lattice: `py[u, t]` is the score of a blank
+from frame t to the next after u tokens, `px[u, t]` that of a token from u tokens to u + 1 in frame
+t. The topology defines the frame after a token, and follows from the shape of `px`, as in k2's
+`mutual_information_recursion`:
 
-    regular, px (B, U, T + 1):    the frame stays; any number of tokens a frame (Graves, 1211.3711).
-                                  The last column of px is where no frame is left: it is not read.
+    regular, px (B, U, T + 1):    the same frame; any number of tokens a frame (Graves, 1211.3711).
+                                  The last column of px, where no frame is left, is not read.
     modified, px (B, U, T):       the next frame; one token a frame at most.
-    constrained, px (B, U, T):    modified, and the score of a token has that of the blank in the
-                                  same frame after it besides: `arcs` adds it.
+    constrained, px (B, U, T):    as modified, and the score of a token includes that of the blank
+                                  after it in the same frame: `arcs` adds it.
 
 Both recursions are one. Count steps d rather than frames, d = t + u in the regular lattice and
 d = t in the others; then a blank leads from (d, u) to (d + 1, u) and a token to (d + 1, u + 1).
-In the regular lattice all nodes of an anti-diagonal are computed at once, so that T + U steps do
-for all items. The way back has no logarithms: how much of what arrives at a node came by blank is
-known from the way there, and occupations are split accordingly.
+In the regular lattice all nodes of an anti-diagonal are computed at once, in T + U steps for all
+items. The backward pass has no logarithms: the share of a node's sum that arrived by blank is known
+from the forward pass, and occupations are split accordingly.
 
-Legend: B items, T frames, U tokens of the longest text, C = U + 1 columns, D steps.
+Legend: see `speechattn.kernels`; D steps, R rows (C or U).
 """
 
 from typing import Literal, get_args
@@ -41,10 +41,10 @@ def arcs(
     delay_penalty: float = 0.0,
     topology: Topology = "regular",
 ) -> tuple[Tensor, Tensor]:
-    """The scores of arcs of a topology, later tokens paying more.
+    """Return the scores of arcs of a topology, with a delay penalty.
 
-    A token in frame t of T gets delay_penalty * ((T - 1) / 2 - t) (2211.00490): a penalty of 0 on
-    average over frames, so that it says when and not whether.
+    A token in frame t of T gets delay_penalty * ((T - 1) / 2 - t) (2211.00490), 0 on average, so
+    that it affects when tokens are emitted, not whether.
 
     Args:
         token: (B, U, T) log-probability of a token after u tokens in frame t.
@@ -68,13 +68,12 @@ def arcs(
 
 
 def lattice(px: Tensor, py: Tensor, lengths: Tensor, token_lengths: Tensor) -> Tensor:
-    """Log of the sum over all alignments of each item.
+    """Return the log of the sum over all alignments of each item.
 
-    Recursions are in float64 whatever the scores are. What stands beyond an item's frames and
-    tokens is not read, NaN or not.
+    Recursions are in float64 whatever the scores are. Padding is not read.
 
     Args:
-        px: (B, U, T + 1) or (B, U, T) scores of tokens; minus infinity where none may be.
+        px: (B, U, T + 1) or (B, U, T) scores of tokens; minus infinity excludes an arc.
         py: (B, U + 1, T) scores of blanks; likewise.
         lengths: (B,) int64 frames.
         token_lengths: (B,) int64.
@@ -84,7 +83,7 @@ def lattice(px: Tensor, py: Tensor, lengths: Tensor, token_lengths: Tensor) -> T
         alignment.
 
     Raises:
-        ValueError: the shapes do not go together.
+        ValueError: the shapes differ.
     """
     _check(px, py, lengths, token_lengths)
     if choose(px.device) == "reference":
@@ -95,20 +94,20 @@ def lattice(px: Tensor, py: Tensor, lengths: Tensor, token_lengths: Tensor) -> T
 def occupied_lattice(
     px: Tensor, py: Tensor, lengths: Tensor, token_lengths: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`lattice`, and how probable it is that an alignment takes an arc.
+    """Compute `lattice`, and the posteriors of arcs.
 
     Returns:
-        (B,) as `lattice`; and of the shapes of px and py its gradients with respect to them, which
-        themselves have none.
+        (B,) as `lattice`; and its gradients with respect to px and py, which have none themselves.
     """
     _check(px, py, lengths, token_lengths)
     return _Lattice.apply(px, py, lengths, token_lengths, True)
 
 
 def check_shape(operation: str, name: str, value: Tensor, *shape: int) -> None:
-    """
+    """Check a shape.
+
     Raises:
-        ValueError: it names the operation and the argument.
+        ValueError: it is another; the message names the operation and the argument.
     """
     if value.shape != shape:
         raise ValueError(
@@ -118,7 +117,7 @@ def check_shape(operation: str, name: str, value: Tensor, *shape: int) -> None:
 
 
 def check_lengths(operation: str, lengths: Tensor, token_lengths: Tensor, batch: int) -> None:
-    """As `check_shape`."""
+    """Check the shapes of lengths; see `check_shape`."""
     check_shape(operation, "lengths", lengths, batch)
     check_shape(operation, "token_lengths", token_lengths, batch)
 
@@ -131,7 +130,7 @@ def _check(px: Tensor, py: Tensor, lengths: Tensor, token_lengths: Tensor) -> No
 
 
 def reference(px: Tensor, py: Tensor, lengths: Tensor, token_lengths: Tensor) -> Tensor:
-    """The definition, a node at a time; see `lattice`. Takes minutes for what that does at once."""
+    """Compute the definition, a node at a time; see `lattice`."""
     totals = []
     regular = px.shape[2] > py.shape[2]
     for b, (frames, tokens) in enumerate(
@@ -159,7 +158,7 @@ def reference(px: Tensor, py: Tensor, lengths: Tensor, token_lengths: Tensor) ->
 class _Lattice(torch.autograd.Function):
     @staticmethod
     def forward(ctx, px, py, lengths, token_lengths, occupations):
-        learns = any(ctx.needs_input_grad[:2])
+        needs_grad = any(ctx.needs_input_grad[:2])
         batch, columns, frames = py.shape
         regular = px.shape[2] > frames
         t = torch.arange(frames, device=py.device)
@@ -172,14 +171,14 @@ class _Lattice(torch.autograd.Function):
         ends = lengths + token_lengths if regular else lengths
         where = (ends, token_lengths, torch.arange(batch, device=py.device))
         total = reached[where]
-        if not (learns or occupations):
+        if not (needs_grad or occupations):
             return total.to(px.dtype), None, None
         possible = (total != _NEVER).to(total.dtype)
         by_token, by_blank = _occupations(stay, reached, where, possible)
         px_occupied = _frames(by_token, px.shape[2], regular).to(px.dtype)
         py_occupied = _frames(by_blank, frames, regular).to(py.dtype)
         ctx.mark_non_differentiable(px_occupied, py_occupied)
-        if learns:
+        if needs_grad:
             ctx.save_for_backward(px_occupied, py_occupied)
         return total.to(px.dtype), px_occupied, py_occupied
 
@@ -192,16 +191,16 @@ class _Lattice(torch.autograd.Function):
 
 
 def _skewed(rows: Tensor) -> Tensor:
-    """(B, c, D) of (B, c, D + 1): row u moved u to the right, without a copy.
+    """Return a view (B, R, D) of (B, R, D + 1) with row u moved u to the right.
 
-    What moves in from the left is the end of the row above.
+    From the left comes the end of the row above.
     """
     batch, count, width = rows.shape
     return rows.as_strided((batch, count, width - 1), (count * width, width - 1, 1))
 
 
 def _steps(scores: Tensor, real: Tensor, skew: int) -> Tensor:
-    """(D, c, B) float64 of (B, c, T): scores by steps, minus infinity where none are real."""
+    """Convert scores (B, R, T) to scores by steps (D, R, B) float64, -inf where not real."""
     scores = scores.masked_fill(~real, _NEVER)
     if skew:
         scores = _skewed(pad(scores, (0, skew + 1), value=_NEVER))
@@ -210,7 +209,7 @@ def _steps(scores: Tensor, real: Tensor, skew: int) -> Tensor:
 
 
 def _frames(steps: Tensor, frames: int, regular: bool) -> Tensor:
-    """(B, c, T) of (D, c, B): the way back of `_steps`."""
+    """Convert values by steps (D, R, B) back to (B, R, T)."""
     count, batch = steps.shape[1:]
     steps = steps.permute(2, 1, 0)
     if not regular:
@@ -222,7 +221,7 @@ def _frames(steps: Tensor, frames: int, regular: bool) -> Tensor:
 
 
 def _recursion(stay: Tensor, move: Tensor) -> Tensor:
-    """Log of the sum over all ways from the start to a node, (D + 1, C, B).
+    """Return the log of the sum over all paths from the start to a node, (D + 1, C, B).
 
     Args:
         stay: (D, C, B) scores of blanks.
@@ -236,7 +235,7 @@ def _recursion(stay: Tensor, move: Tensor) -> Tensor:
     rows = (reached, reached[:, : (columns - 1) * batch], reached[:, batch:])
     now, leaving, later = (x.unbind(0) for x in rows)
     scores = zip(stay.flatten(1).unbind(0), move.flatten(1).unbind(0), strict=True)
-    # The loop is all that costs: few calls a step, into memory that is there already.
+    # The loop takes all the time: few calls per step, into allocated memory.
     for d, (blank, token) in enumerate(scores):
         torch.add(now[d], blank, out=now[d + 1])
         torch.add(leaving[d], token, out=arriving)
@@ -245,20 +244,17 @@ def _recursion(stay: Tensor, move: Tensor) -> Tensor:
 
 
 def _occupations(stay: Tensor, reached: Tensor, where, possible: Tensor) -> tuple[Tensor, Tensor]:
-    """How probable each arc is.
+    """Return the posteriors of tokens (D, C - 1, B) and of blanks (D, C, B).
 
     Args:
         stay: (D, C, B) scores of blanks; overwritten.
-        reached: (D + 1, C, B) of `_recursion`; overwritten.
+        reached: (D + 1, C, B) from `_recursion`; overwritten.
         where: an index of the nodes where items end.
         possible: (B,) 1 for items that have an alignment, else 0.
-
-    Returns:
-        Of tokens (D, C - 1, B) and of blanks (D, C, B).
     """
     steps, columns, batch = stay.shape
     stay += reached[:-1]
-    # Nobody comes to a node that is not reached, however what arrives there is split.
+    # The split does not matter at nodes that no path reaches.
     came = stay.sub_(reached[1:].clamp_(min=-1e300)).exp_().clamp_(max=1.0)  # by blank
     went = 1.0 - came[:, 1:]
     nodes = reached.zero_()

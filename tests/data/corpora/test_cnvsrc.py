@@ -16,7 +16,7 @@ from speechattn.cli import main
 from speechattn.data.corpora import prepare_cnvsrc, read_summary
 from speechattn.data.corpora.cnvsrc_layout import clean_text
 from speechattn.data.corpora.cnvsrc_lists import Units, read_lists
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError, SpeechattnError
 from speechattn.units import UNK_MARK
 
@@ -126,7 +126,7 @@ BOTH_MORE = ["cncvs2_s00001_001_00001", "cncvs3_s00001_001_00001"]
 @pytest.mark.parametrize("track", ["single", "multi"])
 def test_tracks(corpus, tmp_path, track, year, open_track):
     out = tmp_path / "out"
-    paths = prepare_cnvsrc(corpus.root, out, track, year, open_track)
+    paths = prepare_cnvsrc(corpus.root, out, track, year, open_track=open_track)
     more = open_track or year == 2025
     target, other = (SINGLE_DEV, MULTI_DEV) if track == "single" else (MULTI_DEV, SINGLE_DEV)
     pretrain = sorted(CNCVS + (BOTH_MORE + other if more else []))
@@ -246,7 +246,9 @@ def test_extra(corpus, tmp_path, make):
     make.table(folder, [("x.mp4", "ann", "train", "一,二"), ("y.mp4", "ann", "dev", "三")])
     with pytest.raises(ConfigError, match="--open"):
         prepare_cnvsrc(corpus.root, tmp_path / "out", "single", extra=[folder])
-    paths = prepare_cnvsrc(corpus.root, tmp_path / "out", "single", 2023, True, [folder])
+    paths = prepare_cnvsrc(
+        corpus.root, tmp_path / "out", "single", 2023, open_track=True, extra=[folder]
+    )
     (cut,) = [c for c in CutSet.from_file(paths["train"]) if c.part == "extra"]
     said = cut.supervisions[0]
     assert (cut.id, said.text, said.speaker) == ("extra1_ann_x", "一二", "extra1_ann")

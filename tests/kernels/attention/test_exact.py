@@ -143,7 +143,7 @@ def test_shapes_that_do_not_go_together():
     with pytest.raises(ValueError, match="3 heads of keys"):
         attention(q, k[:, :, :3], v[:, :, :3], lengths)
     with pytest.raises(ValueError, match="as many queries"):
-        attention(q[:, :2], k, v, lengths, Chunks(2))
+        attention(q[:, :2], k, v, lengths, chunks=Chunks(2))
 
 
 @pytest.mark.parametrize("chunks", [None, Chunks(1), Chunks(7, 30)], ids=str)
@@ -153,7 +153,7 @@ def test_slopes_over_many_tiles(chunks):
     lengths = torch.tensor([200, 77])
     q, k, v = (torch.randn(2, 200, 2, 4, dtype=torch.float64) for _ in range(3))
     slopes = torch.tensor([0.5, 0.01])
-    y = attention(q, k, v, lengths, chunks, query_lengths=lengths, slopes=slopes)
+    y = attention(q, k, v, lengths, chunks=chunks, query_lengths=lengths, slopes=slopes)
     for b, n in enumerate(lengths.tolist()):
         for i in range(0, n, 19):
             first, last = 0, n

@@ -66,7 +66,15 @@ def backend(request, monkeypatch):
 def test_sum_over_alignments(modified, repeat_score):
     log_probs, first_scores = random_inputs()
     tokens = TOKENS.where(TOKENS != 9, 3)
-    ours = ctc(log_probs, LENGTHS, tokens, TOKEN_LENGTHS, first_scores, repeat_score, modified)
+    ours = ctc(
+        log_probs,
+        LENGTHS,
+        tokens,
+        TOKEN_LENGTHS,
+        first_scores=first_scores,
+        repeat_score=repeat_score,
+        modified=modified,
+    )
     expected = by_enumeration(log_probs, first_scores, repeat_score, modified)
     possible = POSSIBLE | torch.tensor([modified and b in (2,) for b in range(8)])
     assert ours.isfinite().tolist() == possible.tolist() == expected.isfinite().tolist()
@@ -130,13 +138,13 @@ def test_path_equals_reference(spread, modified):
 def test_padding_changes_nothing(waste):
     log_probs, first_scores = random_inputs()
     tokens = TOKENS.where(TOKENS != 9, 1)
-    alone = ctc(log_probs, LENGTHS, tokens, TOKEN_LENGTHS, first_scores)
+    alone = ctc(log_probs, LENGTHS, tokens, TOKEN_LENGTHS, first_scores=first_scores)
     (g,) = torch.autograd.grad(alone[POSSIBLE].sum(), log_probs)
     beyond = torch.arange(6) >= LENGTHS[:, None]
     filled = log_probs.detach().masked_fill(beyond[..., None], waste).requires_grad_()
     scores = first_scores.masked_fill(beyond, waste)
     texts = tokens.masked_fill(torch.arange(3) >= TOKEN_LENGTHS[:, None], -1)
-    padded = ctc(filled, LENGTHS, texts, TOKEN_LENGTHS, scores)
+    padded = ctc(filled, LENGTHS, texts, TOKEN_LENGTHS, first_scores=scores)
     (h,) = torch.autograd.grad(padded[POSSIBLE].sum(), filled)
     assert torch.equal(padded, alone)
     assert torch.equal(g, h)
@@ -214,7 +222,13 @@ def test_no_frames_and_no_tokens():
 def test_wrong_shapes_are_named():
     n = torch.tensor([3, 3])
     with pytest.raises(ValueError, match="first_scores"):
-        ctc(torch.zeros(2, 3, 4), n, torch.ones(2, 1, dtype=torch.int64), n, torch.zeros(2, 4))
+        ctc(
+            torch.zeros(2, 3, 4),
+            n,
+            torch.ones(2, 1, dtype=torch.int64),
+            n,
+            first_scores=torch.zeros(2, 4),
+        )
     with pytest.raises(ValueError, match="tokens"):
         ctc(torch.zeros(2, 3, 4), n, torch.ones(3, 1, dtype=torch.int64), n)
 
@@ -227,7 +241,7 @@ def test_memory_is_not_read_before_it_is_written():
         # Then torch fills new memory with NaN.
         torch.use_deterministic_algorithms(fill)
         try:
-            loss = ctc(log_probs, LENGTHS, tokens, TOKEN_LENGTHS, first_scores)
+            loss = ctc(log_probs, LENGTHS, tokens, TOKEN_LENGTHS, first_scores=first_scores)
             results.append((loss, *torch.autograd.grad(loss[POSSIBLE].sum(), log_probs)))
         finally:
             torch.use_deterministic_algorithms(False)

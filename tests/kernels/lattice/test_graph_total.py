@@ -53,7 +53,7 @@ def test_values_and_gradients(scale):
     arcs = with_ctc(acceptor())
     x = frames(scale=scale)
     weight = torch.tensor([1.0, -0.5, 2.0, 3.0]).double()
-    y = graph_total(x, LENGTHS, GraphMatrices.of(arcs))
+    y = graph_total(x, LENGTHS, GraphMatrices.from_arcs(arcs))
     expected = reference(x, LENGTHS, arcs)
     torch.testing.assert_close(y, expected, atol=1e-6, rtol=1e-6)
     (found,) = torch.autograd.grad((y * weight).sum(), x)
@@ -63,7 +63,7 @@ def test_values_and_gradients(scale):
 
 
 def test_what_is_padded_changes_nothing():
-    graph = GraphMatrices.of(with_ctc(acceptor()))
+    graph = GraphMatrices.from_arcs(with_ctc(acceptor()))
     x = frames()
     padded = torch.cat([x, torch.full((4, 3, UNITS), 50.0)], 1)
     alone = [graph_total(row[None, :n], LENGTHS[b : b + 1], graph)
@@ -77,7 +77,7 @@ def test_nothing_ends():
     final = np.array([-np.inf, -np.inf, 0.0])
     arcs = with_ctc(Arcs.of(source, target, label, label, np.zeros(2), final))
     x = frames()
-    y = graph_total(x, LENGTHS, GraphMatrices.of(arcs))
+    y = graph_total(x, LENGTHS, GraphMatrices.from_arcs(arcs))
     assert y[1] == -np.inf and y[2] == -np.inf and y[[0, 3]].isfinite().all()
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert gradient.isfinite().all() and gradient[1:3].abs().sum() == 0
@@ -89,7 +89,7 @@ def test_float32_and_long():
     torch.manual_seed(0)
     x = (8 * torch.randn(2, 1500, UNITS)).log_softmax(-1).requires_grad_()
     lengths = torch.tensor([1500, 700])
-    y = graph_total(x, lengths, GraphMatrices.of(arcs))
+    y = graph_total(x, lengths, GraphMatrices.from_arcs(arcs))
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert y.isfinite().all() and gradient.dtype == torch.float32
     assert gradient.sum((1, 2)).tolist() == pytest.approx([1500, 700], rel=1e-4)
@@ -97,4 +97,4 @@ def test_float32_and_long():
 
 def test_states_of_several_units_are_refused():
     with pytest.raises(ValueError, match="topology standard"):
-        GraphMatrices.of(with_ctc(acceptor(), "modified"))
+        GraphMatrices.from_arcs(with_ctc(acceptor(), "modified"))

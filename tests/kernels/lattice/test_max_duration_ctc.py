@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from speechattn.kernels.lattice.ctc import ctc
-from speechattn.kernels.lattice.max_duration_ctc import capped_ctc
+from speechattn.kernels.lattice.max_duration_ctc import max_duration_ctc
 
 # Equal neighbours, one alone, none, too many for the frames, and of equal length.
 LENGTHS = torch.tensor([6, 5, 4, 2, 3])
@@ -64,8 +64,11 @@ def by_hand(log_probs, lengths, tokens, counts, most, repeat_score=0.0, modified
 def test_against_all_alignments(most, repeat_score, modified):
     logits = inputs()
     log_probs = logits.log_softmax(-1)
-    args = LENGTHS, TOKENS, COUNTS, most, repeat_score, modified
-    ours, theirs = capped_ctc(log_probs, *args), by_hand(log_probs, *args)
+    texts = LENGTHS, TOKENS, COUNTS
+    ours = max_duration_ctc(
+        log_probs, *texts, max_repeats=most, repeat_score=repeat_score, modified=modified
+    )
+    theirs = by_hand(log_probs, *texts, most, repeat_score, modified)
     torch.testing.assert_close(ours, theirs)
     finite = theirs.isfinite()
     weights = torch.arange(1.0, 6.0, dtype=torch.float64)[finite]
@@ -82,27 +85,31 @@ def test_a_cap_that_nothing_reaches_is_ctc(modified):
     lengths, counts = torch.tensor([30, 12, 25, 0]), torch.tensor([8, 12, 0, 0])
     tokens = torch.randint(1, 7, (4, 12))
     log_probs = logits.log_softmax(-1)
-    ours = capped_ctc(log_probs, lengths, tokens, counts, 100, -0.3, modified)
+    ours = max_duration_ctc(
+        log_probs, lengths, tokens, counts, max_repeats=100, repeat_score=-0.3, modified=modified
+    )
     theirs = ctc(log_probs, lengths, tokens, counts, repeat_score=-0.3, modified=modified)
     torch.testing.assert_close(ours, theirs)
     finite = theirs.isfinite()
     (g,) = torch.autograd.grad(ours[finite].sum(), logits, retain_graph=True)
     (h,) = torch.autograd.grad(theirs[finite].sum(), logits)
     torch.testing.assert_close(g, h, atol=1e-6, rtol=1e-4)
-    less = capped_ctc(log_probs, lengths, tokens, counts, 1, -0.3, modified)
+    less = max_duration_ctc(
+        log_probs, lengths, tokens, counts, max_repeats=1, repeat_score=-0.3, modified=modified
+    )
     assert (less[:1] > ours[:1]).all()
 
 
 def test_padding_and_impossible_items():
     logits = inputs()
     log_probs = logits.log_softmax(-1).detach().clone()
-    expected = capped_ctc(log_probs, LENGTHS, TOKENS, COUNTS, 1)
+    expected = max_duration_ctc(log_probs, LENGTHS, TOKENS, COUNTS, max_repeats=1)
     for row, n in zip(log_probs, LENGTHS.tolist(), strict=True):
         row[n:] = math.nan
     tokens = TOKENS.clone()
     tokens[2] = -1
     log_probs.requires_grad_()
-    found = capped_ctc(log_probs, LENGTHS, tokens, COUNTS, 1)
+    found = max_duration_ctc(log_probs, LENGTHS, tokens, COUNTS, max_repeats=1)
     torch.testing.assert_close(found, expected)
     (g,) = torch.autograd.grad(found.sum(), log_probs)
     assert g.isfinite().all()
@@ -113,9 +120,9 @@ def test_padding_and_impossible_items():
 
 def test_half_precision():
     log_probs = inputs().detach().log_softmax(-1)
-    expected = capped_ctc(log_probs, LENGTHS, TOKENS, COUNTS, 1)
+    expected = max_duration_ctc(log_probs, LENGTHS, TOKENS, COUNTS, max_repeats=1)
     half = log_probs.bfloat16().requires_grad_()
-    found = capped_ctc(half, LENGTHS, TOKENS, COUNTS, 1)
+    found = max_duration_ctc(half, LENGTHS, TOKENS, COUNTS, max_repeats=1)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=2e-2)
     found[:3].sum().backward()
@@ -124,4 +131,4 @@ def test_half_precision():
 
 def test_what_cannot_be():
     with pytest.raises(ValueError, match="max_repeats"):
-        capped_ctc(inputs(), LENGTHS, TOKENS, COUNTS, -1)
+        max_duration_ctc(inputs(), LENGTHS, TOKENS, COUNTS, max_repeats=-1)

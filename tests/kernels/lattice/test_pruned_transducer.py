@@ -20,11 +20,11 @@ from tests.kernels.lattice.test_transducer_lattice import lattice_inputs
 
 
 def losses_of(am, lm, full, kept, ranges, lengths, tokens, counts, topology):
-    options = (0.1, topology)
+    options = {"delay_penalty": 0.1, "topology": topology}
     return (
-        transducer(full, lengths, tokens, counts, *options),
-        simple_transducer(am, lm, tokens, lengths, counts, 0.25, 0.0, *options)[0],
-        pruned_transducer(kept, tokens, ranges, lengths, counts, *options),
+        transducer(full, lengths, tokens, counts, **options),
+        simple_transducer(am, lm, tokens, lengths, counts, lm_only_scale=0.25, **options)[0],
+        pruned_transducer(kept, tokens, ranges, lengths, counts, **options),
     )
 
 
@@ -74,7 +74,9 @@ def test_a_sum_of_scores_is_the_simple_joiner(topology):
     simple, _, _ = simple_transducer(
         am, lm, tokens, lengths, counts, delay_penalty=0.1, topology=topology
     )
-    whole = transducer(am[:, :, None] + lm[:, None], lengths, tokens, counts, 0.1, topology)
+    whole = transducer(
+        am[:, :, None] + lm[:, None], lengths, tokens, counts, delay_penalty=0.1, topology=topology
+    )
     torch.testing.assert_close(simple, whole)
     possible = whole.isfinite()
     g = torch.autograd.grad(simple[possible].sum(), (am, lm))
@@ -93,8 +95,10 @@ def test_all_columns_kept_is_the_full_loss(topology):
     ranges = prune_ranges(px, py, lengths, counts, 99)
     assert (ranges == torch.arange(full.shape[2])).all()
     torch.testing.assert_close(
-        pruned_transducer(full, tokens, ranges, lengths, counts, 0.1, topology),
-        transducer(full, lengths, tokens, counts, 0.1, topology),
+        pruned_transducer(
+            full, tokens, ranges, lengths, counts, delay_penalty=0.1, topology=topology
+        ),
+        transducer(full, lengths, tokens, counts, delay_penalty=0.1, topology=topology),
     )
 
 

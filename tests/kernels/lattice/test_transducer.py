@@ -36,14 +36,14 @@ def native(c: Case, ranges: np.ndarray) -> dict[str, np.ndarray]:
     lengths, tokens, counts, ranges = (
         torch.from_numpy(x) for x in (c.lengths, c.tokens, c.token_lengths, ranges)
     )
-    options = (c.delay_penalty, c.topology)
-    scales = (c.lm_only_scale, c.am_only_scale)
-    simple, px, py = simple_transducer(am, lm, tokens, lengths, counts, *scales, *options)
+    options = {"delay_penalty": c.delay_penalty, "topology": c.topology}
+    scales = {"lm_only_scale": c.lm_only_scale, "am_only_scale": c.am_only_scale}
+    simple, px, py = simple_transducer(am, lm, tokens, lengths, counts, **scales, **options)
     losses = {
-        "full": (transducer(full, lengths, tokens, counts, *options), {"full": full}),
+        "full": (transducer(full, lengths, tokens, counts, **options), {"full": full}),
         "simple": (simple, {"am": am, "lm": lm}),
         "pruned": (
-            pruned_transducer(kept, tokens, ranges, lengths, counts, *options),
+            pruned_transducer(kept, tokens, ranges, lengths, counts, **options),
             {"kept": kept},
         ),
     }
@@ -138,7 +138,9 @@ def test_sum_over_alignments(topology, delay_penalty, monkeypatch):
     (h,) = torch.autograd.grad((expected * weights)[possible].sum(), logits)
     for backend in ("reference", "torch"):
         monkeypatch.setenv("SPEECHATTN_KERNELS", backend)
-        ours = transducer(logits, LENGTHS, TOKENS, TOKEN_LENGTHS, delay_penalty, topology)
+        ours = transducer(
+            logits, LENGTHS, TOKENS, TOKEN_LENGTHS, delay_penalty=delay_penalty, topology=topology
+        )
         assert (~ours.isfinite()).nonzero().flatten().tolist() == impossible
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
         (g,) = torch.autograd.grad((ours * weights)[possible].sum(), logits)
@@ -171,8 +173,12 @@ def test_equals_torchaudio(seed):
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_gradients_by_differences(topology):
     logits = random_logits()[:2].detach().requires_grad_()
-    given = (LENGTHS[:2], TOKENS[:2], TOKEN_LENGTHS[:2], 0.2, topology)
-    assert torch.autograd.gradcheck(lambda x: transducer(x, *given), logits)
+    texts, options = (LENGTHS[:2], TOKENS[:2], TOKEN_LENGTHS[:2]), (0.2, topology)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return transducer(x, *texts, delay_penalty=options[0], topology=options[1])
+
+    assert torch.autograd.gradcheck(loss, logits)
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
@@ -181,14 +187,16 @@ def test_no_text_at_all(topology):
     lengths, tokens, counts = torch.tensor([5, 3]), torch.zeros(2, 0).long(), torch.zeros(2).long()
     blank = logits.log_softmax(-1)[:, :, 0, 0]
     expected = -torch.stack([blank[0].sum(), blank[1, :3].sum()])
-    full = transducer(logits, lengths, tokens, counts, 0.1, topology)
+    full = transducer(logits, lengths, tokens, counts, delay_penalty=0.1, topology=topology)
     torch.testing.assert_close(full, expected)
     am, lm = logits[:, :, 0], torch.zeros(2, 1, 4, dtype=torch.float64)
     simple, px, py = simple_transducer(am, lm, tokens, lengths, counts, topology=topology)
     torch.testing.assert_close(simple, expected)
     ranges = prune_ranges(px, py, lengths, counts, 3)
     assert ranges.tolist() == [[[0]] * 5] * 2
-    pruned = pruned_transducer(logits, tokens, ranges, lengths, counts, 0.1, topology)
+    pruned = pruned_transducer(
+        logits, tokens, ranges, lengths, counts, delay_penalty=0.1, topology=topology
+    )
     torch.testing.assert_close(pruned, expected)
 
 

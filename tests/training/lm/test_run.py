@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from speechattn.cli import main
 from speechattn.config import build, read_yaml
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.decoding.fusion import read_fusion
 from speechattn.errors import ConfigError
 from speechattn.lm.directory import build_lm, load_lm, save_lm

@@ -43,17 +43,17 @@ class MediaPipeDetector:
         )
 
     def detect(self, frame: np.ndarray) -> list[Face]:
-        """Every face in `frame`, uint8 RGB (H, W, 3); FaceMesh has no score, `min_score` is it."""
-        found = self._mesh.process(np.ascontiguousarray(frame)).multi_face_landmarks or []
+        """Find every face in `frame`, uint8 RGB (H, W, 3); all have the score `min_score`."""
+        meshes = self._mesh.process(np.ascontiguousarray(frame)).multi_face_landmarks or []
         extent = np.array([frame.shape[1], frame.shape[0]], dtype=np.float32)
         return [
             face_of_mesh(np.array([[p.x, p.y] for p in f.landmark]) * extent, self._min_score)
-            for f in found
+            for f in meshes
         ]
 
 
 def face_of_mesh(mesh: np.ndarray, score: float) -> Face:
-    """The box and the five points of a face mesh (468 or more, 2) in pixels."""
+    """Reduce a face mesh (468 or more, 2) in pixels to its box and the five points."""
     points = [mesh[list(pair)].mean(axis=0) for pair in _EYES]
     points += [mesh[_NOSE], mesh[_MOUTH[0]], mesh[_MOUTH[1]]]
     box = np.concatenate([mesh.min(axis=0), mesh.max(axis=0)])
