@@ -140,7 +140,7 @@ def test_gates_of_one_number_are_fixed_decay(causal):
     tensors, lengths = inputs([150, 90, 0])
     decay = torch.tensor([-0.3, -0.001])
     gates = decay.double()[:, None].expand_as(tensors[1])
-    y = gated_linear_attention(*tensors[:3], gates, causal=lengths, causal=causal)
+    y = gated_linear_attention(*tensors[:3], gates, lengths, causal=causal)
     expected = linear_attention(*tensors[:3], lengths, decay=decay, causal=causal)
     torch.testing.assert_close(y, expected)
 
