@@ -27,6 +27,8 @@ from mechanisms.found import PLACES, Mechanism, mechanisms
 from mechanisms.table import write_page
 from rows import row, save
 
+from speechattn.files import write_text
+
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "recipes" / "grid" / "run.sh"
 DOCS = HERE.parent / "docs"
@@ -97,9 +99,7 @@ def keep(path: Path, mechanism: Mechanism, result: dict, budget: str) -> None:
     if "wer" in result and result["seconds"] < before.get("seconds", 0):
         result = {**result, "seconds": before["seconds"]}  # it was only looked at again
     kept["results"][str(mechanism)] = result
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(kept, indent=1) + "\n")
-    new.replace(path)
+    write_text(path, json.dumps(kept, indent=1) + "\n")
 
 
 def main() -> int:

@@ -34,7 +34,7 @@ SEED = 0
 
 
 def posteriors(b: int, t: int, v: int) -> Tensor:
-    """Mostly sure blanks, and one frame in five a token that is not quite sure, (B, T, V)."""
+    """Draw (B, T, V): mostly clear blanks, and in one frame of five a less clear token."""
     generator = torch.Generator().manual_seed(SEED)
     logits = 2.0 * torch.randn(b, t, v, generator=generator)
     # Whatever V, a blank of 0.999 where nothing is said.
@@ -48,7 +48,7 @@ def posteriors(b: int, t: int, v: int) -> Tensor:
 
 
 class Bigram:
-    """A table as a scorer, the state of a hypothesis being its last token."""
+    """A table as a scorer; the state of a hypothesis is its last token."""
 
     def __init__(self, table: Tensor, batch: int):
         self.table = table
@@ -72,7 +72,7 @@ def log_sum(*values: float) -> float:
 
 
 class Score:
-    """Of a prefix, by whether its paths end in a blank."""
+    """The score of a prefix, by whether its paths end in a blank."""
 
     def __init__(self, blank: float = -math.inf, label: float = -math.inf):
         self.blank = blank
@@ -83,7 +83,7 @@ class Score:
 
 
 def loop_search(log_probs: Tensor, units: int) -> list[int]:
-    """The peer, on one utterance (T, V): the best text.
+    """Search one utterance (T, V) as the peer does; return the best text.
 
     Args:
         log_probs: of one utterance.
@@ -117,7 +117,7 @@ def log_add(a: float, b: float) -> float:
 
 
 def lean_search(log_probs: Tensor, units: int, table: list[list[float]] | None = None) -> list[int]:
-    """`loop_search` with less work for Python, and with a bigram if one is given.
+    """Search as `loop_search`, with less work for Python, and with a bigram if there is one.
 
     Args:
         log_probs: of one utterance.
@@ -162,7 +162,7 @@ def lean_search(log_probs: Tensor, units: int, table: list[list[float]] | None =
 
 
 def pyctcdecode(v: int) -> Callable[[Tensor], object] | None:
-    """Their search on one utterance, every unit a character; None where it is not installed."""
+    """Return their search of one utterance, units as characters; None if not installed."""
     try:
         from pyctcdecode import build_ctcdecoder
     except ImportError:
@@ -174,7 +174,7 @@ def pyctcdecode(v: int) -> Callable[[Tensor], object] | None:
 
 
 def timed(title: str, runs: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """Medians, and the spread printed."""
+    """Return medians, and print the spread."""
     times = in_turn(runs, rounds)
     for name, values in times.items():
         print(f"{title}, {name}, s: {spread(values)}", flush=True)
@@ -182,7 +182,7 @@ def timed(title: str, runs: dict[str, Callable], rounds: int) -> dict[str, float
 
 
 def vocabulary_rows(v: int, frames: int, rounds: int) -> list[dict]:
-    """The search against its peers at V units."""
+    """Measure the search against its peers at V units."""
     log_probs = posteriors(BATCH, frames, v)
     lengths = torch.linspace(frames, frames / 2, BATCH).long()
     utterances = [x[:t] for x, t in zip(log_probs, lengths.tolist(), strict=True)]
@@ -235,7 +235,7 @@ def vocabulary_rows(v: int, frames: int, rounds: int) -> list[dict]:
 
 
 def fused_rows(v: int, frames: int, rounds: int) -> list[dict]:
-    """With a bigram in the search."""
+    """Measure the search with a bigram."""
     log_probs = posteriors(BATCH, frames, v)
     lengths = torch.linspace(frames, frames / 2, BATCH).long()
     utterances = [x[:t] for x, t in zip(log_probs, lengths.tolist(), strict=True)]

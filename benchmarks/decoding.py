@@ -23,12 +23,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from espnet_search import CtcHead, espnet, trained_rows
 from rows import against_peer, in_turn, row, save, spread, times_floor
 from torch import Tensor, nn
 
-from speechattn import Transcriber
-from speechattn.data.batches.dataset import read_cuts
-from speechattn.data.crops.store import CropStore
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.decoding import CtcPrefixScorer, Hypothesis, JointSearch
 from speechattn.decoding.rescoring import add_decoder, rescore
@@ -36,7 +34,6 @@ from speechattn.deploy.packing import PackedLinear, pack
 from speechattn.deploy.quantization import quantize
 from speechattn.importing.espnet import decoder_weights
 from speechattn.model.output import ModelOutput
-from speechattn.transcribe.manifests import CutBatches
 
 THREADS = 2
 VOCAB, WIDTH, HEADS, UNITS, BLOCKS = 4468, 768, 12, 3072, 6
@@ -48,34 +45,13 @@ BATCH_TARGET, SCORE_TARGET, FLOOR_TARGET = 5.0, 10.0, 1.6
 RESCORE_TARGET, INT8_TARGET = 5.0, 1.4
 
 
-class Ctc(nn.Module):
+class Ctc(CtcHead):
     """A CTC head of random weights that is blank most of the time, as trained ones are."""
 
     def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(WIDTH, VOCAB)
+        super().__init__(nn.Linear(WIDTH, VOCAB))
         nn.init.normal_(self.head.weight, std=0.1)
         nn.init.constant_(self.head.bias[:1], 12.0)
-
-    def log_softmax(self, x: Tensor) -> Tensor:
-        return self.head(x).log_softmax(-1)
-
-
-def espnet() -> dict | None:
-    """The classes of ESPnet that are compared with; None where it cannot be imported."""
-    try:
-        from espnet2.asr.decoder.transformer_decoder import TransformerDecoder as Theirs
-        from espnet2.legacy.nets.batch_beam_search import BatchBeamSearch
-        from espnet2.legacy.nets.ctc_prefix_score import CTCPrefixScoreTH
-        from espnet2.legacy.nets.scorers.ctc import CTCPrefixScorer
-    except ImportError:
-        return None
-    return {
-        "decoder": Theirs,
-        "search": BatchBeamSearch,
-        "score": CTCPrefixScoreTH,
-        "scorer": CTCPrefixScorer,
-    }
 
 
 class Models:
@@ -83,7 +59,9 @@ class Models:
 
     def __init__(self):
         torch.manual_seed(0)
-        plain = TransformerDecoder(VOCAB, WIDTH, WIDTH, HEADS, UNITS, BLOCKS).eval()
+        plain = TransformerDecoder(
+            VOCAB, WIDTH, WIDTH, HEADS, linear_units=UNITS, num_blocks=BLOCKS
+        ).eval()
         self.ctc = Ctc().eval()
         self.espnet = espnet()
         self.theirs = None
@@ -268,7 +246,9 @@ def rescore_rows(rounds: int) -> list[dict]:
     another, the encoder's output repeated for each hypothesis, scores added token by token.
     """
     torch.manual_seed(1)
-    decoder = pack(BidirectionalDecoder(VOCAB, 256, 256, 4, 1024, 3, 3))
+    decoder = pack(
+        BidirectionalDecoder(VOCAB, 256, 256, 4, linear_units=1024, num_blocks=3, reverse_blocks=3)
+    )
     frames, items, beam, u = 100, 16, 10, 12
     lengths = torch.linspace(frames, frames / 2, items).long()
     hidden = torch.randn(items, frames, 256)
@@ -329,74 +309,6 @@ def rescore_rows(rounds: int) -> list[dict]:
         against_peer(f"{title}, against {what}", ours, peer, RESCORE_TARGET, "s")
         for what, peer in zip(named, peers, strict=True)
     ]
-
-
-def in_espnet(decoder: TransformerDecoder) -> nn.Module:
-    """ESPnet's decoder with the weights of ours.
-
-    `decoder_weights` goes the other way. A decoder of ESPnet's whose weights are numbered tells
-    where each of them comes to stand.
-    """
-    theirs = espnet()["decoder"](
-        decoder.vocab_size,
-        decoder.memory_size,
-        attention_heads=decoder.layers[0].self_attention.heads,
-        linear_units=decoder.layers[0].feed_forward[0].out_features,
-        num_blocks=len(decoder.layers),
-    ).double()
-    numbered, count = {}, 0
-    for name, value in theirs.state_dict().items():
-        numbered[name] = torch.arange(count, count + value.numel()).double().view(value.shape)
-        count += value.numel()
-    values = torch.zeros(count, dtype=torch.float64)
-    ours = decoder.state_dict()
-    for name, places in decoder_weights(numbered).items():
-        values[places.long().flatten()] = ours[name].double().flatten()
-    theirs.load_state_dict({name: values[i.long()] for name, i in numbered.items()})
-    return theirs.float().eval()
-
-
-def trained_rows(folder: Path, cuts: Path, crops: Path | None) -> list[dict]:
-    """Best tokens of a trained model by both searches, CTC without a window in both."""
-    transcriber = Transcriber.from_pretrained(folder)
-    recogniser = transcriber.recogniser
-    model, options = recogniser.model, recogniser.search
-    theirs = in_espnet(model.decoder)
-    store = CropStore(crops) if crops is not None else None
-    batches = CutBatches(recogniser, read_cuts(cuts, model.modalities, store), store)
-    eos, same, better, total, worst = model.vocab_size - 1, 0, 0, 0, 0.0
-    head = Ctc.__new__(Ctc)
-    nn.Module.__init__(head)
-    head.head = model.ctc
-    searched = espnet()["search"](
-        {"decoder": theirs, "ctc": espnet()["scorer"](head, eos)},
-        {"decoder": 1 - options.ctc_weight, "ctc": options.ctc_weight},
-        options.beam_size,
-        model.vocab_size,
-        eos,
-        eos,
-        pre_beam_score_key="full",
-    )
-    for batch in batches:
-        evidence = model.outputs(batch.audio, batch.audio_lengths, batch.video, batch.video_lengths)
-        for i, nbest in enumerate(options.search(evidence)):
-            best = searched(evidence[0].hidden[i, : int(evidence[0].lengths[i])])[0]
-            tokens = best.yseq[1:].tolist()
-            total += 1
-            if tokens[: tokens.index(eos)] == nbest[0].tokens:
-                same += 1
-                worst = max(worst, abs(nbest[0].score - float(best.score)))
-            else:
-                better += nbest[0].score > float(best.score)
-    what = f"trained model, {'+'.join(model.modalities)}, beam {options.beam_size}"
-    return [
-        row(f"{what}: same best tokens as ESPnet", same, total, same / total, 0.99, "",
-            same >= 0.99 * total),
-        row(f"{what}: others, and of these a higher score", better, total - same, None, None, "",
-            better == total - same),
-        row(f"{what}: largest difference of a score", worst, "bound", worst / 1e-3, 1e-3, "",
-            worst <= 1e-3),
-    ]  # fmt: skip
 
 
 @torch.inference_mode()

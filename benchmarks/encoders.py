@@ -43,13 +43,10 @@ FLOOR_TARGET, MEMORY_TARGET, TRAINING_TARGET = 1.15, 3.0, 1.2
 
 
 def our_model(kind: str) -> nn.Module:
+    shared = {"num_blocks": BLOCKS, "dropout": 0.1, "attention_dropout": 0.1}
     if kind == "conformer":
-        return ConformerEncoder(
-            FEATURES, WIDTH, HEADS, 2048, BLOCKS, dropout=0.1, attention_dropout=0.1, conv_kernel=15
-        )
-    return EBranchformerEncoder(
-        FEATURES, WIDTH, HEADS, 1024, 1024, BLOCKS, dropout=0.1, attention_dropout=0.1
-    )
+        return ConformerEncoder(FEATURES, WIDTH, HEADS, linear_units=2048, conv_kernel=15, **shared)
+    return EBranchformerEncoder(FEATURES, WIDTH, HEADS, **shared)
 
 
 def espnet_model(kind: str) -> nn.Module | None:

@@ -39,7 +39,7 @@ import torch
 from kaldialign import edit_distance
 from rows import in_turn, row, save, spread
 
-from speechattn.data.tokenizers.tokenizer import SentencePieceTokenizer, Tokenizer
+from speechattn.data.tokenizers import SentencePieceTokenizer, Tokenizer
 from speechattn.decoding import CtcGreedySearch
 from speechattn.decoding.fst.build import build_graph
 from speechattn.decoding.fst.decode import DecodingGraph

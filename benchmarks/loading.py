@@ -43,9 +43,10 @@ from speechattn.data.augment import (
     RandomRotation,
     SpeedPerturb,
 )
-from speechattn.data.batches.datamodule import DataOptions, SpeechData
+from speechattn.data.batches import DataOptions
+from speechattn.data.batches.datamodule import SpeechData
 from speechattn.data.crops.store import CROPS, CropWriter
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 
 RATE, SIDE, CROP = 25, 96, 88
 WORKERS = 2
@@ -83,12 +84,12 @@ def main() -> int:
 
 
 def lengths(count: int) -> np.ndarray:
-    """Seconds: log-normal, from 1 to 20, 4 in the middle, as sentences of real corpora are."""
+    """Draw durations in seconds: log-normal, 1 to 20, median 4, as in real corpora."""
     return np.random.default_rng(count).lognormal(np.log(4.0), 0.6, count).clip(1.0, 20.0)
 
 
 def texture(frames: int, seed: int) -> np.ndarray:
-    """uint8 (T, H, W): a smooth picture that moves, with the noise of a camera.
+    """Draw uint8 (T, H, W): a smooth picture that moves, with the noise of a camera.
 
     The store takes 3.5 kB a frame for it, and 3.2 kB for the lips of GRID.
     """
@@ -103,7 +104,7 @@ def texture(frames: int, seed: int) -> np.ndarray:
 
 
 def make_clips(folder: Path, count: int) -> list[int]:
-    """A crop store, H.264 files, a manifest and a tokenizer of `count` clips; their frames."""
+    """Write a crop store, H.264 files, a manifest and a tokenizer of `count` clips."""
     frames = (lengths(count) * RATE).round().astype(int).tolist()
     (folder / "mp4").mkdir()
     sizes = [0, 0]
@@ -126,7 +127,7 @@ def make_clips(folder: Path, count: int) -> list[int]:
 
 
 def write_mp4(clip: np.ndarray, path: Path) -> None:
-    """H.264 with its default quality, as torchvision writes it."""
+    """Write H.264 of default quality, as torchvision does."""
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=RATE)
         stream.height, stream.width, stream.pix_fmt = *clip.shape[1:], "yuv420p"
@@ -138,7 +139,7 @@ def write_mp4(clip: np.ndarray, path: Path) -> None:
 
 
 def write_manifest(path: Path, frames: list[int]) -> None:
-    """Lhotse cuts, as `prepare` writes them."""
+    """Write Lhotse cuts, as `prepare` does."""
     with gzip.open(path, "wt", compresslevel=1) as file:
         for i, number in enumerate(frames):
             name, seconds = f"clip{i:06d}", number / RATE
@@ -165,7 +166,7 @@ def write_manifest(path: Path, frames: list[int]) -> None:
 
 
 def repeat(folder: Path, frames: list[int], chosen: list[int], cuts: str, crops: str) -> None:
-    """A manifest and a crop store of the chosen clips, whose bytes are those of the few."""
+    """Write a manifest and a crop store whose clips share the bytes of a few."""
     write_manifest(folder / f"{cuts}.jsonl.gz", [frames[i] for i in chosen])
     with (folder / "crops" / CROPS.index).open() as index:
         known = [json.loads(line) for line in index]
@@ -177,7 +178,7 @@ def repeat(folder: Path, frames: list[int], chosen: list[int], cuts: str, crops:
 
 
 def make_data(folder: Path, cuts: str, crops: str, every: bool) -> SpeechData:
-    """Our batches; `every` for all of NPU-ASLP's augmentations."""
+    """Make our batches, with all of NPU-ASLP's augmentations if `every`."""
     more = [RandomRotation(), RandomCrop(), HorizontalFlip(), ColorJitter(), Cutout()]
     video = [*(more if every else [RandomCrop()]), AdaptiveTimeMask()]
     options = DataOptions(
@@ -187,11 +188,19 @@ def make_data(folder: Path, cuts: str, crops: str, every: bool) -> SpeechData:
     )
     tokenizer = CharTokenizer.load(folder / "tokens")
     valid = folder / "cuts.jsonl.gz"
-    return SpeechData(options, folder / cuts, valid, tokenizer, ("video",), folder / crops, CROP)
+    return SpeechData(
+        options,
+        folder / cuts,
+        valid,
+        tokenizer,
+        modalities=("video",),
+        crops=folder / crops,
+        crop_size=CROP,
+    )
 
 
 class BaselineClips(Dataset):
-    """The official baseline's way: decode, then floats, then the crop."""
+    """The official baseline's dataset: decode, then floats, then the crop."""
 
     def __init__(self, folder: Path):
         self.files = sorted(folder.iterdir())
@@ -270,7 +279,7 @@ def under(name: str, value: float, bound: float, unit: str) -> dict:
 
 
 def padding(count: int) -> dict:
-    """Of shuffled batches, speeds perturbed."""
+    """Measure the padding of shuffled batches with speed perturbation."""
     from speechattn.data.batches.sampler import PaddedFrameBatches
 
     hashes = np.random.default_rng(1).integers(0, 2**64, count, dtype=np.uint64)
@@ -282,7 +291,7 @@ def padding(count: int) -> dict:
 
 
 def large(folder: Path, frames: list[int], count: int, starts: int) -> list[dict]:
-    """A manifest and a store of `count` utterances, opened by fresh processes."""
+    """Measure fresh processes that open a manifest and a store of `count` utterances."""
     chosen = np.random.default_rng(0).integers(0, len(frames), count).tolist()
     repeat(folder, frames, chosen, "large", "large")
     print(f"{count} cuts: {(folder / 'large.jsonl.gz').stat().st_size / 1e6:.0f} MB of manifest")
@@ -305,7 +314,7 @@ def large(folder: Path, frames: list[int], count: int, starts: int) -> list[dict
 
 
 def resume(folder: Path) -> dict[str, float]:
-    """A run that goes on in the middle of an epoch; what it took.
+    """Resume in the middle of an epoch, and measure it.
 
     Returns:
         `at`, the time of the first batch; seconds of parts; megabytes of all processes together
@@ -318,7 +327,7 @@ def resume(folder: Path) -> dict[str, float]:
     data.train.epoch = 3
     loader = data.loader(data.train, shuffle=True)
     # As Lightning does with what a checkpoint holds.
-    loader.load_state_dict({"given": loader.total // 2, "total": loader.total})
+    loader.load_state_dict({"done": loader.total // 2, "total": loader.total})
     batches = iter(loader)
     next(batches)
     at = time.time()
@@ -339,7 +348,7 @@ def resume(folder: Path) -> dict[str, float]:
 
 
 def megabytes(processes: list[int]) -> float:
-    """Memory of processes, pages that they share counted once."""
+    """Measure the memory of processes, with shared pages counted once."""
     total = 0
     for process in processes:
         try:

@@ -81,9 +81,9 @@ def start() -> None:
 
 def baseline(path: str):
     """One clip as the baseline does it."""
-    looks = [_detector.detect(picture) for picture in list(iter_frames(path))]
-    last, points = next(faces for faces in looks if faces)[0].points, []
-    for faces in looks:
+    detections = [_detector.detect(picture) for picture in list(iter_frames(path))]
+    last, points = next(faces for faces in detections if faces)[0].points, []
+    for faces in detections:
         last = faces[0].points if faces else last
         points.append(last)
     target = MEAN_FACE * (0.45 * 96 / (MEAN_FACE[4, 0] - MEAN_FACE[3, 0]))
@@ -186,7 +186,7 @@ def parts(videos: list[Path], size: str, rounds: int) -> list[dict]:
 
     def cut() -> None:
         for video, crop in zip(videos, crops, strict=True):
-            cropper.crop(video, looks=crop.looks)
+            cropper.crop(video, detections=crop.detections)
 
     def detect() -> None:
         for video in videos:

@@ -108,7 +108,7 @@ def listen(transcriber, options, sound: np.ndarray, piece: int) -> Run:
 
 def random_model(layers: int):
     """A Conformer of 12 layers and 256 units, by chunks of 640 ms."""
-    from speechattn.data.tokenizers.tokenizer import CharTokenizer
+    from speechattn.data.tokenizers import CharTokenizer
     from speechattn.decoding import CtcGreedySearch
     from speechattn.encoders import ConformerEncoder
     from speechattn.frontends import LogMelFbank
@@ -119,7 +119,7 @@ def random_model(layers: int):
     torch.manual_seed(0)
     frontend = LogMelFbank(normalise="none")
     encoder = ConformerEncoder(
-        80, 256, 4, 1024, layers, conv_kernel=15, chunk_size=16, left_context=64
+        80, num_blocks=layers, conv_kernel=15, chunk_size=16, left_context=64
     )
     tokenizer = CharTokenizer.train(["".join(map(chr, range(0x4E00, 0x4E00 + VOCABULARY)))])
     model = SpeechModel(tokenizer.vocab_size, Stream(frontend, encoder)).eval()
@@ -178,11 +178,10 @@ def delay_rows(title: str, runs: list[Run], words: list[list]) -> list[dict]:
 def whole_text(transcriber, options, sound: np.ndarray) -> str:
     """Of the whole recording with the chunks of the stream."""
     from speechattn.data.batches.batch import Item, collate
-    from speechattn.transcribe.streaming.encoder import chunks_of
 
     encoder = transcriber.recogniser.model.streams["audio"].encoder
     own = encoder.chunks
-    encoder.chunks = chunks_of(encoder, "audio", options.chunk_size, options.left_context)
+    encoder.chunks = encoder.stream_chunks(options.chunk_size, options.left_context)
     text = transcriber.recogniser.recognise(collate([Item("all", "", [], sound)]))[0].text
     encoder.chunks = own
     return text

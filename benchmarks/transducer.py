@@ -35,7 +35,7 @@ TARGET = 1.0
 
 
 class Inputs:
-    """Scores that learn, and texts; drawn by NumPy, the same in both processes.
+    """Draw scores with gradients, and texts, by NumPy: the same in both processes.
 
     Attributes:
         lengths: (B,) frames.
@@ -108,13 +108,13 @@ def by_torchaudio(x: Inputs) -> torch.Tensor:
 
 
 def learned(loss: torch.Tensor, x: Inputs) -> float:
-    """The loss, once its gradient has been computed."""
+    """Compute the loss and its gradient; return the loss."""
     torch.autograd.grad(loss, x.scores)
     return loss.item()
 
 
 def serve_k2() -> None:
-    """The process with k2: a request a line, the seconds it took and the loss as the answer."""
+    """Serve as the process with k2: a request a line, answered by seconds and loss."""
     import k2  # noqa: F401
 
     torch.set_num_threads(THREADS)
@@ -129,7 +129,7 @@ def serve_k2() -> None:
 
 
 class K2:
-    """Asks the process with k2."""
+    """A client of the process with k2."""
 
     def __init__(self, python: str):
         self.process = subprocess.Popen(
@@ -140,7 +140,7 @@ class K2:
         )
 
     def __call__(self, *inputs) -> tuple[float, float]:
-        """Seconds and loss."""
+        """Return seconds and loss."""
         self.process.stdin.write(json.dumps(inputs) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -154,7 +154,7 @@ class K2:
 
 
 def rows_of(k2: K2 | None, rounds: int, *inputs) -> list[dict]:
-    """Ours against k2, and against torchaudio for the full loss."""
+    """Measure ours against k2, and against torchaudio for the full loss."""
     kind, batch, frames, units, ragged = inputs
     x = Inputs(*inputs)
     said = {}

@@ -4,16 +4,17 @@ A configuration may come from a stranger (a model directory), so what it names i
 anything is imported: only classes of this package, or of packages that the caller allowed.
 """
 
+import inspect
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
-from speechattn.errors import ConfigError
+from speechattn.errors import ConfigError, no_such
 
 PACKAGE = "speechattn"
 
@@ -32,13 +33,29 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def set_key(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set `a.b.c` in nested mappings, making those that are missing."""
+    """Set `a.b.c` in nested mappings, making those that are missing.
+
+    Where a component is written `{class_path: ..., init_args: ...}`, or as the name of its class,
+    a key below it means one of its arguments.
+    """
     *parents, last = key.split(".")
     for parent in parents:
-        config = config.setdefault(parent, {})
-        if not isinstance(config, dict):
+        if parent not in ("class_path", "init_args"):
+            config = _arguments(config)
+        section = config.setdefault(parent, {})
+        if isinstance(section, str):
+            section = config[parent] = {"class_path": section}
+        if not isinstance(section, dict):
             raise ConfigError(f"{key}: {parent} is not a section")
+        config = section
+    if last not in ("class_path", "init_args"):
+        config = _arguments(config)
     config[last] = value
+
+
+def _arguments(section: dict[str, Any]) -> dict[str, Any]:
+    """Return where the arguments of a component or section are written."""
+    return section.setdefault("init_args", {}) if "class_path" in section else section
 
 
 def override(config: dict[str, Any], assignments: Iterable[str]) -> None:
@@ -54,14 +71,10 @@ def override(config: dict[str, Any], assignments: Iterable[str]) -> None:
 
 
 def check_sections(config: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Refuse a section of another name: one misspelt would be left out in silence.
-
-    Raises:
-        ConfigError: it names the section.
-    """
+    """Raise ConfigError for a section of another name, which would be left out in silence."""
     for name in config:
         if name not in known:
-            raise ConfigError(f"{name}: no such section; there are {', '.join(known)}")
+            raise ConfigError(f"{name}: {no_such('section', str(name), known)}")
 
 
 def check_class_paths(config: Any, allow: Iterable[str] = (), key: str = "") -> None:
@@ -97,7 +110,7 @@ def check_class_paths(config: Any, allow: Iterable[str] = (), key: str = "") -> 
 
 
 def _importable(module: str) -> bool:
-    """Whether there is a top-level module of this name; nothing of it is run."""
+    """Return whether there is a top-level module of this name; nothing of it is run."""
     try:
         return find_spec(module) is not None
     except ValueError:  # no name, or a module without a spec, such as __main__
@@ -126,12 +139,102 @@ def build(kind: type, config: Mapping[str, Any], section: str, allow: Iterable[s
     if not isinstance(config, Mapping):
         raise ConfigError(f"{section}: a section of keys and values is needed, not {config!r}")
     check_class_paths(config, allow, section)
+    from jsonargparse import ArgumentError, ArgumentParser  # not for `import speechattn`
+
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, section, fail_untyped=True)
     try:
         parsed = parser.parse_object({section: dict(config)})
         return parser.instantiate(parsed)[section]
-    except (ArgumentError, ValueError, TypeError) as error:
-        # Also what constructors say of their arguments. What follows repeats the configuration.
-        reason = re.sub(r"\n\s*(Given value|- Expected a <class 'NoneType'>).*", "", str(error))
-        raise ConfigError(f"{section}: {reason}") from error
+    except (ArgumentError, ValueError, TypeError) as error:  # the last two from constructors
+        raise ConfigError(_explain(str(error), kind, config, section)) from error
+
+
+# ------------------------------------------------------------------------ jsonargparse's messages
+
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list"}
+
+
+def expected(reason: str, value: Any) -> str:
+    """Put what jsonargparse says of a value of the wrong type into plain words."""
+    if match := re.match(r"Expected a typing\.Literal\[(.+?)\]", reason):
+        choices = [choice.strip("' ") for choice in match[1].split(",")]
+        return no_such("choice", str(value), choices).replace("no such choice", f"not {value!r}")
+    if match := re.match(r"Expected a (?:<class '(\w+)'>|(.+?))(?:\. Got|$)", reason):
+        return f"{_TYPES.get(match[1], f'a {match[1] or match[2]}')} is needed, not {value!r}"
+    return " ".join(reason.split())
+
+
+def _explain(text: str, kind: type, config: Mapping[str, Any], section: str) -> str:
+    """Turn jsonargparse's nested report into one line: the key, what is wrong, what is valid."""
+    reports = list(_reports(text, kind))
+    # Of a union's types the one that the value came nearest to; that it is not null says nothing.
+    keys, owner, reason = max(
+        [r for r in reports if "NoneType" not in r[2]] or reports, key=lambda r: len(r[0])
+    )
+    shown, value = _written([k for key in keys for k in key.split(".")], {section: config})
+    where = ".".join(shown) or section
+    if isinstance(value, Mapping) and "class_path" in value:
+        for key in value.keys() - {"class_path", "init_args"}:
+            return f"{where}.{key}: {no_such('key', key, ('class_path', 'init_args'))}"
+    if option := re.search(r"[Oo]ption '([^']+)'(?: is not accepted|$)", reason):
+        if isinstance(value, Mapping) and "class_path" in value:
+            owner = _imported(str(value["class_path"])) or owner
+        name, *more = option[1].split(".")
+        while more and name in inspect.signature(owner).parameters:
+            shown, owner, name = [*shown, name], _class_of(owner, name), more.pop(0)
+        shown, _ = _written([*(shown or [section]), name], {section: config})
+        of = "" if owner is kind else f" of {owner.__name__}"
+        valid: Iterable[str] = inspect.signature(owner).parameters
+        return f"{'.'.join(shown)}: {no_such('option' + of, name, valid)}"
+    if match := re.search(r"module '(.+)' has no attribute '(\w+)'", reason):
+        valid = getattr(sys.modules[match[1]], "__all__", ())
+        return f"{where}: {match[2]}: {no_such(f'class in {match[1]}', match[2], valid)}"
+    if match := re.search(r"import path string: (\w+)", reason):
+        modules = (module for name, module in sys.modules.items() if name.startswith(PACKAGE))
+        valid = {name for module in modules for name in getattr(module, "__all__", ())}
+        return f"{where}: {match[1]}: {no_such('class', match[1], valid).split(' Valid')[0]}"
+    if match := re.search(r"arguments are required: (.+)", reason):
+        return f"{where}: missing: {match[1]}"
+    return f"{where}: {expected(reason, value)}"
+
+
+def _reports(text: str, kind: type) -> Iterator[tuple[list[str], type, str]]:
+    """Yield key, class and reason of each complaint in jsonargparse's indented report."""
+    context: list[tuple[int, list[str], type]] = [(-1, [], kind)]
+    for line in text.splitlines():
+        bare = line.lstrip(" -")
+        indent = len(line) - len(bare)
+        while len(context) > 1 and context[-1][0] >= indent:
+            context.pop()
+        _, keys, owner = context[-1]
+        if match := re.match(r'Parser key "(.+)":$', bare):
+            context.append((indent, [*keys, match[1]], owner))
+        elif match := re.match(r"Problem with given class_path '(.+)':$", bare):
+            context.append((indent, keys, _imported(match[1]) or owner))
+        elif not re.match(r"Does not validate|Subtypes:|Errors:|Given value", bare):
+            yield keys, owner, bare
+
+
+def _imported(path: str) -> type | None:
+    """Return the class of a path if its module was imported."""
+    module, _, name = path.rpartition(".")
+    return getattr(sys.modules.get(module), name, None)
+
+
+def _class_of(owner: type, name: str) -> type:
+    """Return the class of a constructor's argument, of `X | None` the X."""
+    hint: type = get_type_hints(owner.__init__)[name]  # type: ignore[misc]
+    return next((kind for kind in get_args(hint) if kind is not type(None)), hint)
+
+
+def _written(keys: list[str], config: Any) -> tuple[list[str], Any]:
+    """Return a key as the user wrote it, with `init_args`, and what stands there."""
+    shown = []
+    for key in keys:
+        if isinstance(config, Mapping) and key not in config and "init_args" in config:
+            shown.append("init_args")
+            config = config["init_args"]
+        shown.append(key)
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return shown, config

@@ -1,5 +1,7 @@
 """The errors that a user can act on; each says what was wrong, where, and what to do."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -31,6 +33,27 @@ class NoFaceError(MediaError):
 
 class ConfigError(SpeechattnError):
     """A configuration that does not fit together; names the key."""
+
+
+def missing_extra(extra: str, package: str) -> ConfigError:
+    """Return the error for an optional package that is not installed, with both ways to get it.
+
+    Args:
+        extra: of this package, such as "onnx".
+        package: what could not be imported.
+    """
+    return ConfigError(
+        f"{package} is not installed: pip install 'speechattn[{extra}]', or in a clone of the "
+        f"repository pip install '.[{extra}]'"
+    )
+
+
+def no_such(kind: str, name: str, valid: Iterable[str]) -> str:
+    """Say that there is no `name` of a kind, which one is nearest, and what there is."""
+    valid = list(valid)
+    nearest = get_close_matches(name, valid, n=1, cutoff=0.65)
+    hint = f"; did you mean {nearest[0]}?" if nearest else "."
+    return f"no such {kind}{hint}" + (f" Valid: {', '.join(valid)}" if valid else "")
 
 
 def require(good: bool, key: str, value: object, wanted: str) -> None:

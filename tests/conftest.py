@@ -106,7 +106,7 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
     from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
     from speechattn.data.crops.store import CropWriter
-    from speechattn.data.tokenizers.tokenizer import CharTokenizer
+    from speechattn.data.tokenizers import CharTokenizer
 
     folder = tmp_path_factory.mktemp("tiny_corpus")
     rng = np.random.default_rng(0)
@@ -145,7 +145,7 @@ def tiny_model_dir(
 
     `late` is an ensemble of the audio and the video model.
     """
-    from speechattn.data.tokenizers.tokenizer import Tokenizer
+    from speechattn.data.tokenizers import Tokenizer
     from speechattn.model.directory import build_model, save_model_dir
     from speechattn.transcribe.combine import read_models, save_ensemble
 

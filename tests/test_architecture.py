@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": NETWORKS | {"data"},
     "lm": NETWORKS | {"data", "model"},
     "decoding": NETWORKS | {"data", "k2", "lm", "model"},
-    "losses": NETWORKS | {"decoding", "k2", "lm", "model"},
+    "losses": NETWORKS | {"data", "decoding", "k2", "lm", "model"},
     "deploy": NETWORKS | {"data", "decoding", "lm", "model"},
     "evaluation": NETWORKS | {"data", "decoding", "lm", "model"},
     "transcribe": NETWORKS | {"data", "decoding", "deploy", "lm", "model"},
@@ -61,10 +61,10 @@ NO_VERBS = set(
     a an the this that these those it its itself our there here another any all both each every
     either neither no none some same other such only what whether how where which who whose when
     while why since until as at before behind below above after beside by for from in into like of
-    on over to under up with within without if so and or but not never always also zero one two
+    on over to under up with within without if so and or but not never always also one two
     three half true false raw ready written given known exact dynamic relative straight uniform
     rotary longest hidden minus white whole attention self-attention area beam content distance
-    divergence environment error face film gradient hand height id intersection language layer
+    divergence environment error face gradient hand height id intersection language layer
     log-probability mean non-maximum number optimiser optimizer part percent percentile reference
     side size sound speaker table text tile validation video wall weight width word
     """.split()
@@ -81,55 +81,7 @@ NO_VERB = re.compile(
 
 # What breaks a rule and is known to. An entry that no longer does has to go.
 KNOWN: dict[str, set[str]] = {
-    "arrows": {
-        "speechattn.decoding.fst.draw -> speechattn.evaluation.svg",
-        "speechattn.kernels.lattice.graph_total -> speechattn.decoding.fst.arcs",
-        "speechattn.training.fit -> speechattn.transcribe.long_files",
-    },
-    "heavy imports": {"jsonargparse", "lhotse"},
-    "long files": {
-        "benchmarks/decoding.py",
-        "speechattn/deploy/export.py",
-        "speechattn/kernels/triton/gated_linear.py",
-        "speechattn/lm/ngram.py",
-    },
     "long package": {"speechattn"},
-    "long functions": {
-        "speechattn/cli/data.py add_data_commands",
-        "speechattn/cli/data.py roi",
-        "speechattn/cli/recognition.py add_decoding_commands",
-        "speechattn/cli/training.py add_training_commands",
-        "speechattn/evaluation/error_rate.py score",
-        "speechattn/evaluation/fusion/files.py fuse",
-        "speechattn/importing/auto_avsr.py read_sizes",
-        "speechattn/kernels/triton/gated_linear.py _gradients",
-        "speechattn/lm/ngram.py _build",
-        "speechattn/model/speech_model.py __init__",
-        "speechattn/synth/mouth.py draw_mouth",
-        "speechattn/training/fit.py train",
-    },
-    "docstrings": {
-        "attention",
-        "cli",
-        "config",
-        "data",
-        "decoders",
-        "decoding",
-        "deploy",
-        "encoders",
-        "evaluation",
-        "frontends",
-        "importing",
-        "k2",
-        "kernels",
-        "lm",
-        "losses",
-        "masks",
-        "model",
-        "synth",
-        "training",
-        "transcribe",
-    },
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speechattn.config import build, read_yaml
-from speechattn.data.batches.datamodule import DataOptions
+from speechattn.data.batches import DataOptions
 from speechattn.decoding.config import search_of
 from speechattn.losses import JointLoss
 from speechattn.model.directory import build_model

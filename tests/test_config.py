@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from speechattn.config import build, check_class_paths, check_sections, override, read_yaml, set_key
-from speechattn.data.batches.datamodule import DataOptions
+from speechattn.data.batches import DataOptions
 from speechattn.data.crops.roi import RoiOptions
 from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss
@@ -126,7 +126,7 @@ def test_foreign_class_path(tiny_model, path):
 @pytest.mark.parametrize(
     "path",
     [
-        "speechattn.training.fit.os.system",
+        "speechattn.files.os.system",
         "speechattn.model.speech_model.nn.Linear",
         "speechattn.encoders.ConformerEncoder",
         "speechattn.model.directory.load_file",
@@ -176,6 +176,67 @@ def test_values_are_read():
 def test_wrong_options(values, message):
     with pytest.raises(ConfigError, match=message):
         build(TrainingOptions, values, "training")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "audio.frontend.num_bin=80",
+            "model.audio.frontend.init_args.num_bin: no such option of LogMelFbank; did you mean "
+            "num_bins? Valid: num_bins, ",
+        ),
+        (
+            "audio.frontend.num_bins=many",
+            "model.audio.frontend.init_args.num_bins: a whole number is needed, not 'many'",
+        ),
+        ("sample_rat=1", "model.sample_rat: no such option; did you mean sample_rate? Valid: "),
+        (
+            "audio.encoder.attention={class_path: speechattn.attention.SoftmaxSelfAttention, "
+            "init_args: {kv_head: 1}}",
+            "model.audio.encoder.init_args.attention.init_args.kv_head: no such option of "
+            "SoftmaxSelfAttention; did you mean kv_heads?",
+        ),
+        (
+            "audio.encoder.attention=SoftmaxSelfAttentio",
+            "model.audio.encoder.init_args.attention: SoftmaxSelfAttentio: no such class; did you "
+            "mean SoftmaxSelfAttention?",
+        ),
+        (
+            "audio.encoder.class_path=speechattn.encoders.ConformerEncode",
+            "model.audio.encoder: ConformerEncode: no such class in speechattn.encoders; did you "
+            "mean ConformerEncoder? Valid: ",
+        ),
+        ("audio.encoder=null", "model.audio: missing: encoder"),
+        ("fusion={a: 1}", "model.fusion.a: no such option of MLPFusion. Valid: audio_size, "),
+        (
+            "audio.frontend={class_path: speechattn.frontends.LogMelFbank, init_arg: {}}",
+            "model.audio.frontend.init_arg: no such key; did you mean init_args?",
+        ),
+    ],
+)
+def test_errors_name_the_key_and_the_nearest(tiny_model, change, message):
+    config = tiny_model("audio")
+    override(config, [change])
+    with pytest.raises(ConfigError) as raised:
+        build_model(config, 10)
+    assert str(raised.value).startswith(message), raised.value
+    assert "\n" not in str(raised.value) and "<class" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_epoch": 3}, "training.max_epoch: no such option; did you mean max_epochs? Valid: "),
+        ({"max_epochs": 2.5}, "training.max_epochs: a whole number is needed, not 2.5"),
+        ({"schedule": "noamm"}, "training.schedule: not 'noamm'; did you mean noam? Valid: cosine"),
+        ({"lr": "fast"}, "training.lr: a number is needed, not 'fast'"),
+    ],
+)
+def test_wrong_options_in_plain_words(values, message):
+    with pytest.raises(ConfigError) as raised:
+        build(TrainingOptions, values, "training")
+    assert str(raised.value).startswith(message)
 
 
 def test_what_a_constructor_refuses():
@@ -277,7 +338,19 @@ def test_set_key():
     assert config == {"a": {"b": 1, "c": 2}}
 
 
+def test_set_key_in_a_component():
+    search = component("JointSearch", beam_size=10)
+    config = {"search": search, "other": {"part": "Greedy"}}
+    override(config, ["search.beam_size=20", "search.init_args.nbest=2", "search.class_path=Beam"])
+    assert config["search"] == component("Beam", beam_size=20, nbest=2)
+    override(config, ["search.part.size=3", "other.part.size=4"])
+    assert config["search"]["init_args"]["part"] == {"size": 3}
+    assert config["other"] == {"part": component("Greedy", size=4)}
+    override(config, ["search=Greedy"])
+    assert config["search"] == "Greedy"
+
+
 def test_misspelt_section():
     check_sections({"model": {}, "roi": {}}, ("model", "roi"))
-    with pytest.raises(ConfigError, match="trainnig"):
+    with pytest.raises(ConfigError, match="trainnig: no such section; did you mean training"):
         check_sections({"trainnig": {}}, ("training", "model"))

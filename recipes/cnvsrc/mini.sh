@@ -10,7 +10,7 @@ started=$SECONDS
 mini=$here/conf/mini
 
 echo "==== a synthetic corpus"
-speechattn synth-corpus --layout cnvsrc "$root/corpus"
+speechattn synth-corpus cnvsrc "$root/corpus"
 OMP_NUM_THREADS=1 "$here/run.sh" --data-dir "$root/corpus" --track "$track" --exp "$root/$track" \
   --config "$mini/conformer.yaml" --config "$mini/e_branchformer.yaml" --scales "96 64" \
   --roi-config "$mini/roi.yaml" --curriculum "$mini/curriculum" --jobs 2

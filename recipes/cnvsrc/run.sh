@@ -44,7 +44,7 @@ Options:
   --lm-text FILE      a sentence a line, beside the transcripts; may be repeated
   --lm-config FILE    of the Transformer (default: conf/lm/char.yaml of this toolkit)
   --lm-weight W       of the n-gram model, and of the Transformer, in the search (default: 0.1)
-  --decode-config FILE  options of the search for all systems (default: each system's own)
+  --decode-config FILE  YAML whose section `search` is that of all systems (default: each system's own)
   --exp DIR           results (default: exp/cnvsrc_<track>_<year>)
   --dump DIR          manifests, crops, tokens, LM (default: data_<track>_<year> beside EXP)
   --set KEY=VALUE     change every system's config; may be repeated
@@ -171,7 +171,7 @@ if stage_is 2; then
     say 2 "tokens are there"
   elif [ -n "$units" ]; then
     say 2 "tokens of $units into $tokens"
-    run speechattn tokens --from-list "$units" --output "$tokens"
+    run speechattn import-tokens "$units" --output "$tokens"
   else
     say 2 "characters of the training transcripts into $tokens"
     run speechattn tokens "$manifests/cuts_train.jsonl.gz" --output "$tokens" --kind char
@@ -304,7 +304,7 @@ reads_both_ways() { [ -f "$1/config.yaml" ] && grep -Eq 'reverse_weight: 0*[.]?0
 
 if stage_is 6; then
   options=()
-  [ -z "$decode_config" ] || options+=(--options "$decode_config")
+  [ -z "$decode_config" ] || options+=(--search "$decode_config")
   case $lm in ngram | both)
     options+=(--ngram "$dump/ngram.arpa" --set "ngram_weight=$lm_weight") ;;
   esac

@@ -128,7 +128,7 @@ if stage_is 2; then
       --set "loss.ctc.init_args.delay_penalty=$penalty"
     # What is said too early may be said again: the grammar knows better.
     decode 2 "$exp/penalty_$penalty/model" "$manifests/cuts_test.jsonl.gz" \
-      "$exp/penalty_$penalty/decode_graph" --graph "$graph" --set method=ctc_graph
+      "$exp/penalty_$penalty/decode_graph" --graph "$graph" --search GraphSearch
   done
 fi
 
@@ -150,7 +150,8 @@ if stage_is 3; then
   for penalty in $penalties; do
     for search in test graph; do
       say 3 "penalty $penalty, decode_$search"
-      speechattn score --decode-dir "$exp/penalty_$penalty/decode_$search" --delay \
+      score 3 "$exp/penalty_$penalty/decode_$search" > /dev/null
+      speechattn delay "$exp/penalty_$penalty/decode_$search" \
         --ref-times "$aligned/cuts_test.jsonl.gz" --chunk-seconds "$(chunk)"
     done
   done

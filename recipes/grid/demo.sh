@@ -16,7 +16,7 @@ recipe() {
 }
 
 echo "==== a synthetic corpus"
-speechattn synth-corpus "$corpus" --language en --speakers 1 --utterances 320
+speechattn synth-corpus grid "$corpus" --language en --speakers 1 --utterances 320
 echo "==== data"
 recipe video --stop-stage 2
 echo "==== two models, trained side by side, a few minutes"

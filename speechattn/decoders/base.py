@@ -1,4 +1,4 @@
-"""What every decoder is, and what its steps remember."""
+"""What every decoder is, and the state of its steps."""
 
 from dataclasses import dataclass, replace
 
@@ -10,42 +10,42 @@ from speechattn.decoders.tree import TokenTree
 
 @dataclass(frozen=True)
 class DecoderState:
-    """What a step needs of the past: never changed in place, so a state may be stepped twice.
+    """The past of a step: never changed in place, so a state may be stepped twice.
 
     Hypotheses of one utterance are adjacent and each utterance has as many as the others:
-    hypothesis n listens to row n // (N / B) of the memory, which is held once an utterance.
+    hypothesis n attends to row n // (N / B) of the memory, which is held once an utterance.
 
     Attributes:
-        memory: per layer, what cross-attention needs of the memory (keys and values, say), each
-            (B, ...).
+        memory: per layer, the keys and values of cross-attention, or what it has in their place,
+            each (B, ...).
         memory_mask: (B, 1, 1, T) bool, True where a frame is real; None if all are.
         tree: the tokens fed so far.
-        heard: per layer, what each hypothesis remembers of where it listened, each (N, ...), for
-            cross-attention that goes by that.
+        cross_states: per layer, the state of each hypothesis's cross-attention, each (N, ...), for
+            mechanisms that depend on where they attended before.
     """
 
     memory: tuple[Keys, ...]
     memory_mask: Tensor | None
     tree: TokenTree
-    heard: tuple[CrossState, ...] = ()
+    cross_states: tuple[CrossState, ...] = ()
 
     @property
     def hypotheses(self) -> int:
-        """N."""
+        """Return N."""
         return self.tree.hypotheses
 
     @property
     def utterances(self) -> int:
-        """B."""
+        """Return B."""
         return self.tree.utterances
 
     @property
     def tokens(self) -> int:
-        """U, the tokens fed so far."""
+        """Return U, the tokens fed so far."""
         return self.tree.depth
 
     def select(self, index: Tensor) -> "DecoderState":
-        """Reorders, drops or multiplies hypotheses.
+        """Reorder, drop or multiply hypotheses.
 
         Utterances of which nothing is selected leave the memory. While every run of hypotheses
         of one utterance is equally long the memory stays shared; otherwise it is copied, one row
@@ -58,11 +58,11 @@ class DecoderState:
             A state of M hypotheses, the m-th continuing hypothesis index[m].
         """
         tree, rows = self.tree.select(index)
-        heard = _rows(self.heard, index)
+        cross_states = _rows(self.cross_states, index)
         if rows is None:
-            return replace(self, tree=tree, heard=heard)
+            return replace(self, tree=tree, cross_states=cross_states)
         mask = None if self.memory_mask is None else self.memory_mask.index_select(0, rows)
-        return DecoderState(_rows(self.memory, rows), mask, tree, heard)
+        return DecoderState(_rows(self.memory, rows), mask, tree, cross_states)
 
 
 def _rows(layers: tuple[tuple[Tensor, ...], ...], index: Tensor) -> tuple[tuple[Tensor, ...], ...]:
@@ -72,23 +72,23 @@ def _rows(layers: tuple[tuple[Tensor, ...], ...], index: Tensor) -> tuple[tuple[
 class Decoder(nn.Module):
     """Predicts the next token from the tokens so far and the encoder's output, the memory.
 
-    Tokens belong to N sequences, N a multiple of the memory's B: those that listen to the same
+    Tokens belong to N sequences, N a multiple of the memory's B: those that attend to the same
     row are adjacent, as in `DecoderState`. In training N is B.
 
     Attributes:
         vocab_size: V; <sos/eos> is V - 1.
-        memory_size: width of the memory.
+        memory_size: width of the memory; None for any.
         width: D.
     """
 
     vocab_size: int
-    memory_size: int
+    memory_size: int | None = None
     width: int
 
     def forward(
         self, tokens: Tensor, token_lengths: Tensor, memory: Tensor, memory_lengths: Tensor
     ) -> Tensor:
-        """Logits of the next token after each token.
+        """Compute the logits of the next token after each token.
 
         Args:
             tokens: (N, U) int64, starting with <sos>; any value beyond a sequence's length.
@@ -104,7 +104,7 @@ class Decoder(nn.Module):
     def predict_tree(
         self, tokens: Tensor, depth: Tensor, path: Tensor, memory: Tensor, memory_lengths: Tensor
     ) -> Tensor:
-        """`forward` for sequences that share what they begin with.
+        """Run `forward` on sequences that share their beginnings.
 
         Args:
             tokens: (B, M) int64, one a node of each utterance's tree, <sos> at its root.
@@ -114,14 +114,14 @@ class Decoder(nn.Module):
             memory_lengths: (B,) int64, each at least 1.
 
         Returns:
-            (B, M, V): at each node the logits of what comes after it.
+            (B, M, V): at each node the logits of the token after it.
         """
         raise NotImplementedError
 
     def cross_attention(
         self, tokens: Tensor, token_lengths: Tensor, memory: Tensor, memory_lengths: Tensor
     ) -> Tensor:
-        """The cross-attention weights of `forward` on the same arguments, with N = B.
+        """Compute the cross-attention weights of `forward` on the same arguments, with N = B.
 
         Returns:
             (L, B, H, U, T): each row sums to 1 over real frames and is 0 on padding.
@@ -129,7 +129,7 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
     def init_state(self, memory: Tensor, memory_lengths: Tensor) -> DecoderState:
-        """The state before <sos>, one hypothesis for each row of the memory.
+        """Return the state before <sos>, one hypothesis for each row of the memory.
 
         Args:
             memory: (B, T, memory_size).

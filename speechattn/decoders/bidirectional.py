@@ -1,8 +1,8 @@
 """Two Transformer decoders over one memory: one reads left to right, one right to left.
 
 Wu et al., "U2++: Unified Two-pass Bidirectional End-to-end Model for Speech Recognition"
-(2106.05642), also the decoder of the CNVSRC 2024 baseline. The search goes left to right; what it
-found is then scored in the other direction too (`speechattn.decoding.rescoring`).
+(2106.05642), also the decoder of the CNVSRC 2024 baseline. The search goes left to right; its
+hypotheses are then scored in the other direction too (`speechattn.decoding.rescoring`).
 """
 
 import torch
@@ -15,7 +15,7 @@ from speechattn.decoders.transformer import TransformerDecoder
 
 
 def reverse_tokens(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Each sequence back to front; what stands beyond its length stays where it is.
+    """Reverse each sequence; what stands beyond its length stays where it is.
 
     Args:
         tokens: (N, U).
@@ -58,6 +58,7 @@ class BidirectionalDecoder(Decoder):
         memory_size: int,
         width: int = 256,
         attention_heads: int = 4,
+        *,
         linear_units: int = 1024,
         num_blocks: int = 3,
         reverse_blocks: int = 3,
@@ -82,12 +83,12 @@ class BidirectionalDecoder(Decoder):
                 memory_size,
                 width,
                 attention_heads,
-                linear_units,
-                blocks,
-                dropout,
-                attention_dropout,
-                self_attention,
-                cross_attention,
+                linear_units=linear_units,
+                num_blocks=blocks,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                self_attention=self_attention,
+                cross_attention=cross_attention,
             )
             for blocks in (num_blocks, reverse_blocks)
         )
@@ -104,7 +105,7 @@ class BidirectionalDecoder(Decoder):
     def reverse(
         self, tokens: Tensor, token_lengths: Tensor, memory: Tensor, memory_lengths: Tensor
     ) -> Tensor:
-        """Logits of the token before, going right to left.
+        """Compute the logits of the token before, going right to left.
 
         The arguments are those of `forward`: tokens in reading order behind <sos>. What is fed is
         <sos> and then the tokens back to front, each sequence by its own length.
@@ -125,7 +126,7 @@ class BidirectionalDecoder(Decoder):
     def reverse_tree(
         self, tokens: Tensor, depth: Tensor, path: Tensor, memory: Tensor, memory_lengths: Tensor
     ) -> Tensor:
-        """As `predict_tree`, of sequences that are fed back to front."""
+        """Run `predict_tree` on sequences that are fed back to front."""
         return self.right.predict_tree(tokens, depth, path, memory, memory_lengths)
 
     def cross_attention(

@@ -1,7 +1,4 @@
-"""The part of a transducer that weighs what is heard against what was said.
-
-Legend: B items, T frames, U tokens, V units, D width.
-"""
+"""The joiner of a transducer: a frame and a prediction to logits."""
 
 from torch import Tensor, nn
 
@@ -25,13 +22,13 @@ class Joiner(nn.Module):
         self.output = nn.Linear(width, vocab_size)
 
     def forward(self, frames: Tensor, predicted: Tensor, project: bool = True) -> Tensor:
-        """Logits of pairs.
+        """Compute the logits of pairs.
 
         Args:
             frames: (..., encoder_size), any leading axes that go together with those of
                 `predicted`: (B, T, 1, ...) and (B, 1, U + 1, ...) make all pairs.
             predicted: (..., predictor_size).
-            project: both are as they came; else they have been through the projections already.
+            project: apply the projections; False where both have been through them already.
 
         Returns:
             (..., V).

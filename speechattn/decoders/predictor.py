@@ -1,7 +1,6 @@
-"""What a transducer knows of the tokens so far: networks that read them and nothing else.
+"""Predictors of a transducer: networks that read the tokens so far and nothing else.
 
-Tokens are fed after a blank, which stands for the start. Legend: B items, N hypotheses, U tokens,
-V units, D width, L layers.
+Tokens are fed after a blank, which stands for the start.
 """
 
 import torch
@@ -11,13 +10,12 @@ from torch.nn.functional import pad
 from speechattn.errors import ConfigError
 from speechattn.units import BLANK
 
-# What a predictor remembers of the tokens of N hypotheses: tensors (N, ...), never changed in
-# place.
+# The state of N hypotheses: tensors (N, ...), never changed in place.
 PredictorState = tuple[Tensor, ...]
 
 
 class Predictor(nn.Module):
-    """Reads tokens, blank first, and says what comes after each.
+    """Reads tokens, blank first, and predicts what comes after each.
 
     Attributes:
         vocab_size: V.
@@ -28,7 +26,7 @@ class Predictor(nn.Module):
     width: int
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """What is known before the first token and after each.
+        """Predict before the first token and after each.
 
         Args:
             tokens: (B, U) int64; whatever stands beyond an item's tokens changes nothing before
@@ -40,7 +38,7 @@ class Predictor(nn.Module):
         raise NotImplementedError
 
     def init_state(self, batch: int) -> PredictorState:
-        """The state of N = `batch` hypotheses before the blank that starts them."""
+        """Return the state of N = `batch` hypotheses before the blank that starts them."""
         raise NotImplementedError
 
     def step(self, tokens: Tensor, state: PredictorState) -> tuple[Tensor, PredictorState]:
@@ -56,7 +54,7 @@ class Predictor(nn.Module):
         raise NotImplementedError
 
     def select(self, state: PredictorState, index: Tensor) -> PredictorState:
-        """Reorders, drops or multiplies hypotheses: the m-th continues index[m], (M,) int64."""
+        """Reorder, drop or multiply hypotheses: the m-th continues index[m], (M,) int64."""
         return tuple(x.index_select(0, index) for x in state)
 
 
@@ -98,7 +96,7 @@ class StatelessPredictor(Predictor):
         return self._read(window)[:, 0], (window[:, 1:],)
 
     def _read(self, tokens: Tensor) -> Tensor:
-        """(N, U) -> (N, U - context + 1, D); padding may be -1, which no embedding has."""
+        """Map (N, U) to (N, U - context + 1, D); padding may be -1, which no embedding has."""
         x = self.embedding(tokens.clamp(min=0))
         if self.convolution is not None:
             x = self.convolution(x.transpose(1, 2)).transpose(1, 2)

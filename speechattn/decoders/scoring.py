@@ -1,7 +1,4 @@
-"""The score of a sequence from what a decoder or a language model predicts after each token.
-
-Legend: N sequences, U tokens, D width, V units.
-"""
+"""The score of a sequence from what a decoder or a language model predicts after each token."""
 
 from collections.abc import Callable
 
@@ -10,17 +7,17 @@ from torch import Tensor
 
 from speechattn.masks import padding_mask
 
-# Logits looked at at once.
+# Logits in memory at once.
 MAX_LOGITS = 2**26
 
 
 def next_tokens(tokens: Tensor, lengths: Tensor, eos: int) -> Tensor:
-    """What follows each token of a sequence, <eos> after the last.
+    """Return the token after each of a sequence, <eos> after the last.
 
     Args:
         tokens: (N, U) int64, starting with <sos>; any value beyond a length.
         lengths: (N,) int64, <sos> counted, each at least 1.
-        eos: its id.
+        eos: id of <eos>.
 
     Returns:
         (N, U) int64; what stands beyond a length means nothing.
@@ -35,14 +32,14 @@ def sequence_log_probs(
     lengths: Tensor,
     output: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Log-probability of whole sequences.
+    """Compute the log-probability of whole sequences.
 
     Args:
-        predicted: logits (N, U, V), or what `output` makes them of, (N, U, D).
+        predicted: logits (N, U, V), or the input of `output`, (N, U, D).
         targets: (N, U) int64.
         lengths: (N,) int64.
-        output: (M, D) -> (M, V); it is given real tokens only, and not all of them at once, since
-            logits are by far the largest.
+        output: (tokens, D) to logits (tokens, V); it gets real tokens only, and not all at once,
+            since logits are by far the largest.
 
     Returns:
         (N,) float64, natural logs.

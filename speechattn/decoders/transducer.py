@@ -1,7 +1,4 @@
-"""The transducer's head: a predictor, a joiner, and the simple joiner that pruning goes by.
-
-Legend: B items, T frames, U tokens, V units, D width.
-"""
+"""The transducer's head: a predictor, a joiner, and the simple joiner that prunes its lattice."""
 
 from torch import Tensor, nn
 
@@ -11,13 +8,13 @@ from speechattn.errors import ConfigError
 
 
 class Transducer(nn.Module):
-    """Reads frames one after the other, and says a token or none (blank) at each (1211.3711).
+    """Reads frames one after the other, and emits a token or none (blank) at each (1211.3711).
 
     `speechattn.losses.transducer` trains it, `speechattn.decoding.transducer` searches with it.
     Blank is 0 and starts a text too; <sos/eos> is not used.
 
     Args:
-        predictor: what is known of the tokens so far.
+        predictor: reads the tokens so far.
         memory_size: width of the encoder's frames.
         width: D of the joiner.
         vocab_size: V.
@@ -36,6 +33,7 @@ class Transducer(nn.Module):
         memory_size: int,
         width: int,
         vocab_size: int,
+        *,
         simple: bool = True,
     ):
         super().__init__()
@@ -52,5 +50,5 @@ class Transducer(nn.Module):
         self.simple_lm = nn.Linear(predictor.width, vocab_size) if simple else None
 
     def predict(self, tokens: Tensor) -> Tensor:
-        """(B, U) tokens to (B, U + 1, predictor.width), before the first and after each."""
+        """Map tokens (B, U) to predictions (B, U + 1, predictor.width), before and after each."""
         return self.predictor(tokens)

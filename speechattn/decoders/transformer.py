@@ -1,8 +1,5 @@
 """The Transformer decoder: causal self-attention over tokens, cross-attention over the memory.
 
-Legend: B utterances, N hypotheses, U tokens, T memory frames, V units, L layers, H heads, D width,
-M nodes.
-
 Vaswani et al., "Attention Is All You Need" (1706.03762), pre-norm; the arithmetic of ESPnet's
 `espnet2.asr.decoder.transformer_decoder.TransformerDecoder`.
 """
@@ -38,6 +35,7 @@ class DecoderLayer(nn.Module):
         memory_size: int,
         attention_heads: int,
         linear_units: int,
+        *,
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
         self_attention: TokenAttentionFactory = SoftmaxTokenAttention,
@@ -60,23 +58,23 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, keys: Keys, mask: Tensor | None) -> Tensor:
-        """(N, U, D) -> (N, U, D), with what `cross_attention.keys` made of the memory."""
+        """Map x (N, U, D) to (N, U, D), given `cross_attention.keys` of the memory."""
         x = self.attend(x)
         y = self.cross_attention(self.norm_cross(x), keys, mask)
         return self.feed(x + self.dropout(y))
 
     def attend(self, x: Tensor) -> Tensor:
-        """The self-attention sub-layer, (N, U, D) -> (N, U, D)."""
+        """Run the self-attention sub-layer, (N, U, D) to (N, U, D)."""
         return x + self.dropout(self.self_attention(self.norm_self(x)))
 
     def feed(self, x: Tensor) -> Tensor:
-        """The feed-forward sub-layer, (..., D) -> (..., D)."""
+        """Run the feed-forward sub-layer, (..., D) to (..., D)."""
         return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
 
     def tree(
         self, x: Tensor, path: Tensor, depth: Tensor, keys: Keys, mask: Tensor | None
     ) -> Tensor:
-        """`forward` of the nodes of a tree, (B, M, D) -> (B, M, D)."""
+        """Run `forward` on the nodes of a tree, (B, M, D) to (B, M, D)."""
         x = x + self.dropout(self.self_attention.tree(self.norm_self(x), path, depth))
         y = self.cross_attention.tree(self.norm_cross(x), path, depth, keys, mask)
         return self.feed(x + self.dropout(y))
@@ -88,9 +86,9 @@ class DecoderLayer(nn.Module):
         growth: Growth,
         keys: Keys,
         mask: Tensor | None,
-        heard: CrossState = (),
+        cross_state: CrossState = (),
     ) -> tuple[Tensor, Cache, CrossState]:
-        """One token of each hypothesis.
+        """Run one token of each hypothesis.
 
         Args:
             x: (B, K, D).
@@ -98,15 +96,15 @@ class DecoderLayer(nn.Module):
             growth: where the tokens go.
             keys: of the memory.
             mask: (B, 1, 1, T) bool or None.
-            heard: what cross-attention remembers of each hypothesis.
+            cross_state: of each hypothesis's cross-attention.
 
         Returns:
-            (B, K, D), the caches with these tokens, and what cross-attention remembers now.
+            (B, K, D), the caches with these tokens, and the new state of cross-attention.
         """
         y, past = self.self_attention.step(self.norm_self(x), past, growth)
         x = x + y
-        y, heard = self.cross_attention.step(self.norm_cross(x), keys, mask, heard)
-        return self.feed(x + y), past, heard
+        y, cross_state = self.cross_attention.step(self.norm_cross(x), keys, mask, cross_state)
+        return self.feed(x + y), past, cross_state
 
 
 class TransformerDecoder(Decoder):
@@ -136,6 +134,7 @@ class TransformerDecoder(Decoder):
         memory_size: int,
         width: int = 256,
         attention_heads: int = 4,
+        *,
         linear_units: int = 1024,
         num_blocks: int = 3,
         dropout: float = 0.1,
@@ -156,7 +155,7 @@ class TransformerDecoder(Decoder):
         self.memory_size = memory_size
         self.width = width
         self.embed = nn.Embedding(vocab_size, width)
-        # With unit variance after the scaling tokens and positions start out equally loud.
+        # With unit variance after the scaling tokens and positions start out with equal power.
         nn.init.normal_(self.embed.weight, std=width**-0.5)
         self.embed_dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
@@ -165,10 +164,10 @@ class TransformerDecoder(Decoder):
                 memory_size,
                 attention_heads,
                 linear_units,
-                dropout,
-                attention_dropout,
-                self_attention or SoftmaxTokenAttention,
-                cross_attention or SoftmaxCrossAttention,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                self_attention=self_attention or SoftmaxTokenAttention,
+                cross_attention=cross_attention or SoftmaxCrossAttention,
             )
             for _ in range(num_blocks)
         )
@@ -214,31 +213,32 @@ class TransformerDecoder(Decoder):
         cross = tuple(tuple(x.contiguous() for x in keys) for keys in cross)
         like, b = cross[0][0], len(memory)
         cache = tuple(layer.self_attention.empty(b, like) for layer in self.layers)
-        heard = tuple(
+        states = tuple(
             layer.cross_attention.start(keys)
             for layer, keys in zip(self.layers, cross, strict=True)
         )
         tree = TokenTree.root(cache, self.layers[0].self_attention.stride)
-        return DecoderState(cross, _memory_mask(memory, memory_lengths), tree, heard)
+        return DecoderState(cross, _memory_mask(memory, memory_lengths), tree, states)
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         tree = state.tree
         x = self._embed(token.view(state.utterances, -1), tree.depth)  # (B, K, D)
-        growth, mask, cache, heard = tree.growth(), state.memory_mask, [], []
-        kept = zip(self.layers, tree.cache, state.memory, state.heard, strict=True)
+        growth, mask, cache, states = tree.growth(), state.memory_mask, [], []
+        kept = zip(self.layers, tree.cache, state.memory, state.cross_states, strict=True)
         for layer, past, keys, last in kept:
             x, past, last = layer.step(x, past, growth, keys, mask, last)
             cache.append(past)
-            heard.append(last)
+            states.append(last)
         log_probs = self.output(self.after_norm(x.flatten(0, 1))).log_softmax(-1)  # (N, V)
-        return log_probs, replace(state, tree=tree.grown(tuple(cache), growth), heard=tuple(heard))
+        tree = tree.grown(tuple(cache), growth)
+        return log_probs, replace(state, tree=tree, cross_states=tuple(states))
 
     def _embed_padded(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         # Padding may be -1 as the loss wants it, which no embedding has.
         return self._embed(tokens.masked_fill(~padding_mask(lengths, tokens.size(1)), 0))
 
     def _embed(self, tokens: Tensor, depth: Tensor | int | None = None) -> Tensor:
-        """Of tokens (N, U): one after the other, or with so many before each or before all."""
+        """Embed tokens (N, U), at positions 0 to U - 1, or at `depth`, of each or of all."""
         if depth is None:
             at, longest = slice(0, tokens.size(1)), tokens.size(1)
         elif isinstance(depth, int):

@@ -1,13 +1,11 @@
-"""What a search remembers of tokens: a tree in which hypotheses share what they have in common.
+"""The decoder's cache in a beam search: a tree, in which hypotheses share their common tokens.
 
 The hypotheses of a beam come from a few ancestors and differ in their last tokens only. Keys and
 values of a token are therefore kept once, at its node, however many hypotheses go through it;
 nothing is copied where hypotheses are reordered, and a node that none goes through is dropped.
-Attention runs over all nodes of an utterance at once, each hypothesis seeing those on its path.
+Attention runs over all nodes of an utterance at once, each hypothesis to those on its path.
 Where a mechanism merges tokens, a node stands for several of them, and the token that joins makes
 a new node, which leaves the old one to the hypotheses that went another way.
-
-Legend: B utterances, K hypotheses of an utterance, N = B * K, M nodes of an utterance.
 """
 
 from dataclasses import dataclass, replace
@@ -23,10 +21,10 @@ DEAD = 0.25
 
 @dataclass(frozen=True)
 class TokenTree:
-    """Never changed in place: what is made of it is new.
+    """The nodes of all utterances; never changed in place.
 
     Attributes:
-        cache: per layer, what the nodes hold (keys and values, say), each (B, M, ...).
+        cache: per layer, the nodes' keys and values, or what stands for them, each (B, M, ...).
         path: (B, K, M) bool, the nodes of each hypothesis: ceil(U / stride) of them, in the order
             in which they came.
         depth: U, tokens of each hypothesis.
@@ -40,7 +38,7 @@ class TokenTree:
 
     @classmethod
     def root(cls, cache: tuple[Cache, ...], stride: int = 1) -> "TokenTree":
-        """No tokens yet: one hypothesis an utterance.
+        """Make a tree without tokens: one hypothesis an utterance.
 
         Args:
             cache: per layer, of no nodes, each (B, 0, ...).
@@ -52,11 +50,11 @@ class TokenTree:
 
     @property
     def hypotheses(self) -> int:
-        """N."""
+        """Return N."""
         return self.path.size(0) * self.path.size(1)
 
     def growth(self) -> Growth:
-        """One more token of each hypothesis: a node of its own behind those that there are."""
+        """Return the nodes with one more token of each hypothesis, behind those that there are."""
         b, k, m = self.path.shape
         own = torch.eye(k, dtype=torch.bool, device=self.path.device).expand(b, k, k)
         if self.depth % self.stride == 0:
@@ -67,16 +65,16 @@ class TokenTree:
         return Growth(torch.cat([path, own], 2), self.depth, parent)
 
     def grown(self, cache: tuple[Cache, ...], growth: Growth) -> "TokenTree":
-        """With the caches of one more token, and where it went."""
+        """Return the tree with the caches of one more token, which went where `growth` says."""
         return replace(self, cache=cache, path=growth.path, depth=self.depth + 1)
 
     @property
     def utterances(self) -> int:
-        """B."""
+        """Return B."""
         return self.path.size(0)
 
     def select(self, index: Tensor) -> tuple["TokenTree", Tensor | None]:
-        """Reorders, drops or multiplies hypotheses.
+        """Reorder, drop or multiply hypotheses.
 
         Utterances of which nothing is selected leave the tree. Where runs of hypotheses of one
         utterance are not equally long, each hypothesis becomes an utterance of its own.
@@ -95,15 +93,15 @@ class TokenTree:
             rows, count = owner, 1
         if torch.equal(rows, torch.arange(self.utterances, device=rows.device)):
             rows = None
-        return self._chosen(index, rows, count), rows
+        return self._select_paths(index, rows, count), rows
 
-    def _chosen(self, index: Tensor, rows: Tensor | None, count: int) -> "TokenTree":
+    def _select_paths(self, index: Tensor, rows: Tensor | None, count: int) -> "TokenTree":
         path = self.path.flatten(0, 1)[index].unflatten(0, (-1, count))  # (B', K', M)
         cache, nodes = self.cache, path.size(2)
         alive = path.any(1)  # (B', M)
         needed = int(alive.sum(1).max()) if alive.numel() else 0
         if nodes - needed > DEAD * nodes:
-            # Those alive first; an utterance with fewer has dead ones among them, seen by none.
+            # Those alive first; an utterance with fewer has dead ones among them, on no path.
             order = alive.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :needed]
             path = path.gather(2, order[:, None].expand(-1, count, -1))
             row = torch.arange(len(order), device=order.device) if rows is None else rows
@@ -115,5 +113,5 @@ class TokenTree:
 
 
 def _nodes(x: Tensor, flat: Tensor, count: int) -> Tensor:
-    """The nodes `flat` of (B, M, ...), counted over all utterances, as (B', count, ...)."""
+    """Return the nodes `flat` of (B, M, ...), counted over all utterances, as (B', count, ...)."""
     return x.flatten(0, 1).index_select(0, flat).unflatten(0, (-1, count))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding.boosting import ContextGraph
 from speechattn.decoding.fst.decode import DecodingGraph
 from speechattn.decoding.fst.graph import ARCS, Graph

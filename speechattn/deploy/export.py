@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from speechattn.attention import SoftmaxCrossAttention, SoftmaxTokenAttention
 from speechattn.attention.decoder_base import Growth
 from speechattn.attention.positions import RelativePositions, relative_positions
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.deploy.exported import ENCODER, FRONTEND, START, STEP
 from speechattn.deploy.replacement import replace_modules
-from speechattn.errors import ConfigError
+from speechattn.errors import ConfigError, missing_extra
 from speechattn.files import write_text
 from speechattn.frontends import MLPFusion
 from speechattn.kernels import backend
@@ -258,10 +258,7 @@ def write(graph: nn.Module, inputs: Inputs, outputs: Sequence[str], path: Path) 
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ConfigError(
-            f"{error.name} is not installed: pip install 'speechattn[export]', or in a clone of "
-            "the repository pip install '.[export]'"
-        ) from error
+        raise missing_extra("export", str(error.name)) from error
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)  # it warns of every optional package that is missing

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoders import BidirectionalDecoder, Decoder, DecoderState
 from speechattn.decoders.tree import TokenTree
-from speechattn.errors import ConfigError
+from speechattn.errors import ConfigError, missing_extra
 from speechattn.masks import padding_mask
 from speechattn.model.directory import CONFIG, WEIGHTS, build_model, read_config
 from speechattn.model.ensemble import Ensemble
@@ -131,10 +131,7 @@ def open_session(path: Path):
     try:
         import onnxruntime
     except ImportError as error:
-        raise ConfigError(
-            "onnxruntime is not installed: pip install 'speechattn[onnx]', or in a clone of the "
-            "repository pip install '.[onnx]'"
-        ) from error
+        raise missing_extra("onnx", "onnxruntime") from error
     if not path.is_file():
         raise ConfigError(f"{path} is missing: write it with `speechattn export`")
     options = onnxruntime.SessionOptions()

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from speechattn.errors import ConfigError
 from speechattn.frontends.base import Frontend
-from speechattn.frontends.resnet3d import BasicBlock, PackedResNet, stack_kernel, unpack
+from speechattn.frontends.resnet3d import (
+    BasicBlock,
+    PackedFrontend,
+    PackedResNet,
+    stack_kernel,
+    unpack,
+)
 from speechattn.frontends.temporal import Clips, OverTime
 from speechattn.frontends.winograd import WORTHWHILE, WinogradConv
 
@@ -165,7 +171,7 @@ class FoldedBlock(nn.Module):
         return self.act(self.branch[-1](y).add_(self.shortcut(x)))
 
 
-class FoldedResNet(Frontend):
+class FoldedResNet(PackedFrontend):
     """A ResNet over frames, folded. It has no training mode and no gradients.
 
     Args:
@@ -187,7 +193,7 @@ class FoldedResNet(Frontend):
         self.pool = copy.deepcopy(source.pool)
         self.trunk = nn.ModuleList(map(FoldedBlock, source.trunk, dtypes))
         self.output_norm = copy.deepcopy(source.output_norm)
-        self.over_time = any(isinstance(layer, OverTime) for layer in self.modules())
+        self.layers_over_time = source.layers_over_time
         self.eval()
 
     def train(self, mode: bool = True) -> "FoldedResNet":
@@ -198,8 +204,8 @@ class FoldedResNet(Frontend):
         """Describe each frame, as `PackedResNet.forward` does."""
         pictures, first = self.windows.pictures(x, lengths)
         # A layer that looks along time needs all frames of a clip.
-        clips = Clips.of(lengths) if self.over_time else None
-        parts = [first] if self.over_time else first.split(FRAMES_AT_ONCE)
+        clips = Clips.of(lengths) if self.layers_over_time else None
+        parts = [first] if self.layers_over_time else first.split(FRAMES_AT_ONCE)
         y = torch.cat([self.describe(pictures, part, clips) for part in parts])  # (P, F)
         return unpack(self.output_norm(y), lengths, x.shape[1]), lengths
 

@@ -1,7 +1,7 @@
 """Encoders: features (B, T, F) to hidden states (B, T', D).
 
 Legend: B utterances, T frames, T' frames after subsampling, c frames of a chunk, F features,
-D width, C channels, K kernel width, H heads, V units.
+D width, C channels, K kernel width, H heads, V units, g frames a group, s stride.
 """
 
 from speechattn.encoders.base import Encoder, EncoderOutput

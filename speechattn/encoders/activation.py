@@ -20,7 +20,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation_function(name: Activation) -> Callable[[Tensor], Tensor]:
-    """The function of this name; the names are ESPnet's."""
+    """Return the function of this name; the names are ESPnet's."""
     if name not in _FUNCTIONS:
         raise ValueError(f"unknown activation {name!r}: choose one of {', '.join(_FUNCTIONS)}")
     return _FUNCTIONS[name]

@@ -5,8 +5,8 @@ from torch.nn import functional
 
 from speechattn.dropout import Dropout
 from speechattn.encoders.activation import GateActivation, activation_function
-from speechattn.encoders.base import LAYER_NORM_EPS
 from speechattn.encoders.depthwise import DepthwiseConv
+from speechattn.encoders.stacked import LAYER_NORM_EPS
 from speechattn.masks import Chunks
 
 
@@ -30,6 +30,7 @@ class ConvolutionalGatingMLP(nn.Module):
         units: int,
         kernel: int = 31,
         dropout: float = 0.1,
+        *,
         linear: bool = False,
         gate_activation: GateActivation = "identity",
         causal: bool = False,
@@ -52,17 +53,17 @@ class ConvolutionalGatingMLP(nn.Module):
             nn.init.ones_(layer.bias)
 
     def forward(self, x: Tensor, lengths: Tensor, chunks: Chunks | None = None) -> Tensor:
-        """x: (B, T, D), lengths: (B,) to (B, T, D)."""
+        """Map x (B, T, D), with lengths (B,), to (B, T, D)."""
         content, gate = functional.gelu(self.expand(x)).chunk(2, dim=-1)
         gate = self.depthwise(self.norm(gate), lengths, chunks)  # (B, T, units/2)
         return self._gated(content, gate)
 
     def init_state(self, batch: int) -> Tensor:
-        """The memory of streams that begin, for `step`."""
+        """Return the state of B streams that begin."""
         return self.depthwise.init_state(batch)
 
     def step(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """The next chunk (B, c, D) to (B, c, D), and the memory for the one after it."""
+        """Map the next chunk (B, c, D) to (B, c, D), and return the state after it."""
         content, gate = functional.gelu(self.expand(x)).chunk(2, dim=-1)
         gate, past = self.depthwise.step(self.norm(gate), past)  # (B, c, units/2)
         return self._gated(content, gate), past

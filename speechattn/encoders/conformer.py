@@ -1,24 +1,18 @@
 """Conformer encoder (Gulati et al., 2005.08100), numerically ESPnet's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from speechattn.attention import AttentionFactory, RelativeSelfAttention
+from speechattn.attention import SelfAttention
 from speechattn.dropout import Dropout
 from speechattn.encoders.activation import Activation
-from speechattn.encoders.base import (
-    LAYER_NORM_EPS,
-    Block,
-    StackedEncoder,
-    attention_per_layer,
-    per_layer,
-)
 from speechattn.encoders.convolution import ConvolutionModule
 from speechattn.encoders.feed_forward import FeedForward
-from speechattn.encoders.streaming import Reader
-from speechattn.encoders.subsampling import Subsampling
+from speechattn.encoders.stacked import LAYER_NORM_EPS, Block, StackedEncoder
+from speechattn.encoders.streaming import Context
 
 
 class ConformerBlock(Block):
@@ -26,14 +20,12 @@ class ConformerBlock(Block):
 
     Args:
         width: D.
-        heads: H.
         units: inner width of the feed-forward modules.
         kernel: K, odd.
+        attention: makes the mechanism, of width D.
         macaron: two half-step feed-forward modules; one whole at the end where False.
         dropout: of every module's output and inside the feed-forward.
-        attention_dropout: of the attention weights.
         activation: of the feed-forward and convolution modules.
-        attention: makes the mechanism.
         causal: convolutions read nothing to the right of a frame.
         stochastic_depth: see `Block`.
     """
@@ -41,14 +33,13 @@ class ConformerBlock(Block):
     def __init__(
         self,
         width: int,
-        heads: int,
         units: int,
         kernel: int,
+        attention: Callable[[], SelfAttention],
+        *,
         macaron: bool = True,
         dropout: float = 0.1,
-        attention_dropout: float = 0.0,
         activation: Activation = "swish",
-        attention: AttentionFactory = RelativeSelfAttention,
         causal: bool = False,
         stochastic_depth: float = 0.0,
     ):
@@ -60,114 +51,56 @@ class ConformerBlock(Block):
         else:
             self.macaron = None
         self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.attention = attention(width, heads, attention_dropout)
+        self.attention = attention()
         self.convolution_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.convolution = ConvolutionModule(width, kernel, activation, causal)
+        self.convolution = ConvolutionModule(width, kernel, activation, causal=causal)
         self.feed_forward_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.feed_forward = FeedForward(width, units, dropout, activation)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.dropout = Dropout(dropout)
 
-    def readers(self) -> Sequence[nn.Module]:
+    def stateful_modules(self) -> Sequence[nn.Module]:
         return self.attention, self.convolution
 
-    def run(self, x: Tensor, reader: Reader, scale: float) -> Tensor:
+    def run(self, x: Tensor, context: Context, scale: float) -> Tensor:
         half = scale * self.ff_scale
         if self.macaron is not None:
             x = torch.add(x, self.dropout(self.macaron(self.macaron_norm(x))), alpha=half)
-        y = reader.attend(self.attention, self.attention_norm(x))
+        y = context.attend(self.attention, self.attention_norm(x))
         x = torch.add(x, self.dropout(y), alpha=scale)
-        y = reader.convolve(self.convolution, self.convolution_norm(x))
+        y = context.convolve(self.convolution, self.convolution_norm(x))
         x = torch.add(x, self.dropout(y), alpha=scale)
         y = self.feed_forward(self.feed_forward_norm(x))
         return self.norm(torch.add(x, self.dropout(y), alpha=half))
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ConformerEncoder(StackedEncoder):
     """Conformer: ESPnet's `ConformerEncoder` with `rel_pos_type: latest`, `normalize_before`.
 
     Args:
-        input_size: F, features a frame.
-        output_size: D, width of every layer.
-        attention_heads: H, divides D.
         linear_units: inner width of the feed-forward modules.
-        num_blocks: layers.
-        subsampling: `none` (F = D), `linear` and `projection` keep the frame rate, `conv2d1` to
-            `conv2d8` divide it by 1 to 8, `conv1d1` to `conv1d3` by 1 to 3.
-        dropout: of the input and every module's output.
-        attention_dropout: of the attention weights.
         conv_kernel: K of the depthwise convolutions in frames, odd.
         macaron: two half-step feed-forward modules a block instead of one.
-        layer_drop: chance of a block to be skipped by a training step.
-        position_dropout: of the scaled input and the sinusoids; as `dropout` where None.
         activation: of the feed-forward and convolution modules.
-        stochastic_depth: chance of each block to be skipped by a training step, with scaling; one
-            for all blocks, or a list.
-        attention: the mechanism, any of `speechattn.attention`, for all blocks or a list of one a
-            block; `RelativeSelfAttention`, as ESPnet's `latest`, where None.
-        intermediate: layers, from 1, whose normalised frames `encode` returns too.
-        self_conditioning: V, where these layers condition the next on the CTC head; 0 for none.
-        causal: convolutions read nothing to the right of a frame.
-        chunk_size: hidden frames a chunk; 0 for whole sequences.
-        left_context: hidden frames before its chunk that a frame attends to; -1 for all.
-        dynamic_chunk: training draws a chunk size a batch. See `StackedEncoder` for these last.
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        output_size: int = 256,
-        attention_heads: int = 4,
-        linear_units: int = 1024,
-        num_blocks: int = 12,
-        subsampling: Subsampling = "conv2d4",
-        dropout: float = 0.1,
-        attention_dropout: float = 0.0,
-        conv_kernel: int = 31,
-        macaron: bool = True,
-        layer_drop: float = 0.0,
-        position_dropout: float | None = None,
-        activation: Activation = "swish",
-        stochastic_depth: float | list[float] = 0.0,
-        attention: AttentionFactory | list[AttentionFactory] | None = None,
-        intermediate: Sequence[int] = (),
-        self_conditioning: int = 0,
-        causal: bool = False,
-        chunk_size: int = 0,
-        left_context: int = -1,
-        dynamic_chunk: bool = False,
-    ):
-        blocks = [
-            ConformerBlock(
-                output_size,
-                attention_heads,
-                linear_units,
-                conv_kernel,
-                macaron,
-                dropout,
-                attention_dropout,
-                activation,
-                mechanism,
-                causal,
-                depth,
-            )
-            for depth, mechanism in zip(
-                per_layer(stochastic_depth, num_blocks, "stochastic_depth"),
-                attention_per_layer(attention, num_blocks),
-                strict=True,
-            )
-        ]
-        super().__init__(
-            input_size,
-            output_size,
-            blocks,
-            subsampling,
-            dropout,
-            layer_drop,
-            position_dropout,
-            intermediate,
-            self_conditioning,
-            chunk_size,
-            left_context,
-            dynamic_chunk,
+    linear_units: int = 1024
+    conv_kernel: int = 31
+    macaron: bool = True
+    activation: Activation = "swish"
+
+    def make_block(
+        self, layer: int, attention: Callable[[], SelfAttention], stochastic_depth: float
+    ) -> ConformerBlock:
+        return ConformerBlock(
+            self.output_size,
+            self.linear_units,
+            self.conv_kernel,
+            attention,
+            macaron=self.macaron,
+            dropout=self.dropout,
+            activation=self.activation,
+            causal=self.causal,
+            stochastic_depth=stochastic_depth,
         )

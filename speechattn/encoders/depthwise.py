@@ -48,7 +48,7 @@ class DepthwiseConv(nn.Conv1d):
         return self._by_chunk(x, chunks.size)
 
     def init_state(self, batch: int) -> Tensor:
-        """The silence before B streams, (B, left, C)."""
+        """Return the zeros before B streams, (B, left, C)."""
         return self.weight.new_zeros(batch, self.left, self.in_channels)
 
     def step(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ class DepthwiseConv(nn.Conv1d):
         return y, x[:, x.shape[1] - self.left :]
 
     def _by_chunk(self, x: Tensor, size: int) -> Tensor:
-        """Every chunk as an item of its own, with the frames before it."""
+        """Convolve every chunk as an item of its own, with the frames before it."""
         batch, frames, channels = x.shape
         count = -(-frames // size)
         x = functional.pad(x, (0, 0, self.left, count * size - frames))
@@ -76,7 +76,7 @@ class DepthwiseConv(nn.Conv1d):
         return y.reshape(batch, count * size, channels)[:, :frames]
 
     def _convolve(self, x: Tensor, padding: int) -> Tensor:
-        """x (B, T, C) with zeros on both ends."""
+        """Convolve x (B, T, C) with `padding` zeros on both ends."""
         if x.device.type != "cpu":
             x = x.transpose(1, 2)
             y = functional.conv1d(x, self.weight, self.bias, padding=padding, groups=self.groups)
@@ -92,7 +92,7 @@ class DepthwiseConv(nn.Conv1d):
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
-    """x (B, T, C), weight (C, 1, K) to (B, T + 2 padding - K + 1, C).
+    """Convolve x (B, T, C) by weight (C, 1, K), to (B, T + 2 padding - K + 1, C).
 
     (B, T, C) in memory is a channels-last picture of height 1, for which oneDNN has a kernel 10 to
     20 times faster than that of a one-dimensional convolution, and nothing is transposed.
@@ -136,7 +136,7 @@ class _CpuConvolution(torch.autograd.Function):
 def _gradient(
     grad: Tensor, x: Tensor, weight: Tensor, padding: int, axis: int, wanted: int
 ) -> Tensor:
-    """Gradient of x (wanted 0) or of weight (1), with time along the axis that is not `axis`."""
+    """Return the gradient of x (wanted 0) or of weight (1), with `axis` (2 or 3) of size 1."""
     return torch.ops.aten.convolution_backward(
         grad.transpose(1, 2).unsqueeze(axis),
         x.transpose(1, 2).unsqueeze(axis),

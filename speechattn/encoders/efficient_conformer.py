@@ -5,6 +5,7 @@ utterance; it lets padding into batch statistics, convolutions and groups, and t
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from math import prod
 from typing import Literal
@@ -17,16 +18,11 @@ from speechattn.attention.strided import StridedSelfAttention
 from speechattn.dropout import Dropout
 from speechattn.encoders.base import Encoder, EncoderOutput, Head, clean_input
 from speechattn.encoders.batch_norm import MaskedBatchNorm
-from speechattn.encoders.depthwise import DepthwiseConv
+from speechattn.encoders.convolution import ConvolutionModule, strided_lengths
 from speechattn.encoders.feed_forward import FeedForward
 from speechattn.masks import Chunks, without_padding
 
 LAYER_NORM_EPS = 1e-6  # the authors'
-
-
-def strided_lengths(lengths: Tensor, stride: int) -> Tensor:
-    """Frames 0, s, 2s, ... of so many: ceil(n / s), (B,) to (B,)."""
-    return (lengths + stride - 1) // stride
 
 
 class ConvolutionInput(nn.Module):
@@ -51,7 +47,7 @@ class ConvolutionInput(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """x: (B, T, F), lengths: (B,) to (B, T', D) and (B,)."""
+        """Map x (B, T, F) and lengths (B,) to (B, T', D) and (B,)."""
         x = x[..., None]  # (B, T, F, C)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = without_padding(x, lengths)
@@ -61,36 +57,10 @@ class ConvolutionInput(nn.Module):
             # The statistics of a channel are over its features too.
             x = norm(x.flatten(1, 2), lengths * features).unflatten(1, (frames, features))
             x = functional.silu(x)
-        x = self.projection(x.transpose(2, 3).flatten(2))  # (B, T', D); a channel's features abut
+        x = self.projection(
+            x.transpose(2, 3).flatten(2)
+        )  # (B, T', D); a channel's features side by side
         return self.dropout(x), lengths
-
-
-class StridedConvolution(nn.Module):
-    """The Conformer's convolution module to another width, and to every s-th frame.
-
-    Args:
-        width: D in.
-        output_size: D out.
-        kernel: K of the depthwise convolution, odd.
-        stride: s.
-    """
-
-    def __init__(self, width: int, output_size: int, kernel: int, stride: int = 1):
-        super().__init__()
-        self.stride = stride
-        self.expand = nn.Linear(width, 2 * output_size)
-        self.depthwise = DepthwiseConv(output_size, kernel)
-        self.norm = MaskedBatchNorm(output_size)
-        self.contract = nn.Linear(output_size, output_size)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x: (B, T, D in), lengths: (B,) to (B, ceil(T / s), D out)."""
-        x = functional.glu(self.expand(x), dim=-1)
-        # All frames and then every s-th: this filter is a percent of the module's work, and the
-        # one without a stride is the quick one.
-        x = self.depthwise(x, lengths)[:, :: self.stride]
-        x = self.norm(x, strided_lengths(lengths, self.stride))
-        return self.contract(functional.silu(x))
 
 
 class EfficientConformerBlock(nn.Module):
@@ -114,6 +84,7 @@ class EfficientConformerBlock(nn.Module):
         heads: int,
         ff_ratio: int,
         kernel: int,
+        *,
         group: int = 1,
         output_size: int | None = None,
         conv_stride: int = 1,
@@ -133,7 +104,9 @@ class EfficientConformerBlock(nn.Module):
         else:
             self.attention = GroupedSelfAttention(width, heads, group=group)
         self.convolution_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.convolution = StridedConvolution(width, output_size, kernel, conv_stride)
+        self.convolution = ConvolutionModule(
+            width, kernel, output_size=output_size, stride=conv_stride
+        )
         self.shortcut = nn.Linear(width, output_size) if output_size != width else nn.Identity()
         self.feed_forward_norm = nn.LayerNorm(output_size, eps=LAYER_NORM_EPS)
         self.feed_forward = FeedForward(output_size, ff_ratio * output_size, dropout)
@@ -141,7 +114,7 @@ class EfficientConformerBlock(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Half feed-forward, attention, convolution, half feed-forward, norm; each a residual.
+        """Run half a feed-forward, attention, convolution, half a feed-forward and a norm.
 
         Args:
             x: (B, T, D in).
@@ -190,6 +163,7 @@ class EfficientConformerEncoder(Encoder):
         widths: Sequence[int] = (120, 168, 240),
         num_blocks: Sequence[int] = (5, 5, 5),
         strides: Sequence[int] = (2, 2),
+        *,
         groups: Sequence[int] = (3, 1, 1),
         attention_heads: int = 4,
         ff_ratio: int = 4,
@@ -220,51 +194,34 @@ class EfficientConformerEncoder(Encoder):
             )
         self.input_size = input_size
         self.output_size = widths[-1]
-        self.subsampling = 2**input_layers * prod(strides)
+        self.subsampling_factor = 2**input_layers * prod(strides)
         self.groups = tuple(groups)
         self.input = ConvolutionInput(input_size, widths[0], input_layers, dropout)
-        shape = (attention_heads, ff_ratio, conv_kernel)
         self.stages = nn.ModuleList()
         steps = [*zip(pairwise(widths), strides, strict=True), ((widths[-1], widths[-1]), 1)]
         for ((width, wider), stride), blocks, group in zip(steps, num_blocks, groups, strict=True):
-            stage = [
-                EfficientConformerBlock(width, *shape, group=group, dropout=dropout)
-                for _ in range(blocks - 1)
-            ]
+            make_block = partial(
+                EfficientConformerBlock,
+                *(width, attention_heads, ff_ratio, conv_kernel),
+                group=group,
+                dropout=dropout,
+            )
+            stage = [make_block() for _ in range(blocks - 1)]
             in_attention = downsampling == "attention"
             stage.append(
-                EfficientConformerBlock(
-                    width,
-                    *shape,
-                    group=group,
+                make_block(
                     output_size=wider,
                     conv_stride=1 if in_attention else stride,
                     attention_stride=stride if in_attention else 1,
-                    dropout=dropout,
                 )
             )
             self.stages.append(nn.ModuleList(stage))
 
     def encode(
-        self,
-        x: Tensor,
-        lengths: Tensor,
-        head: Head | None = None,
-        chunks: Chunks | None = None,
+        self, x: Tensor, lengths: Tensor, head: Head | None = None, chunks: Chunks | None = None
     ) -> EncoderOutput:
-        """Encode whole sequences.
-
-        Args:
-            x: (B, T, F); whatever stands beyond an item's length is ignored, NaN included.
-            lengths: (B,) int64, at most T.
-            head: not used.
-            chunks: refused: every frame sees the whole sequence.
-
-        Returns:
-            hidden (B, T', D), zero beyond an item's length, and lengths (B,), at most T'.
-        """
         if chunks is not None:
-            raise ValueError("EfficientConformerEncoder sees whole sequences, it has no chunks")
+            raise ValueError("EfficientConformerEncoder needs whole sequences, it has no chunks")
         x, lengths = self.input(clean_input(x, lengths), lengths)
         for stage, group in zip(self.stages, self.groups, strict=True):
             positions = grouped_positions(*x.shape[1:], group, x.device).to(x.dtype)

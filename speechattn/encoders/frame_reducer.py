@@ -3,8 +3,6 @@
 "Blank-regularized CTC for Frame Skipping in Neural Transducer" (2305.11558), after Tian et al.,
 "FSR: Accelerating the Inference Process of Transducer-Based Models by Applying Fast-Skip
 Regularization" (2104.02882) and Wang et al. (2210.16481).
-
-Legend: B utterances, T frames, T' frames that are kept, D width, U tokens, V units.
 """
 
 import math
@@ -19,7 +17,7 @@ from speechattn.units import BLANK
 
 
 class Reduced(NamedTuple):
-    """What is left of a batch of hidden frames.
+    """The hidden frames of a batch that were kept.
 
     Attributes:
         hidden: (B, T', D), zero beyond an item's length; T' is at least 1.
@@ -36,9 +34,9 @@ class FrameReducer(nn.Module):
     """Keeps the frames whose blank has a posterior of at most `threshold`.
 
     In training at least as many as there are tokens are kept, those least blank, so that the
-    transducer can say one in each: without that a CTC that says nothing yet, as all of them do at
-    first, would leave it nothing to learn from. A search does not know how many there are, and may
-    be left with none; what searches read and kept is counted, see `share`.
+    transducer can emit one in each: without that an untrained CTC, which says blank everywhere,
+    would leave it nothing to learn from. A search does not know how many there are, and may be left
+    with none; `share` counts what searches kept.
 
     Args:
         threshold: of the posterior of blank, above 0, at most 1; 1 keeps all.
@@ -60,7 +58,7 @@ class FrameReducer(nn.Module):
 
     @torch.no_grad()
     def keeps(self, lengths: Tensor, log_probs: Tensor, token_lengths: Tensor | None) -> Tensor:
-        """(B, T) bool, which frames are kept; see `forward`."""
+        """Return which frames are kept, (B, T) bool; see `forward`."""
         real = padding_mask(lengths, log_probs.shape[1])
         if self.batches < self.warmup:
             return real
@@ -85,8 +83,8 @@ class FrameReducer(nn.Module):
             hidden: (B, T, D).
             lengths: (B,).
             log_probs: (B, T, V) of CTC, blank at 0; no gradient goes into them.
-            token_lengths: (B,), of texts that are known: no item is left with fewer frames than
-                that, if it had them.
+            token_lengths: (B,), of the transcripts in training: no item is left with fewer frames
+                than that, if it had them.
         """
         keep = self.keeps(lengths, log_probs, token_lengths)
         kept = keep.sum(1)
@@ -100,6 +98,6 @@ class FrameReducer(nn.Module):
         return Reduced(without_padding(hidden[rows, index], kept), kept, index)
 
     def share(self) -> float:
-        """Of the frames of all searches, those that were kept, 0..1; 1 before the first one."""
+        """Return the share of frames that searches kept, 0..1; 1 before the first search."""
         read, kept = self.counts.tolist()
         return kept / read if read else 1.0

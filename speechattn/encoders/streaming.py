@@ -1,8 +1,8 @@
-"""How the blocks of an encoder read other frames: of a whole sequence, or of a stream.
+"""The other frames that a block reads: those of a whole sequence, or of a stream.
 
-A block is written once, in `run`, in terms of a `Reader` that calls the modules that look at more
-than one frame. `WholeSequence` gives them all frames at once; `NextChunk` gives them one chunk and
-what they remember of the chunks before.
+A block is written once, in `run`, in terms of a `Context` that calls the modules that read more
+than one frame. `SequenceContext` gives them all frames at once, `ChunkContext` one chunk and the
+state that they kept of the chunks before.
 """
 
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from speechattn.attention import AttentionCache
 from speechattn.masks import Chunks
 
-# What one block remembers: an entry for each module that it reads other frames with, in turn.
+# The state of a block: an entry for each module that it calls through its context, in that order.
 BlockState = tuple[AttentionCache | Tensor, ...]
 
 
 @dataclass(frozen=True)
 class EncoderState:
-    """What an encoder remembers of B streams of equal length. A step makes a new one.
+    """The state of B streams of equal length. A step makes a new one.
 
     Attributes:
-        chunks: hidden frames a chunk, and how many before it attention still sees.
+        chunks: hidden frames a chunk, and how many before it stay visible to attention.
         features: (B, p, F) input that coming hidden frames still read.
         pending: (B, q, D) hidden frames of a chunk that is not complete yet.
         blocks: the state of each block.
@@ -34,8 +34,8 @@ class EncoderState:
     blocks: tuple[BlockState, ...]
 
 
-class Reader(Protocol):
-    """Calls the modules of a block that look at more than one frame; x (B, T, ...) each."""
+class Context(Protocol):
+    """Calls the modules of a block that read more than one frame; x (B, T, ...) each."""
 
     def attend(self, module: nn.Module, x: Tensor) -> Tensor: ...
 
@@ -44,13 +44,13 @@ class Reader(Protocol):
     def pool(self, module: nn.Module, x: Tensor) -> Tensor: ...
 
 
-class WholeSequence:
-    """Reads a ragged batch of whole sequences.
+class SequenceContext:
+    """A ragged batch of whole sequences.
 
     Args:
         lengths: (B,).
         positions: (2T-1, D) sinusoids for attention with relative positions.
-        chunks: what a frame sees; None for everything.
+        chunks: the frames visible to each frame; None for all.
     """
 
     def __init__(self, lengths: Tensor, positions: Tensor | None, chunks: Chunks | None):
@@ -67,12 +67,12 @@ class WholeSequence:
     pool = convolve
 
 
-class NextChunk:
-    """Reads one chunk of streams and collects what is to be remembered.
+class ChunkContext:
+    """The next chunk of streams; collects the new state of each module.
 
     Args:
-        state: what the block remembers.
-        left: frames to the left of a chunk that attention sees, -1 for all.
+        state: of the block, before the chunk.
+        left: frames before a chunk that are visible to attention, -1 for all.
     """
 
     def __init__(self, state: BlockState, left: int):
@@ -82,7 +82,7 @@ class NextChunk:
 
     @property
     def state(self) -> BlockState:
-        """What the block is to remember."""
+        """Return the state of the block after the chunk."""
         return tuple(self._state)
 
     def attend(self, module: nn.Module, x: Tensor) -> Tensor:

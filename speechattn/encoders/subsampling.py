@@ -56,16 +56,16 @@ class InputLayer(nn.Module):
         self.output_size = output_size
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, F) and (B,) to (B, T', D) and (B,)."""
+        """Map (B, T, F) and lengths (B,) to (B, T', D) and (B,)."""
         raise NotImplementedError
 
     def init_state(self, batch: int) -> Tensor:
-        """No frames of B streams, (B, 0, F)."""
+        """Return the state of B streams that begin: no frames, (B, 0, F)."""
         device = next((p.device for p in self.parameters()), None)
         return torch.zeros(batch, 0, self.input_size, device=device)
 
     def step(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """The hidden frames that more input completes.
+        """Compute the hidden frames that more input completes.
 
         Args:
             x: (B, c, F), any number of frames.
@@ -91,38 +91,24 @@ class Identity(InputLayer):
 
 
 class LinearInput(InputLayer):
-    """`linear`: Linear, LayerNorm, dropout, for features that already have the encoder's rate.
+    """`linear` and `projection`, for features that already have the encoder's rate.
 
     Args:
         input_size: F.
         output_size: D.
         dropout: after the norm.
+        norm: LayerNorm and dropout follow, as in ESPnet; auto_avsr has the Linear alone.
     """
 
-    def __init__(self, input_size: int, output_size: int, dropout: float = 0.1):
+    def __init__(self, input_size: int, output_size: int, dropout: float = 0.1, norm: bool = True):
         super().__init__(input_size, output_size)
         self.projection = nn.Linear(input_size, output_size)
-        self.norm = nn.LayerNorm(output_size)  # torch's eps here, as in ESPnet
+        self.norm = nn.LayerNorm(output_size) if norm else None  # torch's eps, as in ESPnet
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return self.dropout(self.norm(self.projection(x))), lengths  # (B, T, D)
-
-
-class ProjectionInput(InputLayer):
-    """`projection`: a Linear alone, for features that already have the encoder's rate (auto_avsr).
-
-    Args:
-        input_size: F.
-        output_size: D.
-    """
-
-    def __init__(self, input_size: int, output_size: int):
-        super().__init__(input_size, output_size)
-        self.projection = nn.Linear(input_size, output_size)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return self.projection(x), lengths  # (B, T, D)
+        x = self.projection(x)  # (B, T, D)
+        return (x if self.norm is None else self.dropout(self.norm(x))), lengths
 
 
 class ConvSubsampling(InputLayer):
@@ -159,11 +145,11 @@ class ConvSubsampling(InputLayer):
         return self.projection(self._convolve(x)), self.output_lengths(lengths)
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
-        """Hidden frames of items of so many input frames; (B,) to (B,)."""
+        """Return the hidden frames of items of so many input frames, (B,) to (B,)."""
         return self._reduce(lengths).clamp(min=0)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """(B, T, F) to the projection's input."""
+        """Map (B, T, F) to the projection's input."""
         raise NotImplementedError
 
     def _reduce(self, size: int | Tensor) -> int | Tensor:
@@ -226,7 +212,7 @@ class Conv1dSubsampling(ConvSubsampling):
 def build_subsampling(
     kind: Subsampling, input_size: int, output_size: int, dropout: float
 ) -> InputLayer:
-    """The input layer of this name."""
+    """Make the input layer of this name."""
     if kind == "none":
         if input_size != output_size:
             raise ValueError(
@@ -234,10 +220,8 @@ def build_subsampling(
                 f"is {output_size} wide: use 'linear'"
             )
         return Identity(input_size, output_size)
-    if kind == "linear":
-        return LinearInput(input_size, output_size, dropout)
-    if kind == "projection":
-        return ProjectionInput(input_size, output_size)
+    if kind in ("linear", "projection"):
+        return LinearInput(input_size, output_size, dropout, norm=kind == "linear")
     if kind not in _CONVOLUTIONS:
         names = ", ".join(("none", "linear", "projection", *_CONVOLUTIONS))
         raise ValueError(f"unknown subsampling {kind!r}: choose one of {names}")

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import SpeechattnError
 from speechattn.evaluation.bootstrap import BootstrapOptions
 from speechattn.evaluation.error_rate import ScoreReport

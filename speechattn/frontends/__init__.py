@@ -1,6 +1,10 @@
-"""From a waveform or mouth crops to one vector a frame."""
+"""Frontends: sound or mouth crops to one feature vector a frame.
 
-from speechattn.frontends.base import Frontend
+Legend: B utterances, N inputs of an utterance (samples of sound or pictures), T frames, F features,
+P pictures of all utterances in a row, C channels, H height, W width.
+"""
+
+from speechattn.frontends.base import Frontend, FrontendState, Reach
 from speechattn.frontends.conv1d_resnet import Conv1dResNet
 from speechattn.frontends.enhanced_resnet3d import EnhancedResNet3D
 from speechattn.frontends.espnet_log_mel import EspnetLogMel
@@ -14,8 +18,10 @@ __all__ = [
     "EnhancedResNet3D",
     "EspnetLogMel",
     "Frontend",
+    "FrontendState",
     "LogMelFbank",
     "MLPFusion",
+    "Reach",
     "ResNet3D",
     "SpecAugment",
 ]

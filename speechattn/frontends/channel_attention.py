@@ -1,7 +1,7 @@
 """Channel and spatial attention inside a residual branch: each frame weighs its own features.
 
-Every module maps (N, C, H, W) to the same shape and looks at one frame at a time, so neither
-padding nor a neighbouring clip can change what a frame gives.
+Every module maps (P, C, H, W) to the same shape, each picture by itself, so neither padding nor a
+neighbouring clip can change the features of a frame.
 """
 
 import math
@@ -44,8 +44,31 @@ class EfficientChannelAttention(nn.Module):
         return x * gate[:, :, None, None]
 
 
+class PlaneGate(nn.Module):
+    """A gate for each cell of a plane, from maximum and mean along the axis across it.
+
+    The momentum of the norm is that of the authors' code, of CBAM's (`Jongchan/attention-module`)
+    as of triplet attention's (`landskape-ai/triplet-attention`).
+    """
+
+    def __init__(self, axis: int):
+        super().__init__()
+        self.axis = axis
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+        self.norm = nn.BatchNorm2d(1, momentum=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = torch.stack([x.amax(self.axis), x.mean(self.axis)], dim=1)  # (P, 2, plane)
+        gate = self.norm(self.conv(pooled)).sigmoid()[:, 0]
+        return x * gate.unsqueeze(self.axis)
+
+
 class ConvolutionalBlockAttention(nn.Module):
-    """CBAM: a gate a channel, then a gate a pixel (Woo et al., 1807.06521)."""
+    """CBAM: a gate a channel, then a gate a pixel (Woo et al., 1807.06521).
+
+    As in the authors' code, a batch norm that the paper does not mention follows the filter of the
+    gate of pixels.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -53,28 +76,11 @@ class ConvolutionalBlockAttention(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(channels, squeezed), nn.ReLU(inplace=True), nn.Linear(squeezed, channels)
         )
-        self.spatial = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+        self.spatial = PlaneGate(1)
 
     def forward(self, x: Tensor) -> Tensor:
         gate = (self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))).sigmoid()
-        x = x * gate[:, :, None, None]
-        seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
-        return x * self.spatial(seen).sigmoid()
-
-
-class PlaneGate(nn.Module):
-    """A gate for each cell of a plane, from maximum and mean along the axis across it."""
-
-    def __init__(self, axis: int):
-        super().__init__()
-        self.axis = axis
-        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
-        self.norm = nn.BatchNorm2d(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        seen = torch.stack([x.amax(self.axis), x.mean(self.axis)], dim=1)  # (N, 2, plane)
-        gate = self.norm(self.conv(seen)).sigmoid()[:, 0]
-        return x * gate.unsqueeze(self.axis)
+        return self.spatial(x * gate[:, :, None, None])
 
 
 class TripletAttention(nn.Module):
@@ -115,7 +121,7 @@ class SplitConv(nn.Module):
 
 
 def make_attention(name: AttentionName, channels: int) -> nn.Module:
-    """The attention that ends a residual branch; 'split' and 'none' end it with nothing."""
+    """Make the attention that ends a residual branch; for 'split' and 'none' an identity."""
     if name == "triplet":
         return TripletAttention()
     kinds = {"se": SqueezeExcite, "eca": EfficientChannelAttention}

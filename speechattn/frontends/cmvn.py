@@ -17,7 +17,7 @@ FLOOR = 1e-10
 
 
 def read_statistics(path: str | Path) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation of each band from a file.
+    """Read mean and 1 / standard deviation of each band from a file.
 
     Args:
         path: an `.npz` with `mean` and `istd`, or with the sums `count`, `sum` and `sum_square` as
@@ -79,8 +79,20 @@ class Cmvn(nn.Module):
         self.register_buffer("mean", mean.clone())
         self.register_buffer("istd", istd.clone())
 
+    def check_streaming(self) -> None:
+        """Check that a frame is normalised without the others.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if self.kind not in ("global", "none"):
+            raise ConfigError(
+                f"`normalise: {self.kind}` needs the whole utterance; train with `normalise: "
+                "global` and its statistics, or transcribe files"
+            )
+
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x (B, T, F) and lengths (B,) -> (B, T, F), zero beyond an item's length."""
+        """Normalise x (B, T, F) of lengths (B,) to (B, T, F), zero beyond an item's length."""
         real = padding_mask(lengths, x.shape[1])[..., None]  # (B, T, 1)
         x = x * real
         if self.kind == "none":
@@ -89,7 +101,7 @@ class Cmvn(nn.Module):
             if self.mean.isnan().any():
                 raise ConfigError(
                     f"normalise: global has no statistics: neither the file "
-                    f"({self.statistics or 'none given'}) nor a checkpoint gave them"
+                    f"({self.statistics or 'none'}) nor a checkpoint has them"
                 )
             return (x - self.mean) * self.istd * real
         count = lengths.clamp(min=1)[:, None, None]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from speechattn.frontends.activation import Activation, make_activation
 from speechattn.frontends.base import Frontend
-from speechattn.frontends.resnet3d import Activation, make_activation
 from speechattn.masks import padding_mask
 
 SAMPLES_PER_FRAME = 640  # 25 Hz at 16 kHz: one output for each video frame
@@ -16,8 +16,8 @@ VARIANCE_FLOOR = 1e-8  # what the published models add to the variance of the wa
 class BasicBlock1d(nn.Module):
     """Two convolutions of width 3 and a shortcut, on (B, C, N).
 
-    `forward` is told which positions are real, and keeps the others at zero, so that an item sees
-    past its end what the convolution's own padding would show it.
+    `forward` keeps all but the real positions at zero, so that an item is followed by what the
+    convolution's own padding would be.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, activation: Activation):
@@ -46,7 +46,7 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
     """Batch norm whose statistics count real positions only; the others come out as zero."""
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
-        """x (B, C, N), real (B, N) bool -> (B, C, N)."""
+        """Normalise x (B, C, N) where real (B, N) bool, to (B, C, N)."""
         rows = x.transpose(1, 2)
         y = torch.zeros_like(rows)
         y[real] = super().forward(rows[real]).to(y.dtype)
@@ -62,6 +62,9 @@ class Conv1dResNet(Frontend):
         activation: the non-linearity.
     """
 
+    sample_rate = 16000
+    frame_shift = SAMPLES_PER_FRAME / sample_rate
+
     def __init__(
         self,
         channels: Sequence[int] = (64, 128, 256, 512),
@@ -70,8 +73,6 @@ class Conv1dResNet(Frontend):
     ):
         super().__init__()
         self.output_size = channels[-1]
-        self.sample_rate = 16000
-        self.frame_shift = 0.04
         self.stem = nn.Conv1d(1, channels[0], 80, stride=4, padding=38, bias=False)
         self.stem_norm = MaskedBatchNorm1d(channels[0])
         self.stem_act = make_activation(activation, channels[0])
@@ -84,7 +85,7 @@ class Conv1dResNet(Frontend):
         self.trunk = nn.ModuleList(trunk)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Describe each 40 ms of sound.
+        """Compute a feature for each 40 ms of sound.
 
         Args:
             x: (B, N) waveform.
@@ -96,10 +97,10 @@ class Conv1dResNet(Frontend):
         """
         if x.shape[1] < SAMPLES_PER_FRAME:
             x = nn.functional.pad(x, (0, SAMPLES_PER_FRAME - x.shape[1]))
-        heard = padding_mask(lengths, x.shape[1])
-        count = heard.sum(1, keepdim=True).clamp(min=1)
-        x = x * heard
-        x = (x - x.sum(1, keepdim=True) / count) * heard
+        real = padding_mask(lengths, x.shape[1])
+        count = real.sum(1, keepdim=True).clamp(min=1)
+        x = x * real
+        x = (x - x.sum(1, keepdim=True) / count) * real
         x = x / (x.square().sum(1, keepdim=True) / count + VARIANCE_FLOOR).sqrt()
         # Whole frames from here on, so that every stride below divides and lengths stay exact.
         frames = lengths // SAMPLES_PER_FRAME

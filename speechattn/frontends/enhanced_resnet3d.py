@@ -11,29 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from speechattn.errors import ConfigError
+from speechattn.frontends.activation import Activation, make_activation
 from speechattn.frontends.channel_attention import AttentionName, SplitConv, make_attention
 from speechattn.frontends.resnet3d import (
-    Activation,
     BasicBlock,
     Bottleneck,
     FrameWindows,
     Normalisation,
     PackedResNet,
-    make_activation,
-    make_trunk,
     plain_stem,
 )
-from speechattn.frontends.temporal import (
-    Clips,
-    OverTime,
-    SpatioTemporalConv,
-    TemporalName,
-    TemporalShift,
-)
+from speechattn.frontends.temporal import Clips, SpatioTemporalConv, TemporalName, TemporalShift
 
 
 def deep_stem(image_channels: int, channels: int, activation: Activation) -> list[nn.Module]:
-    """Three 3x3 convolutions for one of 7x7 (ResNet-D; He et al., 1812.01187), 5 frames deep."""
+    """Make ResNet-D's stem, three 3x3 convolutions for one of 7x7 (1812.01187), 5 frames deep."""
     half = channels // 2
     return [
         nn.Conv3d(image_channels, half, (5, 3, 3), (1, 2, 2), padding=(2, 1, 1), bias=False),
@@ -47,7 +39,7 @@ def deep_stem(image_channels: int, channels: int, activation: Activation) -> lis
 
 
 class Enhanced:
-    """What the switches add to a residual block; comes before the block among the bases.
+    """The switches of a residual block; comes before the block among the bases.
 
     Args:
         in_channels: width of the input.
@@ -67,6 +59,7 @@ class Enhanced:
         channels: int,
         stride: int,
         activation: Activation,
+        *,
         attention: AttentionName,
         temporal: TemporalName,
         pooled_shortcut: bool,
@@ -98,14 +91,11 @@ class Enhanced:
         before = [] if self.shift is None else [self.shift]
         return [*before, *super().branch(), self.attention]
 
-    def forward(self, x: Tensor, clips: Clips) -> Tensor:
-        y = x
-        for layer in self.branch():
-            y = layer(y, clips) if isinstance(layer, OverTime) else layer(y)
-        if self.training and self.drop > 0.0:
-            kept = torch.rand(clips.count, device=x.device) >= self.drop
-            y = y * (kept / (1.0 - self.drop))[clips.item, None, None, None].to(y.dtype)
-        return self.last_act(y + self.shortcut(x))
+    def drop_branch(self, y: Tensor, clips: Clips) -> Tensor:
+        if not self.training or self.drop == 0.0:
+            return y
+        kept = torch.rand(clips.count, device=y.device) >= self.drop
+        return y * (kept / (1.0 - self.drop))[clips.item, None, None, None].to(y.dtype)
 
 
 class EnhancedBasicBlock(Enhanced, BasicBlock):
@@ -117,20 +107,9 @@ class EnhancedBottleneck(Enhanced, Bottleneck):
 
 
 class EnhancedResNet3D(PackedResNet):
-    """Mouth crops to one vector a frame, by a ResNet3D with improvements.
+    """Mouth crops to one vector a frame: a ResNet3D, whose arguments it takes, with improvements.
 
     Args:
-        stem_channels: see `ResNet3D`.
-        channels: see `ResNet3D`.
-        blocks: see `ResNet3D`.
-        activation: see `ResNet3D`.
-        image_channels: see `ResNet3D`.
-        normalise: see `ResNet3D`.
-        output_norm: see `ResNet3D`.
-        mean: see `ResNet3D`.
-        std: see `ResNet3D`.
-        pool_input: see `ResNet3D`.
-        block: see `ResNet3D`.
         attention: of each stage: 'se' squeeze and excitation (1709.01507), 'eca' efficient channel
             attention (1910.03151), 'cbam' channels then pixels (1807.06521), 'triplet' three
             planes (2010.03045), 'split' two attended splits in place of a block's last 3x3
@@ -149,6 +128,7 @@ class EnhancedResNet3D(PackedResNet):
         channels: Sequence[int] = (64, 128, 256, 512),
         blocks: Sequence[int] = (2, 2, 2, 2),
         activation: Activation = "swish",
+        *,
         image_channels: int = 1,
         normalise: Normalisation = "fixed",
         output_norm: bool = False,
@@ -188,23 +168,22 @@ class EnhancedResNet3D(PackedResNet):
                 inner,
                 stride,
                 activation,
-                attention[stage],
-                temporal[stage],
-                shortcut == "pooled",
-                stochastic_depth * made / sum(blocks),
+                attention=attention[stage],
+                temporal=temporal[stage],
+                pooled_shortcut=shortcut == "pooled",
+                drop=stochastic_depth * made / sum(blocks),
             )
 
-        first = (
+        super().__init__(
+            FrameWindows(normalise, mean, std, pool_input),
             deep_stem(image_channels, stem_channels, activation)
             if stem == "deep"
-            else plain_stem(image_channels, stem_channels)
+            else plain_stem(image_channels, stem_channels),
+            make_block,
+            stem_channels=stem_channels,
+            channels=channels,
+            blocks=blocks,
+            expansion=kind.expansion,
+            activation=activation,
+            output_norm=output_norm,
         )
-        trunk, width = make_trunk(make_block, stem_channels, channels, blocks, kind.expansion)
-        windows = FrameWindows(normalise, mean, std, pool_input, 5)
-        super().__init__(windows, first, stem_channels, activation, trunk, width, output_norm)
-
-    def apply_trunk(self, x: Tensor, lengths: Tensor) -> Tensor:
-        clips = Clips.of(lengths)
-        for block in self.trunk:
-            x = block(x, clips)
-        return x

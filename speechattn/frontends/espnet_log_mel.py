@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from speechattn.frontends.base import Frontend
+from speechattn.frontends.base import Frontend, Reach
 from speechattn.frontends.cmvn import Cmvn, CmvnName
 from speechattn.masks import padding_mask
 
@@ -13,7 +13,7 @@ FLOOR = 1e-10
 
 
 def hertz_to_mel(hertz: Tensor, htk: bool) -> Tensor:
-    """HTK's scale, or Slaney's: linear up to 1 kHz, logarithmic above."""
+    """Convert Hz to mel on HTK's scale, or Slaney's: linear up to 1 kHz, logarithmic above."""
     if htk:
         return 2595.0 * torch.log10(1.0 + hertz / 700.0)
     above = 15.0 + 27.0 * torch.log(hertz.clamp(min=1000.0) / 1000.0) / math.log(6.4)
@@ -21,7 +21,7 @@ def hertz_to_mel(hertz: Tensor, htk: bool) -> Tensor:
 
 
 def mel_to_hertz(mel: Tensor, htk: bool) -> Tensor:
-    """The inverse of `hertz_to_mel`."""
+    """Invert `hertz_to_mel`."""
     if htk:
         return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
     above = 1000.0 * torch.exp((mel - 15.0) * math.log(6.4) / 27.0)
@@ -29,9 +29,9 @@ def mel_to_hertz(mel: Tensor, htk: bool) -> Tensor:
 
 
 def slaney_filters(
-    num_bins: int, fft_size: int, sample_rate: int, low: float, high: float, htk: bool
+    num_bins: int, fft_size: int, sample_rate: int, *, low: float, high: float, htk: bool
 ) -> Tensor:
-    """Triangles in Hz between centres spaced on the mel scale, each of area 1.
+    """Make triangles in Hz between centres spaced on the mel scale, each of area 1.
 
     Returns:
         (fft_size // 2 + 1, num_bins) float32.
@@ -73,6 +73,7 @@ class EspnetLogMel(Frontend):
         sample_rate: int = 16000,
         fft_size: int = 512,
         window_size: int | None = None,
+        *,
         hop: int = 128,
         low: float = 0.0,
         high: float | None = None,
@@ -88,7 +89,7 @@ class EspnetLogMel(Frontend):
         self.hop = hop
         self.frame_shift = hop / sample_rate
         high = sample_rate / 2 if high is None else high
-        filters = slaney_filters(num_bins, fft_size, sample_rate, low, high, htk)
+        filters = slaney_filters(num_bins, fft_size, sample_rate, low=low, high=high, htk=htk)
         self.register_buffer("window", torch.hann_window(self.window_size), persistent=False)
         self.register_buffer("filters", filters, persistent=False)
         self.cmvn = Cmvn(normalise, num_bins, statistics)
@@ -108,8 +109,14 @@ class EspnetLogMel(Frontend):
             y = self.energies(reflect(x.float(), lengths, self.fft_size // 2))  # (B, T, F)
         return self.cmvn(y, frames), frames
 
+    def reach(self) -> Reach:
+        self.cmvn.check_streaming()
+        edge = math.ceil(self.fft_size / 2 / self.hop)
+        # At its end a stream is mirrored, for which there has to be more than is read before it.
+        return Reach(self.hop, edge + 1, edge, 0)
+
     def energies(self, x: Tensor) -> Tensor:
-        """x (B, N + fft_size) -> (B, N // hop + 1, num_bins)."""
+        """Map x (B, N + fft_size) to log energies (B, N // hop + 1, num_bins)."""
         spectrum = torch.stft(
             x,
             self.fft_size,

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from speechattn.frontends.base import Frontend
+from speechattn.frontends.base import Frontend, Reach
 from speechattn.frontends.cmvn import Cmvn, CmvnName
 
 PREEMPHASIS = 0.97
@@ -14,12 +14,12 @@ FLOOR = torch.finfo(torch.float32).eps
 
 
 def mel(hertz: Tensor | float) -> Tensor:
-    """Kaldi's mel scale."""
+    """Convert Hz to Kaldi's mel scale."""
     return 1127.0 * torch.log1p(torch.as_tensor(hertz, dtype=torch.float64) / 700.0)
 
 
 def mel_filters(num_bins: int, fft_size: int, sample_rate: int) -> Tensor:
-    """Triangles that are evenly spaced, and straight-sided, on the mel scale.
+    """Make triangles that are evenly spaced, and straight-sided, on the mel scale.
 
     Returns:
         (fft_size // 2 + 1, num_bins) float32; the Nyquist bin has no weight, as in Kaldi.
@@ -81,7 +81,12 @@ class LogMelFbank(Frontend):
             y = self.energies(x.float() * 2.0**15)  # (B, T, F)
         return self.cmvn(y, lengths), lengths
 
+    def reach(self) -> Reach:
+        self.cmvn.check_streaming()
+        return Reach(self.hop, window=self.window_size)
+
     def energies(self, x: Tensor) -> Tensor:
+        """Map x (B, N) to log energies (B, T, num_bins)."""
         if x.shape[1] < self.window_size:
             x = nn.functional.pad(x, (0, self.window_size - x.shape[1]))
         frames = x.unfold(1, self.window_size, self.hop)  # (B, T, W)

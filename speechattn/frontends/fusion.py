@@ -24,6 +24,7 @@ class MLPFusion(nn.Module):
         video_size: int,
         hidden_size: int,
         output_size: int,
+        *,
         stream_dropout: float = 0.0,
     ):
         super().__init__()
@@ -55,7 +56,7 @@ class MLPFusion(nn.Module):
             audio = audio * (draw >= self.stream_dropout / 2)
             video = video * (draw < 1.0 - self.stream_dropout / 2)
         real = padding_mask(lengths, frames)
-        x = self.up(torch.cat([audio, video], dim=-1)[real])  # (N, hidden)
+        x = self.up(torch.cat([audio, video], dim=-1)[real])  # (real frames, hidden)
         x = self.down(torch.relu(self.norm(x)))
         y = x.new_zeros(*real.shape, self.output_size)
         y[real] = x

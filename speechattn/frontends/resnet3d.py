@@ -1,10 +1,10 @@
 """ResNet3D: a 3-D convolutional stem and a 2-D ResNet trunk over mouth crops.
 
 The visual frontend of the published lip-reading systems (Stafylakis & Tzimiropoulos, 1703.04105;
-Ma et al., 2102.06657): one 5x7x7 convolution sees short motion, then an ImageNet-style ResNet
+Ma et al., 2102.06657): one 5x7x7 convolution captures short motion, then an ImageNet-style ResNet
 describes each frame.
 
-Frames go through the network packed: N real frames of all clips in a row, none of padding.
+Frames go through the network packed: P real frames of all clips in a row, none of padding.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,22 +13,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from speechattn.frontends.base import Frontend
+from speechattn.errors import ConfigError
+from speechattn.frontends.activation import Activation, make_activation
+from speechattn.frontends.base import Frontend, Reach
+from speechattn.frontends.temporal import Clips, OverTime
 from speechattn.masks import padding_mask
 
-Activation = Literal["relu", "prelu", "swish"]
 Normalisation = Literal["fixed", "clip"]
 
 
-def make_activation(name: Activation, channels: int) -> nn.Module:
-    """The non-linearity called `name`; PReLU learns one slope a channel."""
-    if name == "prelu":
-        return nn.PReLU(channels)
-    return {"relu": nn.ReLU, "swish": nn.SiLU}[name](inplace=True)
-
-
 def unpack(y: Tensor, lengths: Tensor, frames: int) -> Tensor:
-    """y (N, F) -> (B, T, F) with T = `frames`; zero beyond an item's length."""
+    """Unpack y (P, F) to (B, T, F) with T = `frames`; zero beyond an item's length."""
     if int(lengths.min()) >= frames:
         return y.unflatten(0, (-1, frames))
     padded = y.new_zeros(len(lengths), frames, y.shape[-1])
@@ -37,7 +32,7 @@ def unpack(y: Tensor, lengths: Tensor, frames: int) -> Tensor:
 
 
 class FrameWindows(nn.Module):
-    """Crops to the normalised pictures that the stem sees of each frame.
+    """Crops to the window of normalised pictures that the stem reads for each frame.
 
     Args:
         normalise: see `ResNet3D`.
@@ -48,7 +43,7 @@ class FrameWindows(nn.Module):
     """
 
     def __init__(
-        self, normalise: Normalisation, mean: float, std: float, pool_input: int, frames: int
+        self, normalise: Normalisation, mean: float, std: float, pool_input: int, frames: int = 5
     ):
         super().__init__()
         self.normalise = normalise
@@ -56,20 +51,16 @@ class FrameWindows(nn.Module):
         self.pool_input = pool_input
         self.frames = frames
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x (B, T, C, H, W) in [0, 255] -> (N, frames * C, H, W) float32, channels last."""
-        return self.gather(*self.pictures(x, lengths))
-
     def pictures(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What windows are made of.
+        """Normalise crops and find the windows.
 
         Args:
             x: (B, T, C, H, W) in [0, 255].
             lengths: (B,) frames of each clip.
 
         Returns:
-            (M, C, H, W) normalised pictures with blank ones around every clip, and (N,) where the
-            window of each real frame begins.
+            (B (T + 2 edge), C, H, W) normalised pictures with blank ones around every clip, and
+            where among them the window of each real frame begins, (P,).
         """
         longest = max(int(lengths.max()), 1)
         x = x[:, :longest].float()
@@ -78,31 +69,31 @@ class FrameWindows(nn.Module):
         x = x / 255.0
         if self.normalise == "fixed":
             x = (x - self.mean) / self.std
-        # Beyond its end a clip must look as it does alone: as the convolution's zero padding.
+        # Beyond its end a clip is what it is alone: the convolution's zero padding.
         real = padding_mask(lengths, longest)
-        shown = real[:, :, None, None, None]
+        mask = real[:, :, None, None, None]
         if not real.all():
-            x = x * shown
+            x = x * mask
         if self.normalise == "clip":
             frames = lengths.clamp(min=1)[:, None, None, None, None]
-            x = (x - x.sum(1, keepdim=True) / frames) * shown
+            x = (x - x.sum(1, keepdim=True) / frames) * mask
             power = x.square().sum(1, keepdim=True).mean((2, 3, 4), keepdim=True) / frames
             x = x / power.clamp(min=1e-8).sqrt()
         edge = self.frames // 2
         x = nn.functional.pad(x, (0, 0) * 3 + (edge, edge))  # (B, T + 2 edge, C, H, W)
-        item, frame = real.nonzero(as_tuple=True)  # (N,) each
+        item, frame = real.nonzero(as_tuple=True)  # (P,) each
         return x.flatten(0, 1), item * x.shape[1] + frame
 
     def gather(self, pictures: Tensor, first: Tensor) -> Tensor:
-        """pictures (M, C, H, W) and first (N,) -> windows (N, frames * C, H, W), channels last."""
-        shown = first[:, None] + torch.arange(self.frames, device=first.device)
-        x = pictures.index_select(0, shown.flatten())
-        x = x.unflatten(0, (-1, self.frames)).flatten(1, 2)  # (N, frames * C, H, W)
+        """Gather the windows that begin at first (P,): (P, frames * C, H, W), channels last."""
+        index = first[:, None] + torch.arange(self.frames, device=first.device)
+        x = pictures.index_select(0, index.flatten())
+        x = x.unflatten(0, (-1, self.frames)).flatten(1, 2)  # (P, frames * C, H, W)
         return x.contiguous(memory_format=torch.channels_last)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (He et al., 1512.03385), on (N, C, H, W)."""
+    """Two 3x3 convolutions and a shortcut (He et al., 1512.03385), on (P, C, H, W)."""
 
     expansion = 1
 
@@ -117,19 +108,24 @@ class BasicBlock(nn.Module):
         self.shortcut = make_shortcut(in_channels, channels, stride)
 
     def branch(self) -> list[nn.Module]:
-        """What the residual branch applies, in order."""
+        """Return the layers of the residual branch, in order."""
         return [self.conv1, self.norm1, self.act1, self.conv2, self.norm2]
 
     @property
     def last_act(self) -> nn.Module:
-        """The non-linearity over the sum of branch and shortcut."""
+        """Return the non-linearity over the sum of branch and shortcut."""
         return self.act2
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, clips: Clips | None = None) -> Tensor:
+        """Map x (P, C, H, W) to (P, O, H', W'); layers over time need to know where clips end."""
         y = x
         for layer in self.branch():
-            y = layer(y)
-        return self.last_act(y + self.shortcut(x))
+            y = layer(y, clips) if isinstance(layer, OverTime) else layer(y)
+        return self.last_act(self.drop_branch(y, clips) + self.shortcut(x))
+
+    def drop_branch(self, y: Tensor, clips: Clips | None) -> Tensor:
+        """Apply stochastic depth to the branch's output (P, O, H', W'); none here."""
+        return y
 
 
 class Bottleneck(BasicBlock):
@@ -163,7 +159,7 @@ class Bottleneck(BasicBlock):
 
 
 def make_shortcut(in_channels: int, channels: int, stride: int) -> nn.Module:
-    """The way around a block: nothing, or a 1x1 convolution where size or width change."""
+    """Make the way around a block: nothing, or a 1x1 convolution where size or width change."""
     if stride == 1 and in_channels == channels:
         return nn.Identity()
     return nn.Sequential(
@@ -172,48 +168,65 @@ def make_shortcut(in_channels: int, channels: int, stride: int) -> nn.Module:
 
 
 def stack_kernel(weight: Tensor) -> Tensor:
-    """A 3-D kernel (O, C, frames, k, k) as the 2-D one over frames stacked as channels."""
+    """Return a 3-D kernel (O, C, frames, k, k) as the 2-D one over frames stacked as channels."""
     return weight.transpose(1, 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def make_trunk(
-    make_block: Callable[[int, int, int, int], nn.Module],
-    width: int,
-    channels: Sequence[int],
-    blocks: Sequence[int],
-    expansion: int,
-) -> tuple[list[nn.Module], int]:
-    """The blocks of every stage; all but the first stage begin by halving the picture.
+class PackedFrontend(Frontend):
+    """A frontend that describes pictures one by one, each from a window of pictures around it.
+
+    Attributes:
+        windows: crops to the window of each frame.
+        layers_over_time: layers after them that read the frames next to one.
+        output_norm: of each frame's vector.
+    """
+
+    windows: FrameWindows
+    layers_over_time: int
+    output_norm: nn.Module
+
+    def describe(self, pictures: Tensor, first: Tensor, clips: Clips | None) -> Tensor:
+        """Compute the vector of each window, before the output norm.
+
+        Args:
+            pictures: see `FrameWindows.pictures`.
+            first: (P,), where each window begins.
+            clips: of the windows; None where no layer reads other frames.
+
+        Returns:
+            (P, output_size).
+        """
+        raise NotImplementedError
+
+    def reach(self) -> Reach:
+        if self.windows.normalise == "clip":
+            raise ConfigError(
+                "`normalise: clip` needs the whole utterance; train with `normalise: fixed`, or "
+                "transcribe files"
+            )
+        side = self.windows.frames // 2 + self.layers_over_time
+        return Reach(1, side, side)
+
+    def forward_slice(self, x: Tensor, start: int, stop: int) -> Tensor:
+        if self.layers_over_time or len(x) > 1:
+            return super().forward_slice(x, start, stop)
+        # Pictures at the ends of windows only need no trunk of their own.
+        pictures, first = self.windows.pictures(x, torch.tensor([x.shape[1]], device=x.device))
+        return self.output_norm(self.describe(pictures, first[start:stop], None))[None]
+
+
+class PackedResNet(PackedFrontend):
+    """A ResNet over packed frames; all but the first stage begin by halving the picture.
 
     Args:
-        make_block: (stage, input width, inner width, stride) -> the block.
-        width: channels that the first block gets.
+        windows: crops to the window of each frame.
+        stem: a 3-D convolution, and what follows it frame by frame.
+        make_block: (stage, input width, inner width, stride) to a block.
+        stem_channels: width of the stem's output.
         channels: inner width of each stage.
         blocks: how many blocks a stage has.
         expansion: output width of a block over its inner width.
-
-    Returns:
-        The blocks and the width of the last.
-    """
-    trunk = []
-    for stage, (inner, depth) in enumerate(zip(channels, blocks, strict=True)):
-        for index in range(depth):
-            stride = 2 if stage > 0 and index == 0 else 1
-            trunk.append(make_block(stage, width, inner, stride))
-            width = inner * expansion
-    return trunk, width
-
-
-class PackedResNet(Frontend):
-    """What every ResNet over packed frames does with its parts.
-
-    Args:
-        windows: crops to what the stem sees of each frame.
-        stem: a 3-D convolution, and what follows it frame by frame.
-        stem_channels: width of the stem's output.
         activation: after the stem.
-        trunk: residual blocks.
-        output_size: width of the trunk's output.
         output_norm: batch norm on each frame's vector.
     """
 
@@ -221,21 +234,31 @@ class PackedResNet(Frontend):
         self,
         windows: FrameWindows,
         stem: Sequence[nn.Module],
+        make_block: Callable[[int, int, int, int], nn.Module],
+        *,
         stem_channels: int,
+        channels: Sequence[int],
+        blocks: Sequence[int],
+        expansion: int,
         activation: Activation,
-        trunk: Sequence[nn.Module],
-        output_size: int,
         output_norm: bool,
     ):
         super().__init__()
+        trunk, width = [], stem_channels
+        for stage, (inner, depth) in enumerate(zip(channels, blocks, strict=True)):
+            for index in range(depth):
+                stride = 2 if stage > 0 and index == 0 else 1
+                trunk.append(make_block(stage, width, inner, stride))
+                width = inner * expansion
         self.windows = windows
         self.stem = nn.Sequential(*stem)
         self.stem_norm = nn.BatchNorm2d(stem_channels)
         self.stem_act = make_activation(activation, stem_channels)
         self.pool = nn.MaxPool2d(3, 2, 1)
         self.trunk = nn.Sequential(*trunk)
-        self.output_size = output_size
-        self.output_norm = nn.BatchNorm1d(output_size) if output_norm else nn.Identity()
+        self.output_size = width
+        self.output_norm = nn.BatchNorm1d(width) if output_norm else nn.Identity()
+        self.layers_over_time = sum(isinstance(layer, OverTime) for layer in self.modules())
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Describe each frame.
@@ -247,13 +270,17 @@ class PackedResNet(Frontend):
         Returns:
             (B, T, output_size) and the same lengths; padded frames are zero.
         """
-        y = self.apply_stem(self.windows(x, lengths))  # (N, C, H/4, W/4)
-        y = self.apply_trunk(y, lengths)
-        y = self.output_norm(y.mean(dim=(2, 3)))  # (N, F)
-        return unpack(y, lengths, x.shape[1]), lengths
+        y = self.describe(*self.windows.pictures(x, lengths), Clips.of(lengths))
+        return unpack(self.output_norm(y), lengths, x.shape[1]), lengths
+
+    def describe(self, pictures: Tensor, first: Tensor, clips: Clips | None) -> Tensor:
+        y = self.apply_stem(self.windows.gather(pictures, first))  # (P, C, H/4, W/4)
+        for block in self.trunk:
+            y = block(y, clips)
+        return y.mean(dim=(2, 3))
 
     def apply_stem(self, x: Tensor) -> Tensor:
-        """x (N, 5 * C, H, W) -> (N, stem_channels, H/4, W/4), channels last."""
+        """Map x (P, 5 * C, H, W) to (P, stem_channels, H/4, W/4), channels last."""
         first = self.stem[0]
         # The same sums as the 3-D convolution's, on frames stacked as channels: no frame of
         # padding is convolved, and the backward pass is quicker.
@@ -262,10 +289,6 @@ class PackedResNet(Frontend):
         )
         x = self.stem[1:](x.contiguous(memory_format=torch.channels_last))
         return self.pool(self.stem_act(self.stem_norm(x)))
-
-    def apply_trunk(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x (N, C, H, W) -> (N, F, H/8, W/8); `lengths` (B,) tell where a clip ends."""
-        return self.trunk(x)
 
 
 class ResNet3D(PackedResNet):
@@ -283,7 +306,7 @@ class ResNet3D(PackedResNet):
         image_channels: 1 for grey crops, 3 for colour.
         normalise: 'fixed' takes `mean` away and divides by `std`, as published models do; 'clip'
             takes each pixel's mean over the clip away and divides by the deviation of what is
-            left, so that the network sees what moves rather than the face that does not (our
+            left, so that the network gets what moves rather than the face that does not (our
             own, for little data; needs the whole clip).
         output_norm: batch norm on each frame's vector, for the same reason (our own).
         mean: pixel mean after scaling to [0, 1].
@@ -299,6 +322,7 @@ class ResNet3D(PackedResNet):
         channels: Sequence[int] = (64, 128, 256, 512),
         blocks: Sequence[int] = (2, 2, 2, 2),
         activation: Activation = "swish",
+        *,
         image_channels: int = 1,
         normalise: Normalisation = "fixed",
         output_norm: bool = False,
@@ -312,14 +336,21 @@ class ResNet3D(PackedResNet):
         def make_block(stage: int, width: int, inner: int, stride: int) -> nn.Module:
             return kind(width, inner, stride, activation)
 
-        stem = plain_stem(image_channels, stem_channels)
-        trunk, width = make_trunk(make_block, stem_channels, channels, blocks, kind.expansion)
-        windows = FrameWindows(normalise, mean, std, pool_input, 5)
-        super().__init__(windows, stem, stem_channels, activation, trunk, width, output_norm)
+        super().__init__(
+            FrameWindows(normalise, mean, std, pool_input),
+            plain_stem(image_channels, stem_channels),
+            make_block,
+            stem_channels=stem_channels,
+            channels=channels,
+            blocks=blocks,
+            expansion=kind.expansion,
+            activation=activation,
+            output_norm=output_norm,
+        )
 
 
 def plain_stem(image_channels: int, channels: int) -> list[nn.Module]:
-    """The published stem: one convolution over 5 frames of 7x7 pixels."""
+    """Make the published stem: one convolution over 5 frames of 7x7 pixels."""
     return [
         nn.Conv3d(image_channels, channels, (5, 7, 7), (1, 2, 2), padding=(2, 3, 3), bias=False)
     ]

@@ -30,6 +30,7 @@ class SpecAugment(nn.Module):
         freq_width: int = 27,
         time_masks: int = 2,
         time_width: int = 40,
+        *,
         time_ratio: float = 0.2,
         time_warp: int = 0,
         fill: Literal["mean", "zero"] = "mean",
@@ -77,7 +78,7 @@ class SpecAugment(nn.Module):
 
 
 def _draw(x: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """Uniform in [0, 1), (B, count), on the device of x (B, ...)."""
+    """Draw uniformly from [0, 1), (B, count), on the device of x (B, ...)."""
     device = x.device if generator is None else generator.device
     return torch.rand(len(x), count, generator=generator, device=device).to(x.device)
 
@@ -85,7 +86,7 @@ def _draw(x: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
 def _spans(
     sizes: Tensor, widest: Tensor, count: int, axis: int, generator: torch.Generator | None
 ) -> Tensor:
-    """`count` random spans inside of [0, size) each; bool (B, axis), where any of them lies."""
+    """Draw `count` spans inside of each [0, size); return where any lies, bool (B, axis)."""
     width = (_draw(sizes, count, generator) * (widest[:, None] + 1)).long()
     width = torch.minimum(width, widest[:, None])  # a float just below 1 can round up
     room = sizes[:, None] - width

@@ -6,20 +6,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from speechattn.frontends.resnet3d import Activation, make_activation
+from speechattn.frontends.activation import Activation, make_activation
 
 TemporalName = Literal["none", "shift", "conv"]
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Where clips begin and end among N packed frames.
+    """Where clips begin and end among P packed frames.
 
     Attributes:
         count: B, clips of the batch, those without a frame included.
-        item: (N,) the clip of each frame.
-        first: (N,) bool, true at a clip's first frame.
-        last: (N,) bool, true at a clip's last frame.
+        item: (P,) the clip of each frame.
+        first: (P,) bool, true at a clip's first frame.
+        last: (P,) bool, true at a clip's last frame.
     """
 
     count: int
@@ -29,23 +29,23 @@ class Clips:
 
     @classmethod
     def of(cls, lengths: Tensor) -> "Clips":
-        """From the frames of each clip (B,)."""
+        """Make it from the frames of each clip, (B,)."""
         item = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
         change = item[1:] != item[:-1]
         end = change.new_ones(min(len(item), 1))
         return cls(len(lengths), item, torch.cat([end, change]), torch.cat([change, end]))
 
     def before(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W) -> of each frame the one before it; zeros where there is none."""
+        """Return the frame before each of x (P, C, H, W); zeros before the first of a clip."""
         return x.roll(1, 0).masked_fill(self.first[:, None, None, None], 0.0)
 
     def after(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W) -> of each frame the one after it; zeros where there is none."""
+        """Return the frame after each of x (P, C, H, W); zeros after the last of a clip."""
         return x.roll(-1, 0).masked_fill(self.last[:, None, None, None], 0.0)
 
 
 class OverTime(nn.Module):
-    """A layer that must be told where clips end: `forward(x (N, C, H, W), clips)`."""
+    """A layer that reads other frames of a clip: `forward(x (P, C, H, W), clips)`."""
 
     def forward(self, x: Tensor, clips: Clips) -> Tensor:
         raise NotImplementedError

@@ -17,18 +17,18 @@ WORTHWHILE = 256
 
 
 def powers(count: int) -> Tensor:
-    """(TILE, count) a polynomial's values at the points, given its coefficients."""
+    """Return the matrix (TILE, count) from a polynomial's coefficients to its values at POINTS."""
     rows = [[point**i for i in range(count)] for point in POINTS]
     return torch.tensor([*rows, [0.0] * (count - 1) + [1.0]], dtype=torch.float64)
 
 
 def both_axes(matrix: Tensor) -> Tensor:
-    """A transform of one axis (M, N) as one of both, flattened, (M * M, N * N)."""
+    """Return the transform (I, J) of one axis as one of both, flattened, (I * I, J * J)."""
     return torch.kron(matrix, matrix)
 
 
 class WinogradConv(nn.Module):
-    """A 3x3 convolution with stride 1 and a border of zeros, on (N, C, H, W) channels last.
+    """A 3x3 convolution with stride 1 and a border of zeros, on (P, C, H, W) channels last.
 
     Args:
         weight: (O, C, 3, 3).
@@ -46,7 +46,7 @@ class WinogradConv(nn.Module):
         self.register_buffer("bias", bias.detach().float())
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W) -> (N, O, H, W)."""
+        """Convolve x (P, C, H, W) to (P, O, H, W)."""
         frames, channels, height, width = x.shape
         rows, columns = -(-height // OUT), -(-width // OUT)
         padded = x.new_zeros(frames, rows * OUT + 2, columns * OUT + 2, channels)
@@ -55,9 +55,9 @@ class WinogradConv(nn.Module):
         tiles = padded.as_strided(
             (TILE, TILE, frames, rows, columns, channels), (b, c, a, OUT * b, OUT * c, 1)
         )
-        seen = self.into @ tiles.reshape(TILE**2, -1)  # (25, N * rows * columns * C)
-        made = torch.bmm(seen.view(TILE**2, -1, channels), self.kernel)  # (25, N * ..., O)
-        y = self.back @ made.flatten(1)  # (9, N * rows * columns * O)
+        tiles = self.into @ tiles.reshape(TILE**2, -1)  # (25, P * rows * columns * C)
+        made = torch.bmm(tiles.view(TILE**2, -1, channels), self.kernel)  # (25, P * ..., O)
+        y = self.back @ made.flatten(1)  # (9, P * rows * columns * O)
         y = y.view(OUT, OUT, frames, rows, columns, -1).permute(2, 3, 0, 4, 1, 5)
         y = y.reshape(frames, rows * OUT, columns * OUT, -1)[:, :height, :width]
         # One tile a picture leaves the axes in another order in memory.

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from speechattn.config import build, read_yaml
-from speechattn.data.tokenizers.tokenizer import Tokenizer, read_units, with_ends
+from speechattn.data.tokenizers import Tokenizer, read_units, with_ends
 from speechattn.decoding import CtcGreedySearch, JointSearch, Search
 from speechattn.decoding.config import search_section
 from speechattn.errors import ConfigError

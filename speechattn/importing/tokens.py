@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from speechattn.data.tokenizers.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from speechattn.data.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
 from speechattn.errors import ConfigError
 from speechattn.units import BLANK_TOKEN, SOS_EOS_TOKEN, UNK_TOKEN
 

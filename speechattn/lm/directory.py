@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from speechattn.config import build, check_sections, read_yaml
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError
 from speechattn.lm.transformer import TransformerLm
 from speechattn.model.saved import CONFIG, WEIGHTS, write_trained

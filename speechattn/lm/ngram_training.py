@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError
 from speechattn.files import replacing
 from speechattn.lm.ngram import NgramLm

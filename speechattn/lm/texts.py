@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError
 
 logger = logging.getLogger(__name__)

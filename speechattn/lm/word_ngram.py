@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.lm.ngram_training import count_ngrams, kneser_ney, write_arpa
 from speechattn.lm.texts import TokenLines
 from speechattn.units import BLANK_TOKEN, SOS_EOS_TOKEN, UNK_TOKEN, is_ideograph

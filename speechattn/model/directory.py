@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from speechattn.config import build, check_sections, read_yaml
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError
 from speechattn.model.ensemble import Ensemble
 from speechattn.model.saved import CONFIG, META, WEIGHTS, write_trained

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from speechattn import __version__
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
+from speechattn.files import replacing, write_text
 
 CONFIG, WEIGHTS, META = "config.yaml", "model.safetensors", "meta.json"
 
@@ -32,13 +33,11 @@ def write_trained(
         meta: facts about the training, JSON values.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(dict(config), sort_keys=False)
-    (folder / CONFIG).write_text(text, encoding="utf-8")
+    write_text(folder / CONFIG, text)
     tokenizer.save(folder)
     meta = {"speechattn": __version__, "vocab_size": tokenizer.vocab_size, **meta}
-    (folder / META).write_text(json.dumps(meta, indent=2, ensure_ascii=False), encoding="utf-8")
-    # Last, under another name first: a directory with weights is a whole one.
-    part = folder / (WEIGHTS + ".part")
-    save_file({k: v.contiguous().cpu() for k, v in weights.items()}, part)
-    part.replace(folder / WEIGHTS)
+    write_text(folder / META, json.dumps(meta, indent=2, ensure_ascii=False))
+    # Last: a directory with weights is a whole one.
+    with replacing(folder / WEIGHTS) as part:
+        save_file({k: v.contiguous().cpu() for k, v in weights.items()}, part)

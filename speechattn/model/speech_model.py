@@ -124,14 +124,16 @@ class SpeechModel(nn.Module):
         if video is not None:
             self.streams["video"] = video
         for name, stream in self.streams.items():
-            step = getattr(stream.frontend, "frame_shift", 1.0 / video_fps)
-            if not math.isclose(step * stream.encoder.subsampling, frame_shift, rel_tol=1e-3):
+            step = stream.frontend.frame_shift or 1.0 / video_fps
+            if not math.isclose(
+                step * stream.encoder.subsampling_factor, frame_shift, rel_tol=1e-3
+            ):
                 raise ConfigError(
                     f"frame_shift is {frame_shift:g} s, but a hidden frame of {name} takes "
-                    f"{step * stream.encoder.subsampling:g} s (frontend {step:g} s, encoder "
-                    f"subsampling {stream.encoder.subsampling})"
+                    f"{step * stream.encoder.subsampling_factor:g} s (frontend {step:g} s, encoder "
+                    f"subsampling {stream.encoder.subsampling_factor})"
                 )
-        expected = getattr(audio.frontend, "sample_rate", sample_rate) if audio else sample_rate
+        expected = (audio and audio.frontend.sample_rate) or sample_rate
         if expected != sample_rate:
             raise ConfigError(
                 f"sample_rate is {sample_rate} Hz, but the audio frontend expects {expected} Hz"
@@ -144,9 +146,8 @@ class SpeechModel(nn.Module):
                 f"fusion.audio_size and fusion.video_size are {self.fusion.up.in_features} "
                 f"together, but the encoders give {sizes['audio']} and {sizes['video']}"
             )
-        # A decoder of a plug-in need not tell.
-        memory = getattr(decoder, "memory_size", self.output_size)
-        if memory != self.output_size:
+        memory = decoder.memory_size if decoder is not None else None
+        if memory not in (None, self.output_size):
             raise ConfigError(
                 f"decoder.init_args.memory_size is {memory}, but the hidden frames are "
                 f"{self.output_size} wide"
@@ -169,11 +170,11 @@ class SpeechModel(nn.Module):
         if self.fusion is not None:
             self.stream_ctc.update({n: nn.Linear(size, vocab_size) for n, size in sizes.items()})
         for name, stream in self.streams.items():
-            conditioning = getattr(stream.encoder, "conditioning", None)
-            if conditioning is not None and conditioning.in_features != vocab_size:
+            units = stream.encoder.self_conditioning
+            if units not in (0, vocab_size):
                 raise ConfigError(
-                    f"{name}.encoder.init_args.self_conditioning is {conditioning.in_features}, "
-                    f"but there are {vocab_size} units"
+                    f"{name}.encoder.init_args.self_conditioning is {units}, but there are "
+                    f"{vocab_size} units"
                 )
 
     @property

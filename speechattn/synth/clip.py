@@ -24,44 +24,32 @@ _JAW = PARAMETERS.index("jaw")
 
 @dataclass(frozen=True)
 class Style:
-    """How the speakers of a corpus speak and are filmed.
+    """How the speakers of a corpus speak and are filmed."""
 
-    Args:
-        language: 'cmn' (Mandarin) or 'en' (English).
-        rate: slowest and fastest speaker, words a minute as eSpeak counts them.
-        silence: shortest and longest silence at each end of a clip, seconds.
-        effort: least and most that the lips move in a clip, as a factor; low ones mumble.
-        window: left, top, width, height of the part of the frame that is filmed, pixels.
-    """
-
-    language: str
-    rate: tuple[int, int]
+    language: str  # 'cmn' (Mandarin) or 'en' (English)
+    rate: tuple[int, int]  # slowest and fastest speaker, words a minute as eSpeak counts them
+    # shortest and longest silence at each end of a clip, seconds
     silence: tuple[float, float] = (0.25, 0.5)
+    # least and most that the lips move in a clip, as a factor; low ones mumble
     effort: tuple[float, float] = (0.93, 1.07)
+    # left, top, width, height of the part of the frame that is filmed, pixels
     window: tuple[int, int, int, int] = WHOLE_FRAME
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip before it is encoded.
+    """A clip before it is encoded."""
 
-    Args:
-        speech: times are those of the clip, the silence at its start included.
-        track: (T, P) mouth parameters.
-        landmarks: (T, 5, 2) float32 pixels.
-        frames: T of (H, W, 3) uint8 BGR.
-    """
-
-    speech: Speech
-    track: np.ndarray
-    landmarks: np.ndarray
-    frames: list[np.ndarray]
+    speech: Speech  # times are those of the clip, the silence at its start included
+    track: np.ndarray  # (T, P) mouth parameters
+    landmarks: np.ndarray  # (T, 5, 2) float32 pixels
+    frames: list[np.ndarray]  # T of (H, W, 3) uint8 BGR
 
 
 def film_clip(
-    sentence: Sentence, style: Style, seed: int, speaker: int, index: int, fps: int = FPS
+    sentence: Sentence, style: Style, seed: int, speaker: int, *, index: int, fps: int = FPS
 ) -> Clip:
-    """Speak and films one sentence; `index` is its place among the speaker's sentences.
+    """Speak and film one sentence; `index` is its place among the speaker's sentences.
 
     The clip lasts a whole number of frames of 1 / `FPS`, also where it is filmed at other `fps`.
     """
@@ -80,7 +68,7 @@ def film_clip(
 
 
 def speaker_voice(style: Style, seed: int, speaker: int) -> Voice:
-    """The voice of a speaker; odd speakers are women."""
+    """Draw the voice of a speaker; odd speakers are women."""
     rng = np.random.default_rng([seed, speaker, 3])
     variants = _FEMALE if speaker % 2 else _MALE
     low, high = style.rate
@@ -95,7 +83,7 @@ def speaker_voice(style: Style, seed: int, speaker: int) -> Voice:
 
 @lru_cache(maxsize=4)
 def speaker_face(seed: int, speaker: int) -> Face:
-    """The face of a speaker; odd speakers are women."""
+    """Draw the face of a speaker; odd speakers are women."""
     rng = np.random.default_rng([seed, speaker, 4])
     first = int(np.random.default_rng([seed, 5]).integers(0, 60))
     return Face(random_look(rng, first + speaker, female=speaker % 2 == 1), rng)
@@ -120,6 +108,7 @@ def write_clip(
     frames: list[np.ndarray],
     samples: np.ndarray | None,
     rate: int,
+    *,
     fps: int = FPS,
     index_first: bool = False,
 ) -> None:
@@ -165,7 +154,7 @@ def write_clip(
 
 
 def resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    """(N,) float32 at `rate` Hz -> the same seconds at `SAMPLE_RATE`."""
+    """Resample (N,) float32 from `rate` Hz to `SAMPLE_RATE`."""
     length = round(len(samples) * SAMPLE_RATE / rate)
     out = np.concatenate([piece.to_ndarray()[0] for piece in _resampled(samples, rate, None)])
     return np.pad(out[:length], (0, max(0, length - len(out))))

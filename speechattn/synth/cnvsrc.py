@@ -1,4 +1,4 @@
-"""Writes a SYNTHETIC Mandarin corpus in the layout of CN-CVS and CNVSRC.
+"""A SYNTHETIC Mandarin corpus in the layout of CN-CVS and CNVSRC.
 
 CN-CVS (news and speech), CNVSRC-Single and CNVSRC-Multi with their development and evaluation
 parts, the organisers' JSON files and the baselines' CSV lists, a list of characters; and clips that
@@ -9,7 +9,6 @@ https://github.com/sectum1919/CNVSRC2024Baseline (READMEs and `data/*/*.csv`).
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import soundfile
 
 from speechattn.errors import ConfigError
-from speechattn.files import write_text
+from speechattn.files import replacing, write_text
 from speechattn.synth.clip import (
     FPS,
     SAMPLE_RATE,
@@ -37,7 +36,7 @@ from speechattn.synth.sentences import Sentence
 from speechattn.synth.speech import Synthesiser
 from speechattn.synth.visemes import mouth_track
 
-GENERATOR = "speechattn synth-corpus --layout cnvsrc 1 (eSpeak NG speech, face drawn by OpenCV)"
+GENERATOR = "speechattn synth-corpus cnvsrc 1 (eSpeak NG speech, face drawn by OpenCV)"
 # Fast enough, and lips lazy enough at times, that a model has errors left to make.
 STYLE = Style("cmn", (180, 210), silence=(0.25, 0.45), effort=(0.6, 1.0), window=(68, 36, 224, 224))
 MIN_CLIPS, MIN_SPEAKERS = 16, 4
@@ -68,6 +67,7 @@ def synth_cnvsrc(
     clips: int = 620,
     speakers: int = 8,
     seed: int = 0,
+    *,
     damaged: bool = True,
     workers: int = 2,
     progress: bool = True,
@@ -113,61 +113,50 @@ def synth_cnvsrc(
         "voices": {p: asdict(speaker_voice(STYLE, seed, s)) for s, p in enumerate(people)},
     }
     claim(folder, facts, _readme(clips, seed))
-    for leftover in folder.rglob(".*.partial*"):  # of a run that was killed
-        leftover.unlink()
     jobs = [_Job(folder, seed, item) for item in items]
     missing = [job for job in jobs if not job.done.exists()]
-    run_jobs(_write, missing, len(jobs), workers, progress)
+    run_jobs(_write, missing, len(jobs), workers=workers, progress=progress)
     seconds = _write_lists(folder, items)
     return SynthSummary(folder, len(items), len(missing), seconds, tuple(people))
 
 
 @dataclass(frozen=True)
 class _Item:
-    """A clip of the plan.
+    """A clip of the plan."""
 
-    Args:
-        dataset: folder below the corpus.
-        part: "news/n001", "dev", "eval"...: folder below the dataset that has video/ and audio/.
-        name: of the files, without suffix.
-        who: name of the speaker.
-        speaker: his number, for voice and face.
-        index: place among all clips; with `speaker` it seeds the clip.
-        share: the list it is in: train, valid, test; "" for the evaluation sets.
-        sentence: what is said.
-        kind: of damage, "" for none.
-    """
-
-    dataset: str
-    part: str
-    name: str
-    who: str
-    speaker: int
-    index: int
-    share: str
-    sentence: Sentence
-    kind: str = ""
+    dataset: str  # folder below the corpus
+    part: str  # "news/n001", "dev", "eval"...: folder below the dataset that has video/ and audio/.
+    name: str  # of the files, without suffix
+    who: str  # name of the speaker
+    speaker: int  # number of the speaker, for voice and face
+    index: int  # place among all clips; with `speaker` it seeds the clip
+    share: str  # the list it is in: train, valid, test; "" for the evaluation sets
+    sentence: Sentence  # what is said
+    kind: str = ""  # of damage, "" for none
 
     @property
     def text(self) -> str:
+        """Return the transcript."""
         return "" if self.kind == "empty-transcript" else "".join(self.sentence.words)
 
     @property
     def video(self) -> str:
-        """Below the dataset's folder."""
+        """Return the path of the video below the dataset's folder."""
         return f"{self.part}/video/{self.name}.mp4"
 
     @property
     def audio(self) -> str:
+        """Return the path of the sound below the dataset's folder."""
         return f"{self.part}/audio/{self.name}.wav"
 
     @property
     def transcript(self) -> str:
+        """Return the path of the transcript below the dataset's folder."""
         return f"{self.part}/text/{self.name}.txt"
 
 
 def _people(speakers: int) -> list[str]:
-    """CN-CVS speakers: news and speech for training, one of speech for validation, one for test."""
+    """Name CN-CVS speakers: news and speech to train, the last two to validate and to test."""
     news = (speakers - 2 + 1) // 2
     names = [f"news/n{i + 1:03d}" for i in range(news)]
     names += [f"speech/s{i + 1:05d}" for i in range(speakers - 2 - news)]
@@ -184,9 +173,10 @@ def _plan(clips: int, speakers: int, seed: int, damaged: bool) -> list[_Item]:
         *_single_places(single, speakers),
         *_multi_places(multi, speakers + 1),
     ]
-    items = []
-    for index, (place, sentence) in enumerate(zip(places, sentences, strict=False)):
-        items.append(_Item(*place[:5], index, place[5], sentence))
+    items = [
+        _Item(*place[:5], index, place[5], sentence)
+        for index, (place, sentence) in enumerate(zip(places, sentences, strict=False))
+    ]
     people = _people(speakers)
     for number, (kind, sentence) in enumerate(zip(kinds, sentences[clips:], strict=True)):
         dataset, which = _DAMAGED_IN[kind]
@@ -257,7 +247,7 @@ class _Job:
 
     @property
     def done(self) -> Path:
-        """Written last, under another name until it is whole."""
+        """Return the file that is written last."""
         item = self.item
         return self.folder / item.dataset / (item.audio if item.kind == "missing" else item.video)
 
@@ -265,7 +255,7 @@ class _Job:
 def _write(job: _Job) -> None:
     item, root = job.item, job.folder / job.item.dataset
     fps = 30 if item.kind == "frame-rate" else FPS
-    clip = film_clip(item.sentence, STYLE, job.seed, item.speaker, item.index, fps)
+    clip = film_clip(item.sentence, STYLE, job.seed, item.speaker, index=item.index, fps=fps)
     speech = clip.speech
     if item.dataset == "cncvs":
         write_text(root / item.transcript, item.text + "\n")
@@ -274,48 +264,30 @@ def _write(job: _Job) -> None:
         if item.kind == "damaged-audio":
             write_text(path, "This was a sound file once.\n" * 40)
         else:
-            with _Whole(path) as partial:
+            with replacing(path) as part:
                 samples = resample(speech.samples, speech.sample_rate)
-                soundfile.write(partial, samples, SAMPLE_RATE, "PCM_16", format="WAV")
+                soundfile.write(part, samples, SAMPLE_RATE, "PCM_16", format="WAV")
     if item.kind == "missing":
         return
-    with _Whole(root / item.video) as partial:
+    with replacing(root / item.video) as part:
         if item.kind:
             two = item.kind == "two-faces"
             bystander = _bystander(job, len(clip.frames)) if two else []
-            damaged_video(partial, item.kind, clip, bystander)
+            damaged_video(part, item.kind, clip, bystander)
         else:
             sound = None if item.share else speech.samples
-            write_clip(partial, clip.frames, sound, speech.sample_rate)
-
-
-class _Whole:
-    """A file that is there whole or not at all: `with _Whole(path) as partial: write(partial)`."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.partial{os.getpid()}")
-
-    def __enter__(self) -> Path:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        return self._partial
-
-    def __exit__(self, kind, error, trace) -> None:
-        if error is None:
-            self._partial.replace(self._path)
-        else:
-            self._partial.unlink(missing_ok=True)
+            write_clip(part, clip.frames, sound, speech.sample_rate)
 
 
 def _bystander(job: _Job, frames: int) -> list[np.ndarray]:
-    """Frames of the first news speaker, who says nothing."""
+    """Film the first news speaker, who says nothing."""
     rng = np.random.default_rng([job.seed, job.item.index, 6])
     track = mouth_track([], np.arange(frames) / FPS)
     return [frame for frame, _ in speaker_face(job.seed, 0).film(track, rng, FPS, STYLE.window)]
 
 
 def _write_lists(folder: Path, items: list[_Item]) -> float:
-    """Write everything beside the clips; returns the seconds of the clips together."""
+    """Write everything beside the clips; return the seconds of the clips together."""
     frames = [_frames(folder, item) for item in items]
     lists: dict[tuple[str, str], list[str]] = {}
     infos: dict[tuple[str, str], dict[str, dict]] = {}
@@ -325,12 +297,8 @@ def _write_lists(folder: Path, items: list[_Item]) -> float:
             row = f"{item.dataset},{item.video},{count},{ids}\n"
             lists.setdefault((item.dataset, item.share), []).append(row)
         if item.dataset != "cncvs":
-            info = {
-                "text": item.text,
-                "speaker": item.who,
-                "frames": count,
-                "duration": count / FPS,
-            }
+            info = {"text": item.text, "speaker": item.who, "frames": count}
+            info["duration"] = count / FPS
             if item.dataset == "cnvsrc-multi":
                 info["type"] = "vlog" if item.who.startswith("v") else "record"
             infos.setdefault((item.dataset, item.part), {})[item.name] = info
@@ -356,7 +324,7 @@ def _damaged_file(item: _Item) -> str:
 
 
 def _frames(folder: Path, item: _Item) -> int:
-    """Frames of the clip at 25 a second, from the sound where there is any."""
+    """Count the frames of the clip at 25 a second, from the sound where there is any."""
     root = folder / item.dataset
     if item.share and item.kind not in ("audio-missing", "damaged-audio"):
         return round(soundfile.info(root / item.audio).duration * FPS)

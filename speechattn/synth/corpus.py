@@ -1,4 +1,4 @@
-"""Writes a SYNTHETIC talking-face corpus of real media files, in the GRID corpus's layout.
+"""A SYNTHETIC talking-face corpus of real media files, in the GRID corpus's layout.
 
 It is for demonstrations and tests: eSpeak NG speaks, OpenCV draws. No figure measured on it says
 anything about people; `synthetic.json` in its folder lets every report say so.
@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from speechattn.errors import ConfigError
+from speechattn.files import replacing, write_text
 from speechattn.synth.clip import Clip, Style, film_clip, speaker_voice, write_clip
 from speechattn.synth.jobs import SynthSummary, claim, run_jobs
 from speechattn.synth.sentences import GRAMMARS, Sentence, draw_sentences
 from speechattn.synth.speech import Speech, Synthesiser
 
-GENERATOR = "speechattn synth-corpus 1 (eSpeak NG speech, face drawn by OpenCV)"
+GENERATOR = "speechattn synth-corpus grid 1 (eSpeak NG speech, face drawn by OpenCV)"
 _ALIGN_UNITS = 25000  # of GRID's .align files, per second
 _STYLES = {"en": Style("en", (135, 160)), "cmn": Style("cmn", (190, 230))}
 
@@ -25,6 +26,7 @@ def synth_corpus(
     language: str = "cmn",
     speakers: int = 2,
     utterances: int = 60,
+    *,
     seed: int = 0,
     workers: int = 2,
     progress: bool = True,
@@ -61,9 +63,9 @@ def synth_corpus(
         rng = np.random.default_rng([seed, s, 1])
         for u, sentence in enumerate(draw_sentences(language, utterances, rng)):
             jobs.append(_Job(folder, language, seed, s, u, sentence))
-    _claim(folder, language, speakers, utterances, seed)
+    _claim(folder, language, speakers, utterances, seed=seed)
     missing = [job for job in jobs if not job.done()]
-    run_jobs(_write, missing, len(jobs), workers, progress)
+    run_jobs(_write, missing, len(jobs), workers=workers, progress=progress)
     seconds = sum(_align_seconds(job.align) for job in jobs)
     names = tuple(f"s{s + 1}" for s in range(speakers))
     return SynthSummary(folder, len(jobs), len(missing), seconds, names)
@@ -91,27 +93,25 @@ class _Job:
         return self.folder / "landmarks" / f"s{self.speaker + 1}" / f"{self.sentence.name}.npz"
 
     def done(self) -> bool:
-        return self.video.exists()  # written last, under another name until it is whole
+        return self.video.exists()  # written last
 
 
-def make_clip(sentence: Sentence, language: str, seed: int, speaker: int, index: int) -> Clip:
-    """Speak and films one sentence of the corpus; `index` is its place among the speaker's."""
-    return film_clip(sentence, _STYLES[language], seed, speaker, index)
+def make_clip(sentence: Sentence, language: str, seed: int, speaker: int, *, index: int) -> Clip:
+    """Speak and film one sentence of the corpus; `index` is its place among the speaker's."""
+    return film_clip(sentence, _STYLES[language], seed, speaker, index=index)
 
 
 def _write(job: _Job) -> None:
-    clip = make_clip(job.sentence, job.language, job.seed, job.speaker, job.index)
-    for path in (job.video, job.align, job.landmarks):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    job.align.write_text(format_align(clip.speech), encoding="utf-8")
-    np.savez_compressed(job.landmarks, landmarks=clip.landmarks)
-    partial = job.video.with_suffix(".mp4.partial")
-    write_clip(partial, clip.frames, clip.speech.samples, clip.speech.sample_rate)
-    partial.replace(job.video)
+    clip = make_clip(job.sentence, job.language, job.seed, job.speaker, index=job.index)
+    write_text(job.align, format_align(clip.speech))
+    with replacing(job.landmarks) as part:
+        np.savez_compressed(part, landmarks=clip.landmarks)
+    with replacing(job.video) as part:
+        write_clip(part, clip.frames, clip.speech.samples, clip.speech.sample_rate)
 
 
 def format_align(speech: Speech) -> str:
-    """GRID's alignment of a sentence: `start end word`, in 1/25000 s, `sil` first and last."""
+    """Format GRID's alignment: lines of `start end word`, in 1/25000 s, `sil` first and last."""
     total = len(speech.samples) / speech.sample_rate
     edges = [0.0, *(w.start for w in speech.words), speech.words[-1].end, total]
     units = [round(edge * _ALIGN_UNITS) for edge in edges]
@@ -124,7 +124,7 @@ def _align_seconds(path: Path) -> float:
     return int(path.read_text(encoding="utf-8").splitlines()[-1].split()[1]) / _ALIGN_UNITS
 
 
-def _claim(folder: Path, language: str, speakers: int, utterances: int, seed: int) -> None:
+def _claim(folder: Path, language: str, speakers: int, utterances: int, *, seed: int) -> None:
     style = _STYLES[language]
     facts = {
         "generator": GENERATOR,
@@ -134,13 +134,8 @@ def _claim(folder: Path, language: str, speakers: int, utterances: int, seed: in
         "seed": seed,
         "voices": [asdict(speaker_voice(style, seed, s)) for s in range(speakers)],
     }
-    readme = _README.format(
-        language={"en": "English", "cmn": "Mandarin"}[language],
-        speakers=speakers,
-        utterances=utterances,
-        seed=seed,
-    )
-    claim(folder, facts, readme)
+    said = {**facts, "language": {"en": "English", "cmn": "Mandarin"}[language]}
+    claim(folder, facts, _README.format(**said))
 
 
 _README = """# SYNTHETIC talking-face corpus

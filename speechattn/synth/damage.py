@@ -29,11 +29,8 @@ _KEPT = 0.75  # of a truncated file; its first picture alone can be half of it
 def damaged_video(path: Path, kind: str, clip: Clip, bystander: list[np.ndarray]) -> None:
     """Write the video of a clip that is damaged in the way of `kind`; at "missing" none.
 
-    Args:
-        path: the file.
-        kind: a key of `DAMAGE`; what is not about the video leaves it whole.
-        clip: filmed at 30 frames a second for "frame-rate".
-        bystander: frames of another speaker, at least as many, used for "two-faces".
+    A kind of `DAMAGE` that is not about the video leaves it whole. The clip is filmed at 30 frames
+    a second for "frame-rate"; `bystander`, frames of another speaker, is for "two-faces".
     """
     frames, speech = clip.frames, clip.speech
     if kind == "missing":
@@ -49,14 +46,15 @@ def damaged_video(path: Path, kind: str, clip: Clip, bystander: list[np.ndarray]
     if kind == "no-picture":
         write_clip(path, [], speech.samples, speech.sample_rate)
     else:
-        write_clip(path, frames, None, speech.sample_rate, fps, kind == "truncated-late")
+        late = kind == "truncated-late"
+        write_clip(path, frames, None, speech.sample_rate, fps=fps, index_first=late)
     if kind.startswith("truncated"):
         data = path.read_bytes()
         path.write_bytes(data[: int(len(data) * _KEPT)])
 
 
 def _title_card(count: int, height: int, width: int) -> list[np.ndarray]:
-    """A chart whose bars grow, as between the pictures of a newsreader."""
+    """Draw a chart whose bars grow, as between the pictures of a newsreader."""
     frames = []
     for i in range(count):
         frame = np.full((height, width, 3), (118, 84, 46), np.uint8)

@@ -55,7 +55,7 @@ class Face:
         self._jaw_fall = fall * fall * (3.0 - 2.0 * fall)
 
     def draw_head(self, pose: Pose, blink: float = 0.0) -> np.ndarray:
-        """The head alone, (H, W, 4) uint8, at `UP` times the picture's size."""
+        """Draw the head alone, (H, W, 4) uint8, at `UP` times the picture's size."""
         layer = self.head.layer.copy()
         stage = int(round(np.clip(blink, 0.0, 1.0) * (BLINKS - 1)))
         layer[EYES][:, :, :3] = self.head.eyes[stage]
@@ -66,7 +66,7 @@ class Face:
             )
         skin = layer[_MOUTH][:, :, :3]
         layer[_MOUTH][:, :, :3] = draw_mouth(
-            skin, self._x, self._y, pose, self.look, self._mouth_light
+            skin, self._x, self._y, pose, look=self.look, light=self._mouth_light
         )
         return layer
 
@@ -134,7 +134,7 @@ class _Motion:
         self._scale = scale * (1.0 + rng.uniform(-0.03, 0.03) + 0.008 * _sway(seconds, 1.0, rng))
 
     def matrix(self, i: int) -> np.ndarray:
-        """(2, 3): face pixels to picture pixels in frame `i`."""
+        """Return the matrix (2, 3) from face pixels to picture pixels in frame `i`."""
         c, s = (self._scale[i] * f(np.deg2rad(self._roll[i])) for f in (np.cos, np.sin))
         return np.array([[c, -s, self._x[i]], [s, c, self._y[i]]])
 
@@ -156,14 +156,14 @@ class _Light:
         self._lean = 0.02 * _sway(seconds, 1.0, rng)
 
     def field(self, i: int) -> np.ndarray:
-        """(height, width, 3) float32 factors of the filmed part."""
+        """Return (height, width, 3) float32 factors of the filmed part."""
         return cv2.addWeighted(
             self._base, float(self._strength[i]), self._drift, float(self._lean[i]), 0.0
         )
 
 
 def _sway(seconds: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray:
-    """A slow curve that swings by about `size`, of three sines between 0.1 and 1.3 Hz."""
+    """Draw a slow curve that swings by about `size`, of three sines between 0.1 and 1.3 Hz."""
     curve = np.zeros_like(seconds)
     for low, high, share in ((0.1, 0.3, 0.6), (0.3, 0.7, 0.35), (0.7, 1.3, 0.15)):
         phase = 2 * np.pi * (rng.uniform(low, high) * seconds + rng.uniform())
@@ -172,7 +172,7 @@ def _sway(seconds: np.ndarray, size: float, rng: np.random.Generator) -> np.ndar
 
 
 def _blink_curve(seconds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(T,) how far the eyes are shut; a blink takes a fifth of a second, every few seconds."""
+    """Draw (T,) how far the eyes are shut; every few seconds a blink takes a fifth of a second."""
     shut = np.zeros_like(seconds)
     when = rng.uniform(0.0, 2.5)
     while when < (seconds[-1] if len(seconds) else 0.0):
@@ -186,7 +186,7 @@ def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _draw_scene(look: Look, rng: np.random.Generator) -> np.ndarray:
-    """Wall, shoulders and neck, (FRAME_HEIGHT, FRAME_WIDTH, 3) uint8 BGR."""
+    """Draw wall, shoulders and neck, (FRAME_HEIGHT, FRAME_WIDTH, 3) uint8 BGR."""
     y, x = np.mgrid[:FRAME_HEIGHT, :FRAME_WIDTH].astype(np.float32)
     middle, chin = FRAME_WIDTH / 2, 132.0 + 97.0 * look.scale
     glow = 1.05 - 0.35 * np.hypot((x - 110) / 360, (y - 60) / 300)

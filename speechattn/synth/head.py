@@ -28,17 +28,11 @@ _OUTLINE = np.array(  # height, half the width of the skull there
 
 @dataclass(frozen=True)
 class Head:
-    """A head at rest with its mouth left out.
+    """A head at rest with its mouth left out."""
 
-    Args:
-        layer: (H, W, 4) uint8, BGR times alpha, and alpha.
-        eyes: (BLINKS, h, w, 3) uint8, the region `EYES` from open to shut.
-        light: (H, W) float32, brightness of the skin, 1 on average.
-    """
-
-    layer: np.ndarray
-    eyes: np.ndarray
-    light: np.ndarray
+    layer: np.ndarray  # (H, W, 4) uint8, BGR times alpha, and alpha
+    eyes: np.ndarray  # (BLINKS, h, w, 3) uint8, the region `EYES` from open to shut
+    light: np.ndarray  # (H, W) float32, brightness of the skin, 1 on average
 
 
 def build_head(look: Look, rng: np.random.Generator) -> Head:
@@ -47,11 +41,11 @@ def build_head(look: Look, rng: np.random.Generator) -> Head:
     y = (np.arange(HEIGHT * UP, dtype=np.float32)[:, None] / UP) - TOP  # (H, 1)
     half = _half_width(y, look)
     light = _relief(x, y, half, look)
-    skin = _skin(x, y, look, light, rng)
+    skin = _skin(x, y, look, light, rng=rng)
     canvas = np.zeros((HEIGHT * UP, WIDTH * UP, 3), np.float32)
     alpha = np.zeros(canvas.shape[:2], np.float32)
 
-    outer, front, strands = _hair(x, y, half, look, rng)
+    outer, front, strands = _hair(x, y, half, look, rng=rng)
     if look.long_hair:
         _over(canvas, alpha, strands * 0.72, outer)
     else:
@@ -67,7 +61,7 @@ def build_head(look: Look, rng: np.random.Generator) -> Head:
     eyes = []
     for stage in range(BLINKS):
         drawn = canvas[EYES].copy()
-        _draw_eyes(drawn, x[:, EYES[1]], y[EYES[0]], look, stage / (BLINKS - 1))
+        _draw_eyes(drawn, x[:, EYES[1]], y[EYES[0]], look, shut=stage / (BLINKS - 1))
         eyes.append(_round(cv2.GaussianBlur(drawn, (3, 3), 0.7)))
     canvas = cv2.GaussianBlur(canvas * alpha[:, :, None], (3, 3), 0.7)
     alpha = cv2.GaussianBlur(alpha, (3, 3), 0.7)
@@ -83,7 +77,7 @@ def _half_width(y: np.ndarray, look: Look) -> np.ndarray:
 
 
 def _relief(x, y, half, look: Look) -> np.ndarray:
-    """(H, W) float32 brightness of lit skin, about 1 in the middle of the cheeks."""
+    """Return (H, W) float32 brightness of lit skin, about 1 in the middle of the cheeks."""
     side = np.clip(np.abs(x) / np.maximum(half, 1.0), 0.0, 1.0)
     long = np.clip(np.abs(y - 10.0) / 92.0, 0.0, 1.0)
     z = 46.0 * np.sqrt(np.clip(1.0 - 0.97 * side**2.4, 0.0, 1.0)) * (1.0 - 0.55 * long**3.2)
@@ -113,7 +107,7 @@ def _relief(x, y, half, look: Look) -> np.ndarray:
     return (light / 0.98).astype(np.float32)
 
 
-def _skin(x, y, look: Look, light: np.ndarray, rng) -> np.ndarray:
+def _skin(x, y, look: Look, light: np.ndarray, *, rng) -> np.ndarray:
     shape = light.shape
     red = 0.10 * np.exp(-(_radius(np.abs(x) - 31, y - 28, 13, 12) ** 2))
     red = red + 0.08 * np.exp(-(_radius(x, y - 30, 9, 7) ** 2))
@@ -136,11 +130,11 @@ def _skin(x, y, look: Look, light: np.ndarray, rng) -> np.ndarray:
         fold = np.exp(-((((np.abs(x) - 15) - 0.42 * (y - 36)) / 2.2) ** 2)) * (x * s > 0)
         fold = fold * np.clip((y - 34) / 6, 0, 1) * np.clip((62 - y) / 14, 0, 1)
         skin *= (1.0 - np.clip(0.62 * nostril + 0.20 * wing + 0.10 * fold, 0, 0.8))[:, :, None]
-        _brow(skin, x, y, s, look, rng)
+        _brow(skin, x, y, s, look=look, rng=rng)
     return skin
 
 
-def _brow(skin, x, y, side: int, look: Look, rng) -> None:
+def _brow(skin, x, y, side: int, *, look: Look, rng) -> None:
     u = (x * side - EYE_X) / 15.5  # -1 at the nose, 1 outside
     middle = -14.5 - 2.6 * (1.0 - (u - 0.25) ** 2) + 1.0 * u
     thick = look.brow * np.clip(1.0 - np.abs(u) ** 3.5, 0.0, 1.0) * (0.75 - 0.25 * u)
@@ -150,8 +144,8 @@ def _brow(skin, x, y, side: int, look: Look, rng) -> None:
     skin += (colour - skin) * np.clip(mask * 0.85, 0.0, 0.95)[:, :, None]
 
 
-def _hair(x, y, half, look: Look, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Masks of the hair behind and in front of the face (H, W), and its colour (H, W, 3)."""
+def _hair(x, y, half, look: Look, *, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return masks of the hair behind and before the face (H, W), and its colour (H, W, 3)."""
     shape = (y.shape[0], x.shape[1])
     strand = rng.standard_normal(shape).astype(np.float32)
     strand = cv2.GaussianBlur(strand, (0, 0), sigmaX=1.1, sigmaY=22.0)
@@ -182,7 +176,7 @@ def _hair(x, y, half, look: Look, rng) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return outer, front, colour * np.clip(tone, 0.25, 2.0)[:, :, None]
 
 
-def _draw_eyes(canvas, x, y, look: Look, shut: float) -> None:
+def _draw_eyes(canvas, x, y, look: Look, *, shut: float) -> None:
     for s in (-1, 1):
         u = (x * s - EYE_X) / 11.5  # -1 at the nose, 1 outside
         form = np.clip(1.0 - np.abs(u) ** 2.3, 0.0, 1.0)

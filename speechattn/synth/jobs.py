@@ -1,4 +1,4 @@
-"""Making the files of a synthetic corpus: by several processes, and again after an interruption."""
+"""Making the files of a synthetic corpus by several processes, resumed after an interruption."""
 
 import json
 import multiprocessing
@@ -12,7 +12,7 @@ import cv2
 from rich.progress import Progress
 
 from speechattn.errors import ConfigError
-from speechattn.files import write_text
+from speechattn.files import remove_partial, write_text
 
 Job = TypeVar("Job")
 MARK = "synthetic.json"
@@ -20,7 +20,7 @@ MARK = "synthetic.json"
 
 @dataclass(frozen=True)
 class SynthSummary:
-    """What was made.
+    """Counts of a synthetic corpus.
 
     Args:
         folder: the corpus.
@@ -38,7 +38,7 @@ class SynthSummary:
 
 
 def claim(folder: Path, facts: dict[str, Any], readme: str) -> None:
-    """Write what the corpus is (`synthetic.json`, `README.md`); refuses to mix two in one folder.
+    """Write what the corpus is (`synthetic.json`, `README.md`); refuse to mix two in one folder.
 
     Raises:
         ConfigError: the folder holds another corpus.
@@ -48,30 +48,22 @@ def claim(folder: Path, facts: dict[str, Any], readme: str) -> None:
     marker = {"synthetic": True, **facts}
     if path.exists():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            found = None
-        if found != marker:
+            before = None
+        if before != marker:
             raise ConfigError(f"{folder} holds another synthetic corpus: take a new folder")
+    remove_partial(folder)
     write_text(folder / "README.md", readme)
     write_text(path, json.dumps(marker, indent=2, ensure_ascii=False) + "\n")
 
 
 def run_jobs(
-    write: Callable[[Job], None],
-    jobs: Sequence[Job],
-    total: int,
-    workers: int,
-    progress: bool,
+    write: Callable[[Job], None], jobs: Sequence[Job], total: int, *, workers: int, progress: bool
 ) -> None:
-    """Call `write` for every job.
+    """Call `write`, a module's function, for every job that is missing of `total`.
 
-    Args:
-        write: a module's function; the jobs are pickled to the processes.
-        jobs: what is still missing.
-        total: with what is there already, for the progress bar.
-        workers: processes; 0 or 1 stays in this one.
-        progress: show the bar.
+    Jobs are pickled to the worker processes; 0 or 1 stays in this one.
     """
     with Progress(disable=not progress) as bar:
         task = bar.add_task("synthetic corpus", total=total, completed=total - len(jobs))

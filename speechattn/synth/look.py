@@ -1,4 +1,4 @@
-"""What a drawn speaker looks like, and how the camera sees the clip. All colours are BGR, 0-255."""
+"""The appearance of a drawn speaker. All colours are BGR, 0-255."""
 
 from dataclasses import dataclass
 
@@ -22,25 +22,7 @@ _WALLS = ((176, 132, 72), (150, 156, 160), (128, 150, 122), (112, 122, 158), (15
 
 @dataclass(frozen=True)
 class Look:
-    """A speaker. Lengths are pixels of a 360x288 frame in which the eyes are 49 apart.
-
-    Args:
-        skin, hair, iris, shirt, wall, lip: colours (BGR).
-        long_hair: hair falls behind the ears to the shoulders.
-        hairline: height of the hairline above the eyes.
-        fringe: raggedness of the hairline.
-        parting: where the hair is parted, -1 to 1 of the half width.
-        width: factor on the width of the head.
-        square: 0 a pointed chin, 1 a square jaw.
-        nose: factor on the width of the nose.
-        brow: thickness of the eyebrows.
-        eye: height of the open eye.
-        mouth: half the width of the mouth at rest.
-        fullness: factor on the thickness of the lips.
-        gain: how far this speaker's lips move, as a factor.
-        scale: size in the picture, 1 being 49 pixels between the eyes.
-        light: direction of the light, (x, y), the camera at (0, 0).
-    """
+    """A speaker. Lengths are pixels of a 360x288 frame in which the eyes are 49 apart."""
 
     skin: Colour
     hair: Colour
@@ -48,20 +30,20 @@ class Look:
     shirt: Colour
     wall: Colour
     lip: Colour
-    long_hair: bool
-    hairline: float
-    fringe: float
-    parting: float
-    width: float
-    square: float
-    nose: float
-    brow: float
-    eye: float
-    mouth: float
-    fullness: float
-    gain: float
-    scale: float
-    light: tuple[float, float]
+    long_hair: bool  # it falls behind the ears to the shoulders
+    hairline: float  # height above the eyes
+    fringe: float  # raggedness of the hairline
+    parting: float  # where the hair is parted, -1 to 1 of the half width
+    width: float  # factor on the width of the head
+    square: float  # 0 a pointed chin, 1 a square jaw
+    nose: float  # factor on the width of the nose
+    brow: float  # thickness of the eyebrows
+    eye: float  # height of the open eye
+    mouth: float  # half the width of the mouth at rest
+    fullness: float  # factor on the thickness of the lips
+    gain: float  # how far the lips move, as a factor
+    scale: float  # size in the picture, 1 being 49 pixels between the eyes
+    light: tuple[float, float]  # direction of the light, (x, y), the camera at (0, 0)
 
 
 def random_look(rng: np.random.Generator, index: int, female: bool) -> Look:

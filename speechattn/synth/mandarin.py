@@ -10,69 +10,32 @@ lips were read. Being closed it is far easier than real speech.
 import numpy as np
 
 from speechattn.errors import ConfigError
-from speechattn.synth.sentences import Sentence, deck
+from speechattn.synth.sentences import Sentence, draw_different
 
 # Slot by slot: may it be left out, and its words with their pinyin.
 SLOTS: tuple[tuple[bool, dict[str, str]], ...] = (
-    (
-        True,
-        {
-            "明天": "ming tian",
-            "周末": "zhou mo",
-            "去年": "qu nian",
-            "晚上": "wan shang",
-            "刚才": "gang cai",
-        },
-    ),
-    (
-        False,
-        {
-            "爸爸": "ba ba",
-            "妹妹": "mei mei",
-            "叔叔": "shu shu",
-            "老师": "lao shi",
-            "阿姨": "a yi",
-            "医生": "yi sheng",
-        },
-    ),
-    (
-        False,
-        {
-            "保护": "bao hu",
-            "打破": "da po",
-            "吃掉": "chi diao",
-            "忘记": "wang ji",
-            "拍摄": "pai she",
-        },
-    ),
-    (
-        True,
-        {
-            "五千": "wu qian",
-            "八万": "ba wan",
-            "两只": "liang zhi",
-            "九包": "jiu bao",
-            "七把": "qi ba",
-        },
-    ),
-    (
-        False,
-        {
-            "苹果": "ping guo",
-            "飞机": "fei ji",
-            "雨伞": "yu san",
-            "白马": "bai ma",
-            "花猫": "hua mao",
-            "木瓜": "mu gua",
-        },
-    ),
-)
+    (True, {
+        "明天": "ming tian", "周末": "zhou mo", "去年": "qu nian", "晚上": "wan shang",
+        "刚才": "gang cai"}),
+    (False, {
+        "爸爸": "ba ba", "妹妹": "mei mei", "叔叔": "shu shu", "老师": "lao shi", "阿姨": "a yi",
+        "医生": "yi sheng"}),
+    (False, {
+        "保护": "bao hu", "打破": "da po", "吃掉": "chi diao", "忘记": "wang ji",
+        "拍摄": "pai she"}),
+    (True, {
+        "五千": "wu qian", "八万": "ba wan", "两只": "liang zhi", "九包": "jiu bao",
+        "七把": "qi ba"}),
+    (False, {
+        "苹果": "ping guo", "飞机": "fei ji", "雨伞": "yu san", "白马": "bai ma", "花猫": "hua mao",
+        "木瓜": "mu gua"}),
+)  # fmt: skip
 CHARACTERS = "".join(sorted({c for _, words in SLOTS for word in words for c in word}))
 _CODE = "abcdefghijklmnopqrstuvwxyz"
 
 
 def make_mandarin(choice: tuple[int | None, ...]) -> Sentence:
-    """The sentence with the `choice[i]`-th word in slot i, None leaving the slot out."""
+    """Make the sentence with the `choice[i]`-th word in slot i, None leaving the slot out."""
     words, name = [], ""
     for (_, slot), c in zip(SLOTS, choice, strict=True):
         name += "-" if c is None else _CODE[c]
@@ -82,7 +45,7 @@ def make_mandarin(choice: tuple[int | None, ...]) -> Sentence:
 
 
 def count_mandarin() -> int:
-    """How many sentences there are."""
+    """Count the sentences of the grammar."""
     return int(np.prod([len(words) + optional for optional, words in SLOTS]))
 
 
@@ -95,16 +58,12 @@ def draw_mandarin(count: int, rng: np.random.Generator) -> list[Sentence]:
     if not 1 <= count <= count_mandarin() // 2:
         raise ConfigError(f"sentences: {count} is not between 1 and {count_mandarin() // 2}")
     optional = [i for i, (left_out, _) in enumerate(SLOTS) if left_out]
-    drawn: dict[str, Sentence] = {}
-    while len(drawn) < count:
-        # A shuffled deck for every slot, dealt side by side; doubles are dealt again.
-        missing = count - len(drawn)
-        decks = [deck(len(words), missing, rng) for _, words in SLOTS]
-        forms = deck(2 ** len(optional), missing, rng)
-        for form, *choice in zip(forms, *decks, strict=True):
-            for bit, slot in enumerate(optional):
-                if form >> bit & 1:
-                    choice[slot] = None
-            sentence = make_mandarin(tuple(choice))
-            drawn.setdefault(sentence.name, sentence)
-    return list(drawn.values())
+
+    def make(choice: tuple[int, ...]) -> Sentence:
+        *words, form = choice
+        for bit, slot in enumerate(optional):
+            if form >> bit & 1:
+                words[slot] = None
+        return make_mandarin(tuple(words))
+
+    return draw_different(count, [*(len(w) for _, w in SLOTS), 2 ** len(optional)], make, rng)

@@ -1,4 +1,6 @@
-"""Draws lips, teeth and tongue for a pose, each edge being a curve y(x), so that it is smooth."""
+"""Lips, teeth and tongue of a pose; each edge is a curve y(x), so that it is smooth."""
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -6,41 +8,85 @@ from speechattn.synth.look import Look
 from speechattn.synth.visemes import Pose
 
 _GAP = 19.0  # pixels between the lips at opening 1
+_EDGE = 0.7  # pixels over which an edge is soft
 _CAVITY = np.array([34.0, 26.0, 52.0], np.float32)
 _TEETH = np.array([206.0, 218.0, 226.0], np.float32)
 _TONGUE = np.array([104.0, 96.0, 186.0], np.float32)
 
 
 def half_width(pose: Pose, look: Look) -> float:
-    """Half the distance between the corners of the mouth, in face pixels."""
+    """Return half the distance between the corners of the mouth, in face pixels."""
     return look.mouth * (1.0 + 0.15 * pose.width - 0.34 * pose.rounding)
 
 
 def lip_gap(pose: Pose) -> float:
-    """Height of the hole between the lips at its middle, in face pixels."""
+    """Return the height of the hole between the lips at its middle, in face pixels."""
     return _GAP * pose.opening * (1.0 - 0.55 * pose.tuck)
 
 
 def draw_mouth(
-    patch: np.ndarray, x: np.ndarray, y: np.ndarray, pose: Pose, look: Look, light: np.ndarray
+    patch: np.ndarray, x: np.ndarray, y: np.ndarray, pose: Pose, *, look: Look, light: np.ndarray
 ) -> np.ndarray:
-    """Draw over skin.
+    """Draw over a patch of skin, (h, w, 3) uint8 BGR.
 
-    Args:
-        patch: (h, w, 3) uint8 skin around the mouth, BGR.
-        x: (1, w) float32 face pixels from the middle of the mouth.
-        y: (h, 1) float32 the same downwards.
-        pose: the mouth's shape.
-        look: the speaker.
-        light: (h, w, 1) float32, brightness of the skin there, 1 on average.
-
-    Returns:
-        (h, w, 3) uint8.
+    `x` (1, w) and `y` (h, 1) are float32 face pixels from the middle of the mouth, rightwards and
+    downwards; `light` (h, w, 1) float32 is the brightness of the skin, 1 on average.
     """
+    lips = _lips(x, pose, look)
+    half, gap, t = lips.half, lips.gap, lips.t
+    out = patch.astype(np.float32)
+    under = np.exp(-(((y - lips.lower_out - 3.0) / 2.6) ** 2)) * lips.lower_form
+    over = np.exp(-(((y - lips.upper_out + 1.5) / 1.6) ** 2)) * lips.upper_form
+    out *= (1.0 - 0.20 * under + 0.05 * over)[:, :, None]
+
+    span = _step((1.0 - t) * half, _EDGE)
+    hole = _step(y - lips.upper_in, _EDGE) * _step(lips.lower_in - y, _EDGE)
+    hole = hole * _step((0.95 - t) * half, _EDGE)
+    if gap > 0.4 or pose.tuck > 0.1:
+        inside = _inside(x, y, pose, lips)
+        out += (inside * (0.55 + 0.45 * light) - out) * hole[:, :, None]
+    for upper in (True, False):
+        mask, tone = _lip(x, y, lips, upper=upper)
+        colour = np.array(look.lip, np.float32) * (tone[:, :, None] * light)
+        out += (colour - out) * (0.92 * (mask * span))[:, :, None]
+
+    # Where the lips meet, and at the corners, hardly any light falls.
+    meet = np.exp(-(((y - 0.5 * (lips.upper_in + lips.lower_in)) / 0.75) ** 2)) * np.exp(-gap / 1.2)
+    corner = np.exp(-(((t - 0.98) * half / 1.6) ** 2) - ((y - lips.rest) / 1.5) ** 2)
+    dark = np.clip(0.62 * meet * span * (1 - pose.tuck) + 0.42 * corner, 0.0, 0.8)
+    out *= (1.0 - dark)[:, :, None]
+
+    if pose.tip > 0.75:  # the tongue between the teeth lies upon the lower lip
+        amount = min((pose.tip - 0.75) / 0.2, 1.0)
+        top, bottom = lips.upper_in + _teeth_height(pose, gap) - 0.6, lips.lower_in + 1.6
+        reach = np.sqrt(np.clip(1.0 - (x / (0.58 * half)) ** 2, 0.0, 1.0))
+        mask = _step(y - top, 0.7) * _step(bottom - (1 - reach) * 4.0 - y, 0.8) * (reach > 0)
+        tone = 0.92 + 0.16 * np.exp(-(((y - bottom + 2.5) / 1.6) ** 2))
+        out += (_TONGUE * tone[:, :, None] * light - out) * (amount * mask)[:, :, None]
+    return np.clip(out + 0.5, 0, 255).astype(np.uint8)
+
+
+class _Lips(NamedTuple):
+    """The edges of the lips, (1, w) each: heights in face pixels, downwards."""
+
+    half: float  # half the mouth's width
+    gap: float  # between the lips, at the middle
+    t: np.ndarray  # 0 in the middle, 1 at the corners
+    rest: np.ndarray
+    upper_form: np.ndarray
+    lower_form: np.ndarray
+    upper_in: np.ndarray
+    lower_in: np.ndarray
+    upper_out: np.ndarray
+    lower_out: np.ndarray
+    upper_thick: float
+    lower_thick: float
+
+
+def _lips(x: np.ndarray, pose: Pose, look: Look) -> _Lips:
     r, press, tuck = pose.rounding, pose.press, pose.tuck
-    half = half_width(pose, look)
-    gap = lip_gap(pose)
-    t = np.abs(x) / half  # (1, w), 0 in the middle, 1 at the corners
+    half, gap = half_width(pose, look), lip_gap(pose)
+    t = np.abs(x) / half
     inner = np.clip(1.0 - (t / 0.93) ** (2.4 - 0.4 * r), 0.0, 1.0) ** (0.62 - 0.12 * r)
     lower_form = np.clip(1.0 - t**2.2, 0.0, 1.0) ** 0.7
     bow = 0.15 * np.exp(-((x / 3.0) ** 2)) - 0.08 * np.exp(-(((np.abs(x) - 5.0) / 4.0) ** 2))
@@ -52,57 +98,34 @@ def draw_mouth(
     lower_thick = 7.2 * look.fullness * (1 + 0.30 * r) * (1 - 0.55 * press) * (1 - 0.45 * tuck)
     lower_thick *= shrink
     up, down = 0.24 * gap + 2.4 * tuck, 0.76 * gap + 0.6 * tuck
-    upper_in = rest - up * inner
-    lower_in = rest + down * inner
+    upper_in, lower_in = rest - up * inner, rest + down * inner
     upper_out = upper_in - upper_thick * upper_form
     lower_out = lower_in + lower_thick * lower_form
-
-    out = patch.astype(np.float32)
-    under = np.exp(-(((y - lower_out - 3.0) / 2.6) ** 2)) * lower_form
-    over = np.exp(-(((y - upper_out + 1.5) / 1.6) ** 2)) * upper_form
-    out *= (1.0 - 0.20 * under + 0.05 * over)[:, :, None]
-
-    edge_soft = 0.7
-    span = _step((1.0 - t) * half, edge_soft)
-    hole = _step(y - upper_in, edge_soft) * _step(lower_in - y, edge_soft)
-    hole = hole * _step((0.95 - t) * half, edge_soft)
-    if gap > 0.4 or tuck > 0.1:
-        inside = _inside(x, y, t, pose, gap, upper_in, lower_in)
-        out += (inside * (0.55 + 0.45 * light) - out) * hole[:, :, None]
-
-    # Each lip: redder and darker towards the mouth, the lower one with a wet highlight.
-    for sign, edge_in, edge_out, thick in (
-        (-1.0, upper_in, upper_out, upper_thick),
-        (1.0, lower_in, lower_out, lower_thick),
-    ):
-        depth = (y - edge_in) * sign / max(thick, 1.0)  # 0 at the mouth, 1 at the skin
-        mask = _step((y - edge_in) * sign + 0.3, edge_soft)
-        mask = mask * _step((edge_out - y) * sign, 1.1) * span
-        tone = 0.80 + 0.22 * np.clip(depth, 0.0, 1.0) if sign < 0 else 0.93 + 0.0 * depth
-        if sign > 0:
-            shine = np.exp(-(((depth - 0.42) / 0.22) ** 2) - (x / (0.5 * half)) ** 2)
-            tone = tone + 0.20 * shine - 0.14 * np.clip(depth - 0.6, 0.0, 1.0)
-        colour = np.array(look.lip, np.float32) * (tone[:, :, None] * light)
-        out += (colour - out) * (0.92 * mask)[:, :, None]
-
-    # Where the lips meet, and at the corners, hardly any light falls.
-    meet = np.exp(-(((y - 0.5 * (upper_in + lower_in)) / 0.75) ** 2)) * np.exp(-gap / 1.2)
-    corner = np.exp(-(((t - 0.98) * half / 1.6) ** 2) - ((y - rest) / 1.5) ** 2)
-    dark = np.clip(0.62 * meet * span * (1 - tuck) + 0.42 * corner, 0.0, 0.8)
-    out *= (1.0 - dark)[:, :, None]
-
-    if pose.tip > 0.75:  # the tongue between the teeth lies upon the lower lip
-        amount = min((pose.tip - 0.75) / 0.2, 1.0)
-        top, bottom = upper_in + _teeth_height(pose, gap) - 0.6, lower_in + 1.6
-        reach = np.sqrt(np.clip(1.0 - (x / (0.58 * half)) ** 2, 0.0, 1.0))
-        mask = _step(y - top, 0.7) * _step(bottom - (1 - reach) * 4.0 - y, 0.8) * (reach > 0)
-        tone = 0.92 + 0.16 * np.exp(-(((y - bottom + 2.5) / 1.6) ** 2))
-        out += (_TONGUE * tone[:, :, None] * light - out) * (amount * mask)[:, :, None]
-    return np.clip(out + 0.5, 0, 255).astype(np.uint8)
+    return _Lips(
+        half, gap, t, rest, upper_form, lower_form,
+        upper_in, lower_in, upper_out, lower_out, upper_thick, lower_thick,
+    )  # fmt: skip
 
 
-def _inside(x, y, t, pose: Pose, gap: float, upper_in, lower_in) -> np.ndarray:
-    """(h, w, 3) float32: what shows through the lips, before it is masked by them."""
+def _lip(x, y, lips: _Lips, *, upper: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return mask and brightness (h, w) of one lip: darker towards the mouth, the lower one wet."""
+    sign = -1.0 if upper else 1.0
+    edge_in, edge_out, thick = (
+        (lips.upper_in, lips.upper_out, lips.upper_thick)
+        if upper
+        else (lips.lower_in, lips.lower_out, lips.lower_thick)
+    )
+    depth = (y - edge_in) * sign / max(thick, 1.0)  # 0 at the mouth, 1 at the skin
+    mask = _step((y - edge_in) * sign + 0.3, _EDGE) * _step((edge_out - y) * sign, 1.1)
+    if upper:
+        return mask, 0.80 + 0.22 * np.clip(depth, 0.0, 1.0)
+    shine = np.exp(-(((depth - 0.42) / 0.22) ** 2) - (x / (0.5 * lips.half)) ** 2)
+    return mask, 0.93 + 0.0 * depth + 0.20 * shine - 0.14 * np.clip(depth - 0.6, 0.0, 1.0)
+
+
+def _inside(x, y, pose: Pose, lips: _Lips) -> np.ndarray:
+    """Draw the inside of the mouth, (h, w, 3) float32, before the lips mask it."""
+    t, gap, upper_in, lower_in = lips.t, lips.gap, lips.upper_in, lips.lower_in
     depth = np.clip((y - upper_in) / max(gap, 1.0), 0.0, 1.0)
     out = _CAVITY * (0.75 + 0.4 * depth[:, :, None])
 
@@ -126,16 +149,16 @@ def _inside(x, y, t, pose: Pose, gap: float, upper_in, lower_in) -> np.ndarray:
 
 
 def _teeth_height(pose: Pose, gap: float) -> float:
-    """Face pixels of upper teeth below the upper lip."""
+    """Return the face pixels of upper teeth below the upper lip."""
     return pose.teeth * (2.2 + 0.22 * gap + 1.4 * pose.tuck)
 
 
 def _to_gap(x: np.ndarray) -> np.ndarray:
-    """Distance to the nearest gap between teeth, which are 4.4 pixels wide."""
+    """Return the distance to the nearest gap between teeth, which are 4.4 pixels wide."""
     return np.abs((x + 2.2) % 4.4 - 2.2)
 
 
 def _step(distance: np.ndarray, soft: float) -> np.ndarray:
-    """0 outside, 1 inside, across `soft` pixels either side of the edge."""
+    """Return 0 outside and 1 inside, rising across `soft` pixels either side of the edge."""
     s = np.clip(distance / (2.0 * soft) + 0.5, 0.0, 1.0)
     return s * s * (3.0 - 2.0 * s)

@@ -6,7 +6,7 @@ character a word (`pbaf9n`). Mandarin has as many choices in an order that Manda
 verb, place, number, colour, noun, as in "马上 拿走 左边 三个 红色 苹果".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,21 +45,15 @@ _SPOKEN = {"en": {"a": "[[eI]]"}, "cmn": {}}  # else eSpeak reads the article
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence.
+    """A sentence."""
 
-    Args:
-        name: one character a word; the file's name.
-        words: what the transcript says.
-        spoken: what the synthesiser is given for each word.
-    """
-
-    name: str
-    words: tuple[str, ...]
-    spoken: tuple[str, ...]
+    name: str  # one character a word; the file's name
+    words: tuple[str, ...]  # what the transcript says
+    spoken: tuple[str, ...]  # what the synthesiser is given for each word
 
 
 def make_sentence(language: str, choice: Sequence[int]) -> Sentence:
-    """The sentence with the `choice[i]`-th word in slot i."""
+    """Make the sentence with the `choice[i]`-th word in slot i."""
     grammar = GRAMMARS[language]
     words = tuple(slot[c] for (slot, _), c in zip(grammar, choice, strict=True))
     name = "".join(code[c] for (_, code), c in zip(grammar, choice, strict=True))
@@ -77,19 +71,28 @@ def draw_sentences(language: str, count: int, rng: np.random.Generator) -> list[
     sizes = [len(slot) for slot, _ in GRAMMARS[language]]
     if not 1 <= count <= np.prod(sizes) // 2:
         raise ConfigError(f"utterances: {count} is not between 1 and {np.prod(sizes) // 2}")
+    return draw_different(count, sizes, lambda choice: make_sentence(language, choice), rng)
+
+
+def draw_different(
+    count: int,
+    sizes: Sequence[int],
+    make: Callable[[tuple[int, ...]], Sentence],
+    rng: np.random.Generator,
+) -> list[Sentence]:
+    """Draw different sentences; the choices of a slot, below its size, come up equally often."""
     drawn: dict[str, Sentence] = {}
     while len(drawn) < count:
         # A shuffled deck for every slot, dealt side by side; doubles are dealt again.
         missing = count - len(drawn)
-        decks = [deck(size, missing, rng) for size in sizes]
-        for choice in zip(*decks, strict=True):
-            sentence = make_sentence(language, choice)
+        for choice in zip(*[deck(size, missing, rng) for size in sizes], strict=True):
+            sentence = make(choice)
             drawn.setdefault(sentence.name, sentence)
     return list(drawn.values())
 
 
 def deck(size: int, count: int, rng: np.random.Generator) -> list[int]:
-    """`count` cards of `size` kinds, shuffled, each kind as often as the others to within one."""
+    """Deal `count` shuffled cards of `size` kinds, each kind equally often to within one."""
     cards: list[int] = []
     while len(cards) < count:
         cards.extend(rng.permutation(size).tolist())

@@ -5,7 +5,7 @@ compiled or installed by root. eSpeak keeps its state in globals and its callbac
 use it from one thread of a process; several processes are fine.
 
 Source: https://github.com/espeak-ng/espeak-ng, `src/include/espeak-ng/speak_lib.h` (its constants
-and structures are copied here by hand).
+and structures are copied here by hand). eSpeak NG is licensed under the GPLv3.
 """
 
 import _ctypes
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechattn.errors import ConfigError
+from speechattn.errors import ConfigError, missing_extra
 
 _AUDIO_SYNCHRONOUS = 2
 _PHONEME_EVENTS, _PHONEME_IPA = 1, 2
@@ -50,37 +50,21 @@ class _Event(ctypes.Structure):
 _Callback = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
 )
-
-
 _SYNTH_ARGUMENTS = [  # text, size, position, its unit, end position, flags, identifier, user data
-    ctypes.c_char_p,
-    ctypes.c_size_t,
-    ctypes.c_uint,
-    ctypes.c_int,
-    ctypes.c_uint,
-    ctypes.c_uint,
-    ctypes.c_void_p,
-    ctypes.c_void_p,
-]
+    ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int,
+    ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Voice:
-    """A speaker's voice.
+    """A speaker's voice."""
 
-    Args:
-        language: 'en' (British) or 'cmn' (Mandarin).
-        variant: an eSpeak voice variant such as 'm3' or 'f2'.
-        pitch: base pitch, 0 to 100, 50 being the variant's own.
-        pitch_range: liveliness of the pitch, 0 to 100.
-        rate: speed in words a minute, 80 to 450.
-    """
-
-    language: str = "en"
-    variant: str = "m3"
-    pitch: int = 50
-    pitch_range: int = 50
-    rate: int = 160
+    language: str = "en"  # 'en' (British) or 'cmn' (Mandarin)
+    variant: str = "m3"  # an eSpeak voice variant such as 'm3' or 'f2'
+    pitch: int = 50  # base pitch, 0 to 100, 50 being the variant's own
+    pitch_range: int = 50  # liveliness of the pitch, 0 to 100
+    rate: int = 160  # speed in words a minute, 80 to 450
 
 
 @dataclass(frozen=True)
@@ -103,19 +87,12 @@ class Word:
 
 @dataclass(frozen=True)
 class Speech:
-    """Synthesised speech.
+    """Synthesised speech."""
 
-    Args:
-        samples: (N,) float32 in [-1, 1].
-        sample_rate: Hz (22050 for eSpeak).
-        phones: contiguous, in order, inside the audio.
-        words: one for each word asked for, in order.
-    """
-
-    samples: np.ndarray
-    sample_rate: int
-    phones: tuple[Phone, ...]
-    words: tuple[Word, ...]
+    samples: np.ndarray  # (N,) float32 in [-1, 1]
+    sample_rate: int  # Hz (22050 for eSpeak)
+    phones: tuple[Phone, ...]  # contiguous, in order, inside the audio
+    words: tuple[Word, ...]  # one for each word asked for, in order
 
 
 class Synthesiser:
@@ -129,9 +106,7 @@ class Synthesiser:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise ConfigError(
-                "the synthetic corpus needs eSpeak NG: pip install espeakng-loader"
-            ) from error
+            raise missing_extra("synth", "eSpeak NG (espeakng-loader, GPLv3)") from error
         self._path = str(espeakng_loader.get_library_path())
         self._data = str(espeakng_loader.get_data_path()).encode()
 
@@ -159,7 +134,7 @@ class Synthesiser:
         total = len(samples) / rate
         phones = _phones(events, rate, total)
         starts = np.cumsum([0] + [len(s) + len(space) for s in spoken])[:-1] + 1  # from 1
-        return Speech(samples, rate, phones, _words(words, starts, events, phones, rate))
+        return Speech(samples, rate, phones, _words(words, starts, events, phones, rate=rate))
 
     def _start(self, voice: Voice) -> tuple[ctypes.CDLL, int]:
         if voice.language not in _LANGUAGES:
@@ -202,7 +177,7 @@ def _stop(library: ctypes.CDLL) -> None:
 
 
 def _run(library: ctypes.CDLL, text: str) -> tuple[np.ndarray, list[tuple[int, int, int, str]]]:
-    """Say `text`; returns (N,) float32 and the events (type, sample, text position, phone)."""
+    """Say `text`; return (N,) float32 and the events (type, sample, text position, phone)."""
     chunks: list[np.ndarray] = []
     events: list[tuple[int, int, int, str]] = []
 
@@ -232,7 +207,7 @@ def _run(library: ctypes.CDLL, text: str) -> tuple[np.ndarray, list[tuple[int, i
 
 
 def normalise_phone(symbol: str) -> str:
-    """Letters of the IPA without stress, length, tone, aspiration and the like: "ˈuː" is "u".
+    """Reduce a phone to IPA letters without stress, length, tone or aspiration: "ˈuː" is "u".
 
     eSpeak's Mandarin writes some letters in ASCII; they change the lips, so they are put right:
     "s." is "ʂ", "o-" is "ɤ", the buzzed vowels "i." and "i̪" are "ɨ", "ong" is "oŋ", and the "h" of
@@ -257,8 +232,8 @@ def _phones(events, rate: int, total: float) -> tuple[Phone, ...]:
     return tuple(phones)
 
 
-def _words(words, starts, events, phones, rate: int) -> tuple[Word, ...]:
-    """Word times: an eSpeak word (in Mandarin a character) begins a word of ours or goes on."""
+def _words(words, starts, events, phones, *, rate: int) -> tuple[Word, ...]:
+    """Time the words: an eSpeak word (in Mandarin a character) begins one of ours or goes on."""
     times: dict[int, float] = {}
     for kind, sample, position, _ in events:
         if kind == _EVENT_WORD:

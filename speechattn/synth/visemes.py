@@ -20,31 +20,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pose:
-    """A mouth.
+    """A mouth."""
 
-    Args:
-        jaw: drop of the chin, 0 to 1.
-        opening: gap between the lips, 0 to 1; a target below 0 closes them firmly and for longer.
-        width: corners of the mouth, -1 drawn in to 1 spread.
-        rounding: lips pursed and pushed out, 0 to 1.
-        tuck: lower lip under the upper teeth, 0 to 1.
-        press: lips rolled in upon each other, 0 to 1.
-        teeth: upper teeth seen, 0 to 1.
-        lower_teeth: lower teeth seen, 0 to 1.
-        tongue: height of the tongue in the mouth, 0 to 1.
-        tip: tongue tip, 0 down, 0.5 up behind the teeth, 1 between them.
-    """
-
-    jaw: float = 0.0
+    jaw: float = 0.0  # drop of the chin, 0 to 1
+    # gap between the lips, 0 to 1; a target below 0 closes them firmly and for longer
     opening: float = 0.0
-    width: float = 0.0
-    rounding: float = 0.0
-    tuck: float = 0.0
-    press: float = 0.0
-    teeth: float = 0.3
-    lower_teeth: float = 0.0
-    tongue: float = 0.2
-    tip: float = 0.0
+    width: float = 0.0  # corners of the mouth, -1 drawn in to 1 spread
+    rounding: float = 0.0  # lips pursed and pushed out, 0 to 1
+    tuck: float = 0.0  # lower lip under the upper teeth, 0 to 1
+    press: float = 0.0  # lips rolled in upon each other, 0 to 1
+    teeth: float = 0.3  # upper teeth seen, 0 to 1
+    lower_teeth: float = 0.0  # lower teeth seen, 0 to 1
+    tongue: float = 0.2  # height of the tongue in the mouth, 0 to 1
+    tip: float = 0.0  # tongue tip, 0 down, 0.5 up behind the teeth, 1 between them.
 
 
 PARAMETERS = tuple(f.name for f in fields(Pose))
@@ -53,21 +41,14 @@ _LOWEST = np.array([-1.0 if name == "width" else 0.0 for name in PARAMETERS])
 
 @dataclass(frozen=True)
 class Viseme:
-    """A target and how strongly it is held.
+    """A target and how strongly it is held."""
 
-    Args:
-        pose: the target.
-        lips: weight on jaw, opening, tuck and press.
-        shape: weight on width and rounding.
-        inside: weight on teeth and tongue.
-        hold: least time that the articulators are in place, seconds; it reaches back before the
-            sound, as a closure comes before its burst.
-    """
-
-    pose: Pose
-    lips: float = 0.6
-    shape: float = 0.5
-    inside: float = 0.6
+    pose: Pose  # the target
+    lips: float = 0.6  # weight on jaw, opening, tuck and press
+    shape: float = 0.5  # weight on width and rounding
+    inside: float = 0.6  # weight on teeth and tongue
+    # least time that the articulators are in place, seconds; it reaches back before the sound, as a
+    # closure comes before its burst
     hold: float = 0.0
 
 
@@ -95,9 +76,8 @@ _GLIDE_W = Viseme(
 )
 
 
-def _vowel(
-    jaw: float, opening: float, width: float, rounding: float, teeth: float, tongue: float
-) -> Viseme:
+def _vowel(jaw: float, opening: float, width: float, rounding: float, *rest: float) -> Viseme:
+    teeth, tongue = rest
     pose = Pose(jaw, opening, width, rounding, teeth=teeth, tongue=tongue)
     return Viseme(pose, lips=0.9, shape=0.5 + 1.1 * rounding + 0.4 * max(width, 0.0))
 
@@ -152,7 +132,7 @@ _warned: set[str] = set()
 
 
 def visemes_of(symbol: str) -> list[Viseme]:
-    """The poses that a phone goes through: one, or two or three of a diphthong; [REST] of a pause.
+    """List the poses of a phone: one, two or three of a diphthong, [REST] of a pause.
 
     A letter of the IPA that has no pose takes the neutral vowel's, and is logged once.
     """
@@ -177,7 +157,7 @@ def visemes_of(symbol: str) -> list[Viseme]:
 
 
 def mouth_track(phones: Sequence[Phone], times: np.ndarray, pause: float = 0.08) -> np.ndarray:
-    """The mouth at given times.
+    """Compute the mouth at given times.
 
     Args:
         phones: in order; before the first and after the last the mouth rests.

@@ -19,11 +19,12 @@ from lhotse.cut import Cut
 from lhotse.supervision import AlignmentItem
 from torch import Tensor, nn
 
+from speechattn.data.batches import DataOptions
 from speechattn.data.batches.batch import Batch, collate
-from speechattn.data.batches.datamodule import DataOptions, SpeechData
+from speechattn.data.batches.datamodule import SpeechData
 from speechattn.data.batches.dataset import SpeechDataset, read_cuts
 from speechattn.data.batches.timed import word_alignment
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import token_times, word_times
 from speechattn.decoding.ctc import AlignmentError
 from speechattn.errors import ConfigError
@@ -216,7 +217,7 @@ def fit_aligner(cuts: Path, tokenizer: Tokenizer, folder: Path, options: Aligner
         cuts,
         cuts,
         tokenizer,
-        ["audio"],
+        modalities=["audio"],
         sample_rate=RATE,
         seed=options.seed,
     )

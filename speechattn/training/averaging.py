@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError
 from speechattn.model.directory import build_model, save_model_dir
 

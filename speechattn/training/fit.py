@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from speechattn.config import build, check_sections
-from speechattn.data.batches.datamodule import DataOptions, SpeechData
+from speechattn.data.batches import DataOptions
+from speechattn.data.batches.datamodule import SpeechData
 from speechattn.data.crops.roi import RoiOptions
 from speechattn.data.long_form import LongFormOptions
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding.config import search_of
 from speechattn.errors import ConfigError, SpeechattnError
 from speechattn.files import write_text
@@ -87,11 +88,11 @@ def train(
         train_cuts,
         valid_cuts,
         tokenizer,
-        model.modalities,
-        crops,
-        model.crop_size,
-        model.sample_rate,
-        options.seed,
+        modalities=model.modalities,
+        crops=crops,
+        crop_size=model.crop_size,
+        sample_rate=model.sample_rate,
+        seed=options.seed,
     )
     if not (folder / LAST).exists():
         initialise(model, init, tokenizer, allow=allow, renew_classifier=renew_classifier)

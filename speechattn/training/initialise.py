@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoders import BidirectionalDecoder, TransformerDecoder
 from speechattn.errors import ConfigError
 from speechattn.model.directory import load_model, read_config

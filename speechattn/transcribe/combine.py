@@ -14,7 +14,7 @@ from speechattn.config import build
 from speechattn.data.batches.batch import Batch
 from speechattn.data.crops.roi import RoiOptions
 from speechattn.data.long_form import LongFormOptions
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import Search
 from speechattn.decoding.config import search_of, search_section
 from speechattn.errors import ConfigError

@@ -17,7 +17,7 @@ from speechattn.data.batches.batch import Item, collate
 from speechattn.data.long_form import LongFormOptions
 from speechattn.data.media import Rolling, fit_audio
 from speechattn.data.reader import MediaSource
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import TokenTime
 from speechattn.model.ensemble import Ensemble
 from speechattn.model.speech_model import SpeechModel

@@ -15,7 +15,7 @@ from rich.progress import track
 from speechattn.data.augment import AddNoise, CenterCrop
 from speechattn.data.batches.batch import Batch
 from speechattn.data.batches.dataset import SpeechDataset, cut_text, read_cuts
-from speechattn.data.batches.loader import Readable, collate_read
+from speechattn.data.batches.loader import TolerantDataset, collate_readable
 from speechattn.data.batches.sampler import PaddedFrameBatches
 from speechattn.data.crops.store import CropStore
 from speechattn.data.tables import write_table
@@ -175,7 +175,7 @@ class CutBatches:
         batch_seconds: float = 60.0,
     ):
         model = recogniser.model
-        self.dataset = Readable(
+        self.dataset = TolerantDataset(
             SpeechDataset(
                 cuts,
                 recogniser.tokenizer,
@@ -194,7 +194,7 @@ class CutBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for indices in self.indices:
-            yield collate_read([self.dataset[i] for i in indices])
+            yield collate_readable([self.dataset[i] for i in indices])
 
 
 def read_partial(path: Path) -> dict[str, str]:

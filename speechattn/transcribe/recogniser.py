@@ -8,7 +8,7 @@ import torch
 from speechattn.data.batches.batch import Batch
 from speechattn.data.crops.roi import MouthCropper, RoiOptions
 from speechattn.data.reader import MediaReader
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import (
     NO_FUSION,
     AlignmentError,

@@ -10,7 +10,7 @@ from speechattn.data.batches.batch import Item, collate
 from speechattn.data.crops.roi import RoiOptions
 from speechattn.data.long_form import LongFormOptions
 from speechattn.data.reader import MediaSource, Piece, Source
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import Search
 from speechattn.decoding.config import search_of
 from speechattn.decoding.fusion import read_fusion

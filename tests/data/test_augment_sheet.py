@@ -20,15 +20,20 @@ data:
 """
 
 
+def read_fields(path, columns: int) -> np.ndarray:
+    """Read the pictures of a sheet of 24x24 fields, (rows, columns, H, W)."""
+    sheet = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    fields = sheet.reshape(-1, 26, sheet.shape[1])[:, :24, 150:].reshape(-1, 24, columns, 26)
+    return fields[..., :24].transpose(0, 2, 1, 3)
+
+
 def test_rows(tmp_path):
     """A field shows the picture of its time, as it is and as it was changed."""
     clip = np.random.default_rng(0).integers(0, 200, (24, 24, 24), dtype=np.uint8)
     path = tmp_path / "new" / "sheet.png"
     transforms = [SpeedPerturb((1.0, 0.5)), HorizontalFlip(0.5), RandomCrop()]
     write_augment_sheet(clip, transforms, path, draws=2, columns=6)
-    sheet = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    fields = sheet.reshape(-1, 26, sheet.shape[1])[:, :24, 150:].reshape(-1, 24, 8, 26)
-    fields = fields[..., :24].transpose(0, 2, 1, 3)  # (rows, columns, H, W)
+    fields = read_fields(path, 8)
     # Speed and flip change a clip in one way alone, crops and all together in many.
     assert len(fields) == 1 + 1 + 1 + 2 + 2
     for column in range(6):
@@ -59,6 +64,18 @@ def test_command(tiny_corpus, tmp_path, capsys):
 
 @pytest.mark.parametrize("frames", [1, 5])
 def test_short_clips(tmp_path, frames):
+    """Clips of fewer frames than the sheet has columns: each once, in order, the rest white."""
     clip = np.random.default_rng(0).integers(0, 200, (frames, 24, 24), dtype=np.uint8)
-    write_augment_sheet(clip, [RandomCrop(20)], tmp_path / "sheet.png")
-    assert cv2.imread(str(tmp_path / "sheet.png")) is not None
+    write_augment_sheet(clip, [RandomCrop(20)], tmp_path / "sheet.png", draws=3, columns=12)
+    fields = read_fields(tmp_path / "sheet.png", 14)
+    assert len(fields) == 1 + 3 + 3  # the clip, three draws of the crop, three of all
+    np.testing.assert_array_equal(fields[0, :frames], clip)
+    corners = range(5)
+    for row in fields[1:]:
+        cropped = row[:frames, 2:-2, 2:-2]
+        assert any(
+            np.array_equal(cropped, clip[:, y : y + 20, x : x + 20])
+            for y in corners
+            for x in corners
+        )
+    assert (fields[:, frames:] == 255).all()

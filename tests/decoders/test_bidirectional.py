@@ -21,7 +21,9 @@ MEMORY_LENGTHS = torch.tensor([5, 9, 3, 1])
 
 def make(**options) -> BidirectionalDecoder:
     torch.manual_seed(0)
-    return BidirectionalDecoder(V, M, D, H, 32, 2, 1, **options).eval()
+    return BidirectionalDecoder(
+        V, M, D, H, linear_units=32, num_blocks=2, reverse_blocks=1, **options
+    ).eval()
 
 
 def make_memory() -> torch.Tensor:
@@ -49,11 +51,12 @@ def test_reverse_tokens_by_their_own_lengths():
 
 def test_the_left_half_is_a_transformer_decoder():
     decoder, memory = make(), make_memory()
-    alone = TransformerDecoder(V, M, D, H, 32, 2).eval()
+    alone = TransformerDecoder(V, M, D, H, linear_units=32, num_blocks=2).eval()
     state = decoder.state_dict()
     alone.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("left.")})
     assert set(state) == {f"left.{name}" for name in alone.state_dict()} | {
-        f"right.{name}" for name in TransformerDecoder(V, M, D, H, 32, 1).state_dict()
+        f"right.{name}"
+        for name in TransformerDecoder(V, M, D, H, linear_units=32, num_blocks=1).state_dict()
     }
     arguments = (TOKENS, TOKEN_LENGTHS, memory, MEMORY_LENGTHS)
     assert torch.equal(decoder(*arguments), alone(*arguments))

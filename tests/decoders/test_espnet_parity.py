@@ -21,7 +21,7 @@ MEMORY_LENGTHS = torch.tensor([5, 9, 1])
 def make():
     torch.manual_seed(0)
     theirs = espnet.TransformerDecoder(V, D, attention_heads=4, linear_units=32, num_blocks=3)
-    ours = TransformerDecoder(V, D, D, 4, 32, 3)
+    ours = TransformerDecoder(V, D, D, 4, linear_units=32, num_blocks=3)
     ours.load_state_dict(decoder_weights(theirs.state_dict()))
     return ours.eval(), theirs.eval()
 

@@ -54,7 +54,11 @@ EACH = pytest.mark.parametrize(
 def make(tokens: str, memory: str, vocab_size: int = V, **options) -> TransformerDecoder:
     torch.manual_seed(0)
     options |= {"self_attention": TOKENS[tokens], "cross_attention": MEMORY[memory]}
-    decoder = TransformerDecoder(vocab_size, M, D, H, 32, 2, **options).double().eval()
+    decoder = (
+        TransformerDecoder(vocab_size, M, D, H, linear_units=32, num_blocks=2, **options)
+        .double()
+        .eval()
+    )
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -159,7 +163,11 @@ def test_gradients_against_differences(tokens, memory):
 def test_trees_of_prefixes_score_as_each_sequence_alone(tokens, memory):
     torch.manual_seed(0)
     options = {"self_attention": TOKENS[tokens], "cross_attention": MEMORY[memory]}
-    decoder = BidirectionalDecoder(V, M, D, H, 32, 2, 1, **options).double().eval()
+    decoder = (
+        BidirectionalDecoder(V, M, D, H, linear_units=32, num_blocks=2, reverse_blocks=1, **options)
+        .double()
+        .eval()
+    )
     frames = make_memory()
     nbest = [[[1, 2, 3, 4, 5], [1, 2, 3], [1, 2, 5, 4], [], [7, 2, 3, 4]], [], [[6], [6, 6, 6]]]
     for predict, half in (

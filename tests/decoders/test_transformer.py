@@ -16,7 +16,7 @@ MEMORY_LENGTHS = torch.tensor([5, 9, 1])
 
 def make(memory_size: int = M, **options) -> TransformerDecoder:
     torch.manual_seed(0)
-    return TransformerDecoder(V, memory_size, D, H, 32, 2, **options).eval()
+    return TransformerDecoder(V, memory_size, D, H, linear_units=32, num_blocks=2, **options).eval()
 
 
 def make_memory(memory_size: int = M) -> torch.Tensor:

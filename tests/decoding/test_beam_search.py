@@ -21,7 +21,7 @@ class Pieces:
 
     def __init__(self, seed: int, lengths: torch.Tensor = LENGTHS, v: int = V, sharp: float = 2.0):
         torch.manual_seed(seed)
-        self.decoder = TransformerDecoder(v, D, 16, 2, 32, 1).eval()
+        self.decoder = TransformerDecoder(v, D, 16, 2, linear_units=32, num_blocks=1).eval()
         torch.nn.init.normal_(self.decoder.output.weight, std=0.5)
         self.hidden = torch.randn(len(lengths), int(lengths.max()), D)
         self.log_probs = (sharp * torch.randn(*self.hidden.shape[:2], v)).log_softmax(-1)

@@ -234,7 +234,7 @@ def test_a_scorer_is_asked_once_for_each_prefix():
 def test_a_transformer_decoder_as_a_scorer():
     torch.manual_seed(0)
     v, lengths = 9, torch.tensor([14, 5, 9])
-    decoder = TransformerDecoder(v, 8, 8, 2, 16, 2).eval()
+    decoder = TransformerDecoder(v, 8, 8, 2, linear_units=16, num_blocks=2).eval()
     hidden, log_probs = torch.randn(3, 14, 8), posteriors(6, 3, 14, v, blank=0.0)
     scorer = DecoderScorer(decoder, hidden, lengths)
     results = ctc_beam_search(

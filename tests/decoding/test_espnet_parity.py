@@ -39,7 +39,7 @@ def make(seed: int):
     torch.nn.init.normal_(theirs.output_layer.weight, std=0.5)
     # ESPnet's attention-only search would say blank; a trained decoder never does.
     torch.nn.init.constant_(theirs.output_layer.bias[:1], -1e4)
-    ours = TransformerDecoder(V, D, D, 2, 32, 2)
+    ours = TransformerDecoder(V, D, D, 2, linear_units=32, num_blocks=2)
     ours.load_state_dict(decoder_weights(theirs.state_dict()))
     return ours.eval(), theirs.eval(), Ctc().eval()
 

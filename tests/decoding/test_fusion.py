@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speechattn import Transcriber
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import ContextGraph, CtcBeamSearch, CtcGreedySearch, JointSearch
 from speechattn.decoding.fusion import Fusion, read_fusion, read_hot_words
@@ -40,7 +40,7 @@ ngram 2=1
 
 def evidence() -> list[ModelOutput]:
     torch.manual_seed(0)
-    decoder = TransformerDecoder(V, D, 16, 2, 32, 1).eval()
+    decoder = TransformerDecoder(V, D, 16, 2, linear_units=32, num_blocks=1).eval()
     hidden = torch.randn(3, 12, D)
     log_probs = (2 * torch.randn(3, 12, V)).log_softmax(-1)
     return [ModelOutput(hidden, LENGTHS, log_probs, decoder)]

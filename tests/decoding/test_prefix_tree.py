@@ -37,7 +37,9 @@ def alone(half, sequence: list[int], memory: torch.Tensor) -> float:
 def test_scores_are_those_of_each_sequence_alone(logits, monkeypatch):
     monkeypatch.setattr(prefix_tree, "MAX_LOGITS", logits)
     torch.manual_seed(0)
-    decoder = BidirectionalDecoder(EOS + 1, 12, 16, 4, 32, 2, 1).eval()
+    decoder = BidirectionalDecoder(
+        EOS + 1, 12, 16, 4, linear_units=32, num_blocks=2, reverse_blocks=1
+    ).eval()
     memory, lengths = torch.randn(3, 7, 12), torch.tensor([7, 3, 5])
     for predict, half in (
         (decoder.predict_tree, decoder.left),
@@ -52,7 +54,9 @@ def test_scores_are_those_of_each_sequence_alone(logits, monkeypatch):
 @torch.inference_mode()
 def test_sequences_longer_than_the_table_of_positions():
     torch.manual_seed(0)
-    decoder = BidirectionalDecoder(EOS + 1, 12, 16, 4, 32, 1, 1).eval()
+    decoder = BidirectionalDecoder(
+        EOS + 1, 12, 16, 4, linear_units=32, num_blocks=1, reverse_blocks=1
+    ).eval()
     memory = torch.randn(1, 7, 12)
     long = [1 + i % 7 for i in range(300)]
     found = tree_scores(decoder.predict_tree, [[long]], memory, torch.tensor([7]), EOS + 1)

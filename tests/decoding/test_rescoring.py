@@ -33,11 +33,13 @@ class Model(nn.Module):
         self.head = nn.Linear(D, V)
         self.decoder = None
         if decoder == "both":
-            self.decoder = BidirectionalDecoder(V, D, 16, 2, 32, 1, 2)
+            self.decoder = BidirectionalDecoder(
+                V, D, 16, 2, linear_units=32, num_blocks=1, reverse_blocks=2
+            )
             nn.init.normal_(self.decoder.left.output.weight, std=0.4)
             nn.init.normal_(self.decoder.right.output.weight, std=0.4)
         elif decoder == "left":
-            self.decoder = TransformerDecoder(V, D, 16, 2, 32, 1)
+            self.decoder = TransformerDecoder(V, D, 16, 2, linear_units=32, num_blocks=1)
 
     def outputs(self, hidden, lengths):
         log_probs = (4 * self.head(hidden)).log_softmax(-1)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from speechattn import Transcriber
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import CtcGreedySearch, CtcRescoringSearch, JointSearch
 from speechattn.deploy.export import EncoderGraph, export_dir, export_onnx, write
 from speechattn.deploy.exported import OnnxModel, is_exported, load_exported, open_session

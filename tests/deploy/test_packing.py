@@ -40,7 +40,7 @@ def test_a_layer(shape, bias, activation):
 @torch.inference_mode()
 def test_encoders(kind):
     torch.manual_seed(0)
-    encoder = kind(80, 64, 4, 128, num_blocks=2).eval()
+    encoder = kind(80, 64, 4, linear_units=128, num_blocks=2).eval()
     packed = pack(copy.deepcopy(encoder))
     layers = [type(m) for m in packed.modules()]
     assert layers.count(PackedLinear) > 10 and not packed.training
@@ -54,7 +54,7 @@ def test_encoders(kind):
 @torch.inference_mode()
 def test_a_search():
     torch.manual_seed(0)
-    decoder = TransformerDecoder(120, 64, 64, 4, 128, 2).eval()
+    decoder = TransformerDecoder(120, 64, 64, 4, linear_units=128, num_blocks=2).eval()
     hidden, lengths = torch.randn(2, 20, 64), torch.tensor([20, 13])
     log_probs = (3 * torch.randn(2, 20, 120)).log_softmax(-1)
     packed = pack(copy.deepcopy(decoder))
@@ -72,7 +72,9 @@ def test_a_search():
 @torch.inference_mode()
 def test_copies(activation):
     torch.manual_seed(0)
-    encoder = ConformerEncoder(80, 64, 4, 128, num_blocks=1, activation=activation).eval()
+    encoder = ConformerEncoder(
+        80, 64, 4, linear_units=128, num_blocks=1, activation=activation
+    ).eval()
     x, lengths = torch.randn(2, 60, 80), torch.tensor([60, 41])
     packed = pack(encoder)
     for again in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):

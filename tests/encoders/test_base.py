@@ -164,7 +164,7 @@ def test_short_and_empty_items(cls, subsampling):
         y, y_lengths = encoder.train(mode)(x, lengths)
         y.sum().backward()
         assert torch.isfinite(y).all() and y.shape[1] >= 1
-        assert y_lengths.tolist() == ([2, 0] if encoder.subsampling == 1 else [0, 0])
+        assert y_lengths.tolist() == ([2, 0] if encoder.subsampling_factor == 1 else [0, 0])
     assert all(torch.isfinite(p.grad).all() for p in encoder.parameters())
 
 
@@ -204,7 +204,7 @@ def test_layer_drop(cls):
 @pytest.mark.parametrize("cls", ENCODERS)
 def test_attributes(cls):
     encoder, _ = build(cls, "conv2d6")
-    assert (encoder.output_size, encoder.subsampling) == (24, 6)
+    assert (encoder.output_size, encoder.subsampling_factor) == (24, 6)
 
 
 @pytest.mark.parametrize("cls", ENCODERS)
@@ -232,16 +232,26 @@ def test_round_trip_through_state_dict(cls):
 
 
 @pytest.mark.parametrize(
-    ("cls", "options", "millions"),
+    ("cls", "shape", "millions"),
     [
-        (ConformerEncoder, (80, 96, 4, 384, 4, "linear"), (0.9, 1.6)),
-        (ConformerEncoder, (512, 768, 12, 3072, 12, "linear"), (150, 250)),
-        (EBranchformerEncoder, (80, 96, 4, 256, 256, 4, "linear"), (0.7, 1.5)),
-        (BranchformerEncoder, (80, 256, 4, 2048, 24, "conv2d4"), (30, 36)),
-        (EBranchformerEncoder, (512, 768, 12, 3072, 3072, 12, "linear"), (180, 280)),
+        (ConformerEncoder, (80, 96, 4, 4, "linear", {"linear_units": 384}), (0.9, 1.6)),
+        (ConformerEncoder, (512, 768, 12, 12, "linear", {"linear_units": 3072}), (150, 250)),
+        (
+            EBranchformerEncoder,
+            (80, 96, 4, 4, "linear", {"linear_units": 256, "cgmlp_units": 256}),
+            (0.7, 1.5),
+        ),
+        (BranchformerEncoder, (80, 256, 4, 24, "conv2d4", {}), (30, 36)),
+        (
+            EBranchformerEncoder,
+            (512, 768, 12, 12, "linear", {"linear_units": 3072, "cgmlp_units": 3072}),
+            (180, 280),
+        ),
     ],
 )
-def test_sizes(cls, options, millions):
+def test_sizes(cls, shape, millions):
+    *sizes, blocks, subsampling, options = shape
+    options = {"num_blocks": blocks, "subsampling": subsampling, **options}
     with torch.device("meta"):
-        count = sum(p.numel() for p in cls(*options).parameters()) / 1e6
+        count = sum(p.numel() for p in cls(*sizes, **options).parameters()) / 1e6
     assert millions[0] < count < millions[1]

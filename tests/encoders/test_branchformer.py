@@ -1,6 +1,9 @@
+from functools import partial
+
 import pytest
 import torch
 
+from speechattn.attention import RelativeSelfAttention
 from speechattn.attention.positions import relative_positions
 from speechattn.encoders.branchformer import (
     BranchformerBlock,
@@ -12,10 +15,15 @@ from speechattn.masks import Chunks
 LENGTHS = [11, 4, 1, 8]
 
 
+def block(**options):
+    attention = partial(RelativeSelfAttention, 8, 2, 0.0)
+    return BranchformerBlock(8, attention, cgmlp_units=12, cgmlp_kernel=5, **options)
+
+
 @pytest.mark.parametrize("method", ["concat", "learned_ave", "fixed_ave"])
 def test_batch_gives_what_items_give(method):
     torch.manual_seed(0)
-    module = BranchformerBlock(8, 2, 12, 5, merge_method=method, cgmlp_weight=0.3).eval()
+    module = block(merge_method=method, cgmlp_weight=0.3).eval()
     for parameter in module.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     x = torch.randn(4, 13, 8) * 3
@@ -67,13 +75,13 @@ def test_learned_average_of_an_empty_item_is_finite():
 
 
 def test_dropped_attention_is_not_computed():
-    block = BranchformerBlock(8, 2, 12, 5, 0.0, merge_method="learned_ave", attention_drop=1.0)
+    module = block(dropout=0.0, merge_method="learned_ave", attention_drop=1.0)
     x = torch.randn(2, 6, 8)
-    block(x, torch.tensor([6, 4]), relative_positions(6, 8)).sum().backward()
-    assert block.attention.query.weight.grad is None
-    assert block.cgmlp.expand.weight.grad is not None
-    block.eval()(x, torch.tensor([6, 4]), relative_positions(6, 8)).sum().backward()
-    assert block.attention.query.weight.grad is not None
+    module(x, torch.tensor([6, 4]), relative_positions(6, 8)).sum().backward()
+    assert module.attention.query.weight.grad is None
+    assert module.cgmlp.expand.weight.grad is not None
+    module.eval()(x, torch.tensor([6, 4]), relative_positions(6, 8)).sum().backward()
+    assert module.attention.query.weight.grad is not None
 
 
 def test_options_reach_the_blocks():
@@ -109,7 +117,7 @@ def test_options_reach_the_blocks():
     [
         ({"merge_method": "sum"}, "concat"),
         ({"cgmlp_weight": 1.5}, "0 to 1"),
-        ({"attention_drop": [0.1]}, "attention_drop: 1 numbers for 12 layers"),
+        ({"attention_drop": [0.1]}, "attention_drop: 1 entries for 12 layers"),
     ],
 )
 def test_errors_say_what_to_do(options, message):

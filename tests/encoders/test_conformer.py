@@ -1,16 +1,20 @@
+from functools import partial
+
 import pytest
 import torch
 
+from speechattn.attention import RelativeSelfAttention
 from speechattn.attention.positions import relative_positions
 from speechattn.encoders.conformer import ConformerBlock, ConformerEncoder
 
 LENGTHS = [11, 4, 1, 8]
+attention = partial(RelativeSelfAttention, 8, 2, 0.0)
 
 
 @pytest.mark.parametrize("macaron", [True, False])
 def test_batch_gives_what_items_give(macaron):
     torch.manual_seed(0)
-    module = ConformerBlock(8, 2, 16, 5, macaron).eval()
+    module = ConformerBlock(8, 16, 5, attention, macaron=macaron).eval()
     for parameter in module.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     x = torch.randn(4, 13, 8) * 3

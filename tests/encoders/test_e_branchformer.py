@@ -1,17 +1,23 @@
+from functools import partial
+
 import pytest
 import torch
 
+from speechattn.attention import RelativeSelfAttention
 from speechattn.attention.positions import relative_positions
 from speechattn.encoders.e_branchformer import EBranchformerBlock, EBranchformerEncoder
 
 LENGTHS = [11, 4, 1, 8]
+attention = partial(RelativeSelfAttention, 8, 2, 0.0)
 
 
 @pytest.mark.parametrize("units", [16, 0])
 @pytest.mark.parametrize("macaron", [True, False])
 def test_batch_gives_what_items_give(macaron, units):
     torch.manual_seed(0)
-    module = EBranchformerBlock(8, 2, units, 12, 5, 3, macaron).eval()
+    module = EBranchformerBlock(
+        8, attention, units=units, cgmlp_units=12, cgmlp_kernel=5, merge_kernel=3, macaron=macaron
+    ).eval()
     for parameter in module.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     x = torch.randn(4, 13, 8) * 3

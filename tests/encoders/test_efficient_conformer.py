@@ -179,13 +179,13 @@ def test_lengths(options):
             n = -(-n // stride)
         assert n == m
     assert y.shape == (50, int(y_lengths.max()), 12)
-    assert encoder.subsampling == torch.tensor(strides).prod()
+    assert encoder.subsampling_factor == torch.tensor(strides).prod()
 
 
 def test_is_an_encoder():
     encoder = build().eval()
     assert isinstance(encoder, Encoder)
-    assert (encoder.input_size, encoder.output_size, encoder.subsampling) == (11, 12, 8)
+    assert (encoder.input_size, encoder.output_size, encoder.subsampling_factor) == (11, 12, 8)
     x, lengths = batch()
     whole = encoder.encode(x, lengths)
     assert torch.equal(whole.hidden, encoder(x, lengths)[0]) and whole.intermediate == {}

@@ -16,7 +16,7 @@ from speechattn.encoders import (
     EBranchformerEncoder,
     Encoder,
 )
-from speechattn.encoders.base import Block
+from speechattn.encoders.stacked import Block
 from speechattn.masks import Chunks
 
 ENCODERS = pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_self_conditioning(cls):
         ({"intermediate": [3]}, "from 1 to 2"),
         ({"intermediate": [0]}, "from 1 to 2"),
         ({"self_conditioning": 5}, "intermediate"),
-        ({"stochastic_depth": [0.1]}, "stochastic_depth: 1 numbers for 3 layers"),
+        ({"stochastic_depth": [0.1]}, "stochastic_depth: 1 entries for 3 layers"),
         ({"stochastic_depth": 1.5}, "from 0 to 1"),
-        ({"attention": [SoftmaxSelfAttention]}, "attention: 1 mechanisms for 3 layers"),
+        ({"attention": [SoftmaxSelfAttention]}, "attention: 1 entries for 3 layers"),
         ({"chunk_size": -1}, "at least 1"),
         ({"left_context": -2, "dynamic_chunk": True}, "left is -1"),
         ({"layer_drop": 10}, "layer_drop is from 0 to 1"),
@@ -103,7 +103,7 @@ def test_attention_drop_is_a_chance():
 class Shift(Block):
     """Adds one."""
 
-    def run(self, x, reader, scale):
+    def run(self, x, context, scale):
         return x + scale
 
 
@@ -217,6 +217,12 @@ def test_yaml_names_mechanisms_and_their_options():
         parser.parse_object({"encoder": {"class_path": "ConformerEncoder", "init_args": options}})
 
 
+@ENCODERS
+def test_what_follows_the_heads_is_named(cls):
+    with pytest.raises(TypeError, match="positional"):
+        cls(6, 8, 2, 20)
+
+
 # What models trained before these options bear; a new name here would orphan them.
 _ATTENTION = "query key value output".split()
 _BLOCK = {
@@ -263,9 +269,17 @@ _E_BRANCHFORMER = {
 }
 
 
+_BRANCHFORMER = {name for name in _BLOCK | _E_BRANCHFORMER if "macaron" not in name}
+_BRANCHFORMER = {n for n in _BRANCHFORMER if not n.startswith(("feed_forward", "merge_depthwise"))}
+
+
 @pytest.mark.parametrize(
     ("cls", "block"),
-    [(ConformerEncoder, _BLOCK | _CONFORMER), (EBranchformerEncoder, _BLOCK | _E_BRANCHFORMER)],
+    [
+        (ConformerEncoder, _BLOCK | _CONFORMER),
+        (EBranchformerEncoder, _BLOCK | _E_BRANCHFORMER),
+        (BranchformerEncoder, _BRANCHFORMER),
+    ],
 )
 def test_old_models_still_load(cls, block):
     encoder = cls(20, 8, 2, num_blocks=2, subsampling="conv2d4")

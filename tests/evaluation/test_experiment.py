@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.errors import SpeechattnError
 from speechattn.evaluation.experiment import (
     read_details,

@@ -83,6 +83,11 @@ def filter_plane(planes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return found
 
 
+def normalised(score: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
+    score = (score - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    return score * norm.weight + norm.bias
+
+
 def test_cbam(x):
     module = seeded(ConvolutionalBlockAttention(C))
     found = module(x)
@@ -93,9 +98,9 @@ def test_cbam(x):
             hidden = (down.weight @ pooled + down.bias).clamp(min=0)
             total = total + up.weight @ hidden + up.bias
         y = x[n] * total.sigmoid()[:, None, None]
-        planes = torch.stack([y.mean(0), y.max(0).values])
-        gate = filter_plane(planes, module.spatial.weight[0]).sigmoid()
-        torch.testing.assert_close(found[n], y * gate)
+        planes = torch.stack([y.max(0).values, y.mean(0)])
+        gate = normalised(filter_plane(planes, module.spatial.conv.weight[0]), module.spatial.norm)
+        torch.testing.assert_close(found[n], y * gate.sigmoid())
 
 
 def test_triplet(x):
@@ -108,13 +113,26 @@ def test_triplet(x):
         for gate, there in zip(module.gates, ((1, 0, 2), (2, 0, 1), (0, 1, 2)), strict=True):
             y = x[n].permute(there)
             planes = torch.stack([y.max(0).values, y.mean(0)])
-            score = filter_plane(planes, gate.conv.weight[0])
-            norm = gate.norm
-            score = (score - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
-            y = y * (score * norm.weight + norm.bias).sigmoid()
+            score = normalised(filter_plane(planes, gate.conv.weight[0]), gate.norm)
+            y = y * score.sigmoid()
             back = [there.index(axis) for axis in range(3)]
             expected += y.permute(back) / 3
         torch.testing.assert_close(found[n], expected)
+
+
+@pytest.mark.parametrize("name", ["cbam", "triplet"])
+def test_a_training_step_moves_the_statistics_of_gates_by_a_hundredth(name, x):
+    """As in the authors' code, where every norm behind a 7x7 filter has a momentum of 0.01."""
+    module = seeded(make_attention(name, C)).train()
+    gate = module.spatial if name == "cbam" else module.gates[2]  # over pixels
+    scores, before = [], {key: value.clone() for key, value in gate.norm.state_dict().items()}
+    gate.conv.register_forward_hook(lambda m, args, y: scores.append(y))
+    module(x)
+    (score,) = scores
+    mean, var = score.mean(), score.var(unbiased=True)
+    norm = gate.norm
+    torch.testing.assert_close(norm.running_mean[0], 0.99 * before["running_mean"][0] + 0.01 * mean)
+    torch.testing.assert_close(norm.running_var[0], 0.99 * before["running_var"][0] + 0.01 * var)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -11,7 +11,7 @@ AUDIO, VIDEO = torch.tensor([7, 0, 3, 5, 1]), torch.tensor([6, 4, 3, 8, 1])
 
 def small(stream_dropout: float = 0.0) -> MLPFusion:
     torch.manual_seed(0)
-    model = MLPFusion(3, 5, 16, 4, stream_dropout)
+    model = MLPFusion(3, 5, 16, 4, stream_dropout=stream_dropout)
     nn.init.normal_(model.norm.running_mean)
     nn.init.uniform_(model.norm.running_var, 0.5, 2.0)
     return model.eval()

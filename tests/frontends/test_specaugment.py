@@ -39,7 +39,7 @@ def spans(sizes, widest, count, generator):
 @pytest.mark.parametrize("fill", ["zero", "mean"])
 @pytest.mark.parametrize("time_masks, freq_masks", [(2, 2), (5, 0), (0, 3), (0, 0)])
 def test_is_the_loop(fill, time_masks, freq_masks):
-    module = SpecAugment(freq_masks, 6, time_masks, 12, 0.5, fill=fill)
+    module = SpecAugment(freq_masks, 6, time_masks, 12, time_ratio=0.5, fill=fill)
     for seed in range(20):
         x = batch(seed=seed)
         y = module(x, LENGTHS, torch.Generator().manual_seed(seed))
@@ -75,7 +75,7 @@ def test_padding_is_neither_read_nor_written(warp):
 
 
 def test_masks_reach_every_place():
-    module = SpecAugment(1, 5, 1, 10, 1.0, fill="zero")
+    module = SpecAugment(1, 5, 1, 10, time_ratio=1.0, fill="zero")
     x = torch.ones(200, 30, 12)
     lengths = torch.arange(200) % 21 + 10
     y = module(x, lengths, torch.Generator().manual_seed(0))
@@ -162,7 +162,7 @@ def test_built_from_yaml():
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--augment", type=SpecAugment | None)
     config = {
-        "class_path": "speechattn.data.augment.SpecAugment",
+        "class_path": "speechattn.frontends.SpecAugment",
         "init_args": {"time_masks": 7, "fill": "zero"},
     }
     module = parser.instantiate(parser.parse_object({"augment": config})).augment

@@ -5,7 +5,7 @@ import torch
 import yaml
 from torch.testing import assert_close
 
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.decoding.fusion import read_fusion
 from speechattn.errors import ConfigError
 from speechattn.importing import import_checkpoint

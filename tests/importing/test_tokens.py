@@ -5,7 +5,7 @@ import io
 import pytest
 import sentencepiece
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer, read_units, with_ends
+from speechattn.data.tokenizers import Tokenizer, read_units, with_ends
 from speechattn.errors import ConfigError
 from speechattn.importing.tokens import make_tokenizer, with_pieces
 from speechattn.units import UNK_MARK

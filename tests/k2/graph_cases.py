@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding.fst.build import build_graph
 from speechattn.decoding.fst.graph import Graph
 from speechattn.decoding.fst.lexicon import Lexicon

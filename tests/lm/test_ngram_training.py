@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.errors import ConfigError
 from speechattn.lm.ngram import NgramLm
 from speechattn.lm.ngram_training import discounts, train_ngram

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.errors import ConfigError
 from speechattn.lm.texts import TokenLines, hold_out, read_texts
 

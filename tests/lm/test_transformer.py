@@ -144,9 +144,9 @@ def test_sequence_scores(monkeypatch):
 def test_internal_lm_is_the_decoder_over_a_memory_of_zeros(both_ways):
     torch.manual_seed(0)
     decoder = (
-        BidirectionalDecoder(V, 10, D, 4, 32, 2, 1)
+        BidirectionalDecoder(V, 10, D, 4, linear_units=32, num_blocks=2, reverse_blocks=1)
         if both_ways
-        else TransformerDecoder(V, 10, D, 4, 32, 2)
+        else TransformerDecoder(V, 10, D, 4, linear_units=32, num_blocks=2)
     ).eval()
     scorer = InternalLmScorer(decoder, 3)
     state = scorer.start()

@@ -94,11 +94,13 @@ def their_decoder(blocks: int):
 def our_model(kind: str, layers: list[int], conditioning: bool, decoder) -> SpeechModel:
     common = dict(dropout=0.0, intermediate=layers, self_conditioning=V if conditioning else 0)
     if kind == "conformer":
-        encoder = ConformerEncoder(F, D, HEADS, UNITS, BLOCKS, "conv2d4", conv_kernel=7, **common)
+        encoder = ConformerEncoder(
+            F, D, HEADS, linear_units=UNITS, num_blocks=BLOCKS, conv_kernel=7, **common
+        )
     else:
         encoder = EBranchformerEncoder(
-            F, D, HEADS, UNITS, 64, BLOCKS, "conv2d4", cgmlp_kernel=7, merge_kernel=5,
-            macaron=True, **common,
+            F, D, HEADS, linear_units=UNITS, cgmlp_units=64, num_blocks=BLOCKS, cgmlp_kernel=7,
+            merge_kernel=5, **common,
         )  # fmt: skip
     return SpeechModel(V, Stream(Given(), encoder), decoder=decoder, ctc_dropout=0.0)
 
@@ -156,7 +158,12 @@ def quiet(caplog):
 def test_loss_and_gradients(kind, layers, conditioning, weight, per_token, mode):
     torch.manual_seed(0)
     theirs = their_model(kind, layers, conditioning, per_token, weight)
-    ours = our_model(kind, layers, conditioning, TransformerDecoder(V, D, D, HEADS, UNITS, 2, 0.0))
+    ours = our_model(
+        kind,
+        layers,
+        conditioning,
+        TransformerDecoder(V, D, D, HEADS, linear_units=UNITS, num_blocks=2, dropout=0.0),
+    )
     ours.load_state_dict(in_ours(theirs, theirs.state_dict()))
     # ESPnet counts padding in the batch statistics, so items of one length where they matter.
     batch = make_batch("ragged" if mode == "eval" else "even")
@@ -188,7 +195,12 @@ def test_right_to_left(per_token):
     theirs = their_model("conformer", [], False, per_token, 0.0)
     right = their_decoder(1).eval()
     ours = our_model(
-        "conformer", [], False, BidirectionalDecoder(V, D, D, HEADS, UNITS, 2, 1, dropout=0.0)
+        "conformer",
+        [],
+        False,
+        BidirectionalDecoder(
+            V, D, D, HEADS, linear_units=UNITS, num_blocks=2, reverse_blocks=1, dropout=0.0
+        ),
     )
 
     def both(tensors, right_tensors):

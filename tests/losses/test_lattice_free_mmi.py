@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speechattn.cli import main
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.decoding.fst.graph import Graph
 from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss, LatticeFreeMmi

@@ -99,7 +99,11 @@ def test_what_stands_beyond_an_item_changes_nothing():
 
 def test_a_decoder_in_training_searches_without_dropout_and_goes_on_with_it():
     hidden, log_probs = inputs()
-    decoder = TransformerDecoder(VOCAB, WIDTH, WIDTH, 2, 16, 1, dropout=0.5).double().train()
+    decoder = (
+        TransformerDecoder(VOCAB, WIDTH, WIDTH, 2, linear_units=16, num_blocks=1, dropout=0.5)
+        .double()
+        .train()
+    )
     loss = MwerLoss(nbest=3)
     first, second = (loss.search(hidden, LENGTHS, log_probs, decoder) for _ in range(2))
     assert first == second

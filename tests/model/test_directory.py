@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.errors import ConfigError
 from speechattn.model.directory import (
     build_model,
@@ -74,7 +74,7 @@ def test_saving_again_replaces(folder, tiny_model):
     changed = {k: v + 1 if v.is_floating_point() else v for k, v in model.state_dict().items()}
     save_model_dir(path, {"model": tiny_model("av")}, changed, TOKENIZER, {})
     assert torch.equal(load_model(path).ctc.bias, model.ctc.bias + 1)
-    assert not list(path.glob("*.part"))
+    assert not list(path.glob(".part*"))
 
 
 def test_the_vocabulary_comes_from_the_tokenizer(tiny_model):

@@ -161,7 +161,7 @@ def test_searches_that_need_one_model(saved):
 
 
 def test_units_and_mouths_agree(folders, tiny_model, tmp_path):
-    from speechattn.data.tokenizers.tokenizer import CharTokenizer
+    from speechattn.data.tokenizers import CharTokenizer
     from speechattn.model.directory import save_model_dir
 
     tokenizer = CharTokenizer.train(["xyz"])

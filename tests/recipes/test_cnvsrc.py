@@ -167,7 +167,7 @@ def recipe(corpus: Path, folder: Path) -> list[str]:
         "--data-dir", corpus, "--track", "single", "--exp", folder / "exp",
         "--config", MINI / "conformer.yaml", "--scales", "96 64",
         "--roi-config", MINI / "roi.yaml", "--curriculum", curriculum,
-        "--set", "decode.beam_size=2",
+        "--set", "search.beam_size=2",
         "--set", "model.video.frontend.init_args.channels=[8,8,8,96]",
     ]  # fmt: skip
     return [str(RECIPE / "run.sh"), *map(str, arguments)]

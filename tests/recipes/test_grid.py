@@ -11,7 +11,7 @@ import pytest
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "grid"
 TINY = [
     "--set", "training.max_epochs=2", "--set", "training.keep=2", "--set", "data.num_workers=0",
-    "--set", "decode.beam_size=2", "--token-kind", "char",
+    "--set", "search.beam_size=2", "--token-kind", "char",
 ]  # fmt: skip
 
 

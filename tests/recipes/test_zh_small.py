@@ -14,7 +14,7 @@ RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "zh_small"
 SENTENCES = ["设定三十度", "三十二度", "想听歌曲", "听三十二歌", "设定歌曲", "想听度"]
 TINY = [
     "--set", "training.max_epochs=2", "--set", "training.keep=2", "--set", "data.num_workers=0",
-    "--set", "data.audio_transforms=[]", "--set", "decode.beam_size=2",
+    "--set", "data.audio_transforms=[]", "--set", "search.beam_size=2",
     "--set", "model.audio.encoder.init_args.num_blocks=1", "--weights", "0.3 0.5",
 ]  # fmt: skip
 

@@ -107,7 +107,7 @@ def test_lists_json_text_sound_and_video_agree(corpus):
             seconds += held_out[video.stem]["duration"]
     assert found == 16 and summary.clips == summary.written == 16 + len(DAMAGE)
     assert summary.seconds == pytest.approx(seconds)
-    assert not list(folder.rglob("*partial*"))
+    assert not list(folder.rglob(".part*"))
     assert json.loads((folder / "synthetic.json").read_text("utf-8"))["synthetic"] is True
 
 
@@ -168,7 +168,7 @@ def test_what_is_missing_is_made_again(corpus, tmp_path):
     shutil.copytree(folder, other)
     whole = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     victim = next((other / "cnvsrc-multi/eval/video").iterdir())
-    victim.rename(victim.with_name(f".{victim.name}.partial1"))  # as a killed run leaves it
+    victim.rename(victim.with_name(f".part1.{victim.name}"))  # as a killed run leaves it
     (other / "damaged.tsv").unlink()
     again = synth_cnvsrc(other, workers=1, **OPTIONS)
     assert again.written == 1 and again.seconds == summary.seconds
@@ -190,11 +190,11 @@ def test_two_processes_write_the_same_bytes_and_an_interrupted_run_goes_on(corpu
     script.write_text(command, encoding="utf-8")
     process = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
     deadline = time.monotonic() + 60
-    while len(list(other.rglob("*.mp4"))) < 4 and time.monotonic() < deadline:
+    while len(list(other.rglob("[!.]*.mp4"))) < 4 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    there = len(list(other.rglob("*.mp4")))
+    there = len(list(other.rglob("[!.]*.mp4")))
     assert 4 <= there < 28 and not (other / "damaged.tsv").exists()
     again = synth_cnvsrc(other, workers=1, **OPTIONS)
     assert again.written <= summary.clips - there and again.seconds == summary.seconds

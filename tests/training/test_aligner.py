@@ -1,6 +1,7 @@
 """Word times from a model of short reach: tones of known times."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,10 @@ import soundfile
 import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.errors import ConfigError
 from speechattn.masks import padding_mask
-from speechattn.training.aligner import Aligner, AlignerOptions, align
+from speechattn.training.aligner import Aligner, AlignerOptions, AlignerTask, align
 
 HERTZ = {"a": 300, "b": 700, "c": 1500, "d": 3000}
 
@@ -66,6 +67,28 @@ def test_tones(corpus, tmp_path, caplog):
     again = align(written[0], [], tokenizer, tmp_path / "again", AlignerOptions(epochs=0))
     for a, b in zip(CutSet.from_file(again[0]), CutSet.from_file(written[0]), strict=True):
         assert a.supervisions[0].alignment == b.supervisions[0].alignment
+
+
+def test_a_stopped_training_goes_on(corpus, tmp_path, monkeypatch):
+    cuts = corpus[0] / "cuts_test.jsonl.gz"
+    tokenizer = CharTokenizer.train(["a b c d"])
+    options = AlignerOptions(epochs=3, width=16, batch_seconds=10.0, num_workers=0)
+    epochs, end = [], AlignerTask.on_train_epoch_end
+
+    def stop(self):
+        epochs.append(self.current_epoch)
+        if len(epochs) == 2:
+            raise RuntimeError("stopped")
+        end(self)
+
+    monkeypatch.setattr(AlignerTask, "on_train_epoch_end", stop)
+    with pytest.raises(RuntimeError, match="stopped"):
+        align(cuts, [], tokenizer, tmp_path, options)
+    with pytest.raises(ConfigError, match="another `aligner`"):
+        align(cuts, [], tokenizer, tmp_path, replace(options, width=8))
+    align(cuts, [], tokenizer, tmp_path, options)
+    assert epochs == [0, 1, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == [cuts.name]
 
 
 def test_items_do_not_see_each_other():

@@ -10,7 +10,7 @@ import torch
 from speechattn.data.batches.dataset import SpeechDataset
 from speechattn.data.batches.loader import EpochLoader
 from speechattn.data.batches.sampler import PaddedFrameBatches
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.model.directory import load_model
 from speechattn.training import average
 from speechattn.training.checkpoints import WholeFiles

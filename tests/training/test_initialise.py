@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from speechattn.data.tokenizers.tokenizer import CharTokenizer, Tokenizer
+from speechattn.data.tokenizers import CharTokenizer, Tokenizer
 from speechattn.errors import ConfigError
 from speechattn.model.directory import build_model, save_model_dir
 from speechattn.training import train

@@ -5,8 +5,9 @@ import pytest
 import torch
 from kaldialign import edit_distance
 
-from speechattn.data.batches.datamodule import DataOptions, SpeechData
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.batches import DataOptions
+from speechattn.data.batches.datamodule import SpeechData
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding.ctc import ctc_greedy
 from speechattn.errors import ConfigError
 from speechattn.losses import JointLoss
@@ -32,8 +33,8 @@ def data(tiny_corpus):
         folder / "cuts_train.jsonl.gz",
         folder / "cuts_train.jsonl.gz",
         Tokenizer.load(folder / "tokens"),
-        ("audio", "video"),
-        folder / "crops",
+        modalities=("audio", "video"),
+        crops=folder / "crops",
         crop_size=16,
     )
 

@@ -46,7 +46,7 @@ def make_batch():
 class Window(Encoder):
     """Frames of 40 ms that see three to either side: it can tell where a tone begins."""
 
-    input_size, output_size, subsampling = 20, 32, 4
+    input_size, output_size, subsampling_factor = 20, 32, 4
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ class Window(Encoder):
 def make_model(simple, reducer):
     torch.manual_seed(0)
     stream = Stream(LogMelFbank(num_bins=20), Window())
-    head = Transducer(StatelessPredictor(VOCAB, 16), 32, 32, VOCAB, simple)
+    head = Transducer(StatelessPredictor(VOCAB, 16), 32, 32, VOCAB, simple=simple)
     reducer = FrameReducer(0.9, warmup=20) if reducer else None
     return SpeechModel(VOCAB, stream, ctc_dropout=0.0, transducer=head, frame_reducer=reducer)
 

@@ -20,7 +20,7 @@ from speechattn.data.crops.roi import Face, MouthCropper, RoiItem, RoiOptions, e
 from speechattn.data.crops.store import CropStore
 from speechattn.data.long_form import LongFormOptions
 from speechattn.data.media import read_audio
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.decoding import CtcGreedySearch, Hypothesis, JointSearch
 from speechattn.deploy import packing
 from speechattn.errors import ConfigError, MediaError, NoFaceError
@@ -302,7 +302,7 @@ def compare(transcriber: Transcriber, corpus: Path, folder: Path, detector) -> N
     if "video" in modalities:
         items = [RoiItem(cut.id, cut.custom["video"]) for cut in cuts]
         options = recogniser.reader.cropper.options
-        extract(items, folder / "crops", options, 0, detector, progress=False)
+        extract(items, folder / "crops", options, 0, detector=detector, progress=False)
         store = CropStore(folder / "crops")
     dataset = SpeechDataset(
         read_cuts(cuts_path, modalities, store),

@@ -10,6 +10,7 @@ import torch
 from speechattn.data.augment.base import ClipTransform, clip_generator
 from speechattn.data.augment.speed import SpeedPerturb, speed_video
 from speechattn.data.augment.video import RandomCrop
+from speechattn.files import replacing
 
 _LABEL = 150  # pixels left of each row
 
@@ -18,6 +19,7 @@ def write_augment_sheet(
     clip: np.ndarray,
     transforms: Sequence[ClipTransform],
     path: str | Path,
+    *,
     draws: int = 3,
     columns: int = 12,
     seed: int = 0,
@@ -36,7 +38,7 @@ def write_augment_sheet(
     """
     step = max(1, len(clip) // columns)
     longest = columns + 2  # for what is slower
-    rows = [_row("as stored", f"{len(clip)} frames", clip[::step][:longest], clip, longest)]
+    rows = [_row("as stored", f"{len(clip)} frames", clip[::step][:longest], clip, longest=longest)]
 
     def together(x: np.ndarray, generator: torch.Generator) -> np.ndarray:
         for transform in transforms:
@@ -55,12 +57,9 @@ def write_augment_sheet(
             if changed.tobytes() not in seen:
                 seen.add(changed.tobytes())
                 label = f"{len(changed)} frames, draw {draw}"
-                rows.append(_row(name, label, changed[::step][:longest], clip, longest))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial.png")
-    cv2.imwrite(str(partial), np.concatenate(rows))
-    partial.replace(path)
+                rows.append(_row(name, label, changed[::step][:longest], clip, longest=longest))
+    with replacing(path) as part:
+        cv2.imwrite(str(part), np.concatenate(rows))
 
 
 def _applied(transform: ClipTransform, clip: np.ndarray, generator: torch.Generator) -> np.ndarray:
@@ -71,8 +70,10 @@ def _applied(transform: ClipTransform, clip: np.ndarray, generator: torch.Genera
     return transform(clip, generator)
 
 
-def _row(name: str, note: str, pictures: np.ndarray, clip: np.ndarray, longest: int) -> np.ndarray:
-    """A label and pictures, each in the middle of a field of the clip's own size."""
+def _row(
+    name: str, note: str, pictures: np.ndarray, clip: np.ndarray, *, longest: int
+) -> np.ndarray:
+    """Draw a label and pictures, each in the middle of a field of the clip's own size."""
     height, width = clip.shape[1:]
     row = np.full((height + 2, _LABEL + longest * (width + 2)), 255, dtype=np.uint8)
     for i, line in enumerate((name, note)):

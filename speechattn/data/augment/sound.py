@@ -28,7 +28,7 @@ class AddNoise(ClipTransform):
         p: probability.
         babble: number of excerpts added up.
         part: only this stretch of the noise is used, from one share of its length to another, so
-            that training and testing can hear different parts.
+            that training and testing can take different parts.
         sample_rate: of the clips and of the noise read, Hz.
     """
 
@@ -37,6 +37,7 @@ class AddNoise(ClipTransform):
         noise: str | Path | Sequence[str] | Sequence[Path] | np.ndarray | Tensor | None = None,
         snr_db: tuple[float, float] = (-5.0, 20.0),
         p: float = 0.5,
+        *,
         babble: int = 1,
         part: tuple[float, float] = (0.0, 1.0),
         sample_rate: int = 16000,
@@ -46,11 +47,8 @@ class AddNoise(ClipTransform):
         if snr_db[0] > snr_db[1] or babble < 1:
             raise ValueError(f"snr_db {snr_db} must rise, babble {babble} be 1 or more")
         self.noise = [noise] if isinstance(noise, str | Path) else noise
-        self.snr_db = snr_db
-        self.p = p
-        self.babble = babble
-        self.part = part
-        self.sample_rate = sample_rate
+        self.snr_db, self.p, self.babble = snr_db, p, babble
+        self.part, self.sample_rate = part, sample_rate
 
     def mixing(self, noise: str | Path) -> "AddNoise":
         """Return the same with another file."""

@@ -1,11 +1,10 @@
 """Speed perturbation, of sound and of lips alike."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
-from lhotse.augmentation.resample import Resample
 from torch import Tensor
 
 from speechattn.data.augment.base import Array, ClipTransform, integer, uniforms
@@ -29,12 +28,12 @@ class SpeedPerturb(ClipTransform):
         self.factors = tuple(factors)
 
     def draws(self, hashes: np.ndarray, *keys: int | str) -> np.ndarray:
-        """(N,) float64, a factor for each clip; see `uniforms`."""
+        """Draw a factor for each clip, (M,) float64; see `uniforms`."""
         chosen = uniforms(hashes, *keys) * len(self.factors)
         return np.array(self.factors)[chosen.astype(np.int64)]
 
     def draw(self, generator: torch.Generator) -> float:
-        """One of the factors."""
+        """Draw one of the factors."""
         return self.factors[integer(len(self.factors), generator)]
 
     def __call__(self, clip: Array, generator: torch.Generator) -> Array:
@@ -42,7 +41,7 @@ class SpeedPerturb(ClipTransform):
 
 
 def speed_audio(samples: Array, factor: float) -> Array:
-    """Sound played `factor` times as fast, by band-limited resampling (that of torchaudio).
+    """Play sound `factor` times as fast, by band-limited resampling (that of torchaudio).
 
     Args:
         samples: float (N,).
@@ -60,12 +59,14 @@ def speed_audio(samples: Array, factor: float) -> Array:
 
 
 @lru_cache(maxsize=64)
-def _resampler(steps: int) -> Resample:
+def _resampler(steps: int) -> Callable[[Tensor], Tensor]:
+    from lhotse.augmentation.resample import Resample  # seconds, which recognition does not need
+
     return Resample(steps, _SPEED_STEPS)
 
 
 def speed_video(frames: Array, factor: float) -> Array:
-    """Video played `factor` times as fast: the time axis resampled to the nearest frame.
+    """Play video `factor` times as fast: the time axis resampled to the nearest frame.
 
     Frame i shows what the source shows in the middle of its time, so sound and lips stay together.
 

@@ -83,8 +83,7 @@ class RandomRotation(ClipTransform):
     """
 
     def __init__(self, degrees: float = 10.0, p: float = 1.0):
-        self.degrees = degrees
-        self.p = p
+        self.degrees, self.p = degrees, p
 
     def __call__(self, clip: Array, generator: torch.Generator) -> Array:
         if uniform(generator) >= self.p:
@@ -136,21 +135,14 @@ class ColorJitter(ClipTransform):
     """
 
     def __init__(
-        self,
-        brightness: float = 0.2,
-        contrast: float = 0.2,
-        gamma: float = 0.2,
-        p: float = 1.0,
+        self, brightness: float = 0.2, contrast: float = 0.2, gamma: float = 0.2, p: float = 1.0
     ):
         if not (0.0 <= brightness <= 1.0 and 0.0 <= contrast <= 1.0 and gamma >= 0.0):
             raise ValueError(
                 f"brightness {brightness} and contrast {contrast} must be in 0..1, gamma {gamma} "
                 "at least 0"
             )
-        self.brightness = brightness
-        self.contrast = contrast
-        self.gamma = gamma
-        self.p = p
+        self.brightness, self.contrast, self.gamma, self.p = brightness, contrast, gamma, p
 
     def __call__(self, clip: Array, generator: torch.Generator) -> Array:
         if uniform(generator) >= self.p:
@@ -164,7 +156,7 @@ class ColorJitter(ClipTransform):
 def change_color(
     clip: Array, brightness: float = 1.0, contrast: float = 1.0, gamma: float = 1.0
 ) -> Array:
-    """See `ColorJitter`.
+    """Change brightness, contrast and gamma as `ColorJitter` does.
 
     Args:
         clip: uint8 (..., H, W).
@@ -197,18 +189,11 @@ class Cutout(ClipTransform):
     """
 
     def __init__(
-        self,
-        size: int = 32,
-        count: int = 1,
-        fill: Literal["mean", "zero"] = "mean",
-        p: float = 0.5,
+        self, size: int = 32, count: int = 1, fill: Literal["mean", "zero"] = "mean", p: float = 0.5
     ):
         if size < 1 or count < 0:
             raise ValueError(f"size {size} must be 1 or more, count {count} 0 or more")
-        self.size = size
-        self.count = count
-        self.fill = fill
-        self.p = p
+        self.size, self.count, self.fill, self.p = size, count, fill, p
 
     def __call__(self, clip: Array, generator: torch.Generator) -> Array:
         if self.count == 0 or uniform(generator) >= self.p:
@@ -245,10 +230,8 @@ class AdaptiveTimeMask(ClipTransform):
         rate: float = 25.0,
         fill: Literal["mean", "zero"] = "mean",
     ):
-        self.max_seconds = max_seconds
-        self.masks_per_second = masks_per_second
-        self.rate = rate
-        self.fill = fill
+        self.max_seconds, self.masks_per_second = max_seconds, masks_per_second
+        self.rate, self.fill = rate, fill
 
     def __call__(self, clip: Array, generator: torch.Generator) -> Array:
         frames = len(clip)
@@ -266,7 +249,7 @@ class AdaptiveTimeMask(ClipTransform):
 
 
 def _mean_frame(clip: Array) -> Array:
-    """The mean over time, rounded where the clip holds integers."""
+    """Return the mean over time, rounded where the clip holds integers."""
     array = np.asarray(clip)
     if array.dtype == np.uint8:  # the sum is exact, and OpenCV's takes a third of numpy's time
         rows = np.ascontiguousarray(array).reshape(len(array), -1)
@@ -281,7 +264,7 @@ def _mean_frame(clip: Array) -> Array:
 
 
 def _mean_color(clip: Array) -> Array | int:
-    """The mean over time and the picture: of grey clips one number, of colours (3, 1, 1)."""
+    """Return the mean over time and the picture: one number of grey clips, (3, 1, 1) of colours."""
     array = np.asarray(clip)
     if array.ndim == 3:
         return round(cv2.mean(_planes(clip).reshape(-1, array.shape[-1]))[0])
@@ -290,7 +273,7 @@ def _mean_color(clip: Array) -> Array | int:
 
 
 def _planes(clip: Array) -> np.ndarray:
-    """The grey pictures, or those of single colours, of a clip: uint8 (n, H, W), contiguous."""
+    """Return the pictures of a clip, colours apart: uint8 (n, H, W), contiguous."""
     array = np.asarray(clip)
     if array.dtype != np.uint8:
         raise TypeError(f"crops are uint8, from the store to the batch, not {array.dtype}")

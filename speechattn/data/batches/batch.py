@@ -1,4 +1,4 @@
-"""A batch: what a model is trained on and decodes, padded, with lengths."""
+"""Utterances as padded batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -29,7 +29,7 @@ class Item:
     times: np.ndarray | None = None
 
     def __len__(self) -> int:
-        """Samples, or pictures of what is only seen."""
+        """Return the number of samples, or of pictures where there is no sound."""
         return len(self.audio if self.audio is not None else self.video)
 
 
@@ -42,13 +42,13 @@ class Batch:
         texts: B transcripts.
         tokens: (B, U) int64.
         token_lengths: (B,) int64.
-        audio: (B, N) float32, or None for a model that only sees.
+        audio: (B, N) float32, or None for a model of video alone.
         audio_lengths: (B,) samples.
-        video: (B, T, 1, H, W) uint8, or None for a model that only hears.
+        video: (B, T, 1, H, W) uint8, or None for a model of sound alone.
         video_lengths: (B,) frames.
         token_times: (B, U, 2) seconds in which each token was said, from minus to plus infinity
             where that is not known; None where it is of no item.
-        failed: what could not be read and is left out, and why.
+        failed: why further items could not be read; a line each.
     """
 
     ids: list[str]
@@ -66,7 +66,7 @@ class Batch:
         return len(self.ids)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch with its tensors on `device`."""
+        """Return the same batch with its tensors on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
             if isinstance(value, Tensor):
@@ -84,7 +84,7 @@ def pad(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Items, all of the same modalities, to a batch; of none an empty one."""
+    """Make a batch of items, all of the same modalities; an empty one of none."""
     if not items:
         none = torch.zeros(0, dtype=torch.int64)
         return Batch([], [], none.reshape(0, 0), none)

@@ -1,12 +1,12 @@
 """A manifest of any length as a sequence of cuts, each read from disk when it is asked for.
 
-A Lhotse cut in memory is some 4 kB of Python objects, which every loading process has for itself
-soon after it is forked; reading half a million of them takes a minute. `CutTable` keeps a few
-numbers of each cut in arrays, and where its line of the manifest is. Lhotse's own lazy manifests
-are read from front to back, and random access is what batches of similar length need.
+A Lhotse cut in memory is some 4 kB of Python objects, of which every loading process soon has a
+copy; reading half a million of them takes a minute. `CutTable` keeps a few numbers of each cut in
+arrays, and the place of its line in the manifest. Lhotse's own lazy manifests are read from front
+to back, while batches of similar length need random access.
 
-What was found out is kept beside the manifest, in `.<name>.table`, with the lines themselves if
-the manifest is compressed. It is made again when the manifest has changed.
+The arrays are kept beside the manifest, in `.<name>.table`, with the lines themselves if the
+manifest is compressed. They are made again when the manifest has changed.
 """
 
 import gzip
@@ -19,39 +19,40 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lhotse import CutSet
-from lhotse.cut import Cut
-from lhotse.serialization import deserialize_item
 
 from speechattn.errors import ConfigError, SpeechattnError
+from speechattn.files import replacing
+
+if TYPE_CHECKING:  # lhotse takes seconds to import, and recognition needs none of it
+    from lhotse.cut import Cut
 
 logger = logging.getLogger(__name__)
 
-_MAGIC = b"speechattn cut table 1\n"  # ends the file; a new number where the format changes
+_MAGIC = b"speechattn cut table 2\n"  # ends the file; a new number where the format changes
 _COLUMNS = {
     "starts": np.int64,  # of the lines, bytes
     "sizes": np.int64,
     "durations": np.float64,
-    "hears": np.int8,
+    "has_audio": np.int8,
     "hashes": np.uint64,
     "id_ends": np.int64,  # one more than cuts: the first is 0
 }
 
 
 def id_hash(cut_id: str) -> int:
-    """64 bits of a cut's id: what draws by the hundred thousand start from."""
+    """Hash a cut's id to 64 bits, the seed of its random draws."""
     return int.from_bytes(hashlib.blake2b(cut_id.encode(), digest_size=8).digest(), "little")
 
 
-def has_audio(cut: Cut) -> bool:
-    """Whether a cut's sound was recorded, rather than filled with silence for a mute video."""
+def has_audio(cut: "Cut") -> bool:
+    """Return whether a cut's sound was recorded, and is not silence made up for a mute video."""
     return cut.has_recording and (cut.custom or {}).get("has_audio", True)
 
 
-class CutTable(Sequence[Cut]):
+class CutTable(Sequence["Cut"]):
     """The cuts of a manifest, in its order. Cheap to pickle and safe in forked processes.
 
     A cut that was read is the caller's own: the table gives a new one each time.
@@ -69,25 +70,22 @@ class CutTable(Sequence[Cut]):
             raise ConfigError(f"{path}: no such manifest")
         table = self.path.with_name(f".{self.path.name}.table")
         stamp = _stamp(self.path)
-        header = _read_header(table)
-        if header is None or header["stamp"] != stamp:
+        columns = _read_table(table, stamp)
+        if columns is None:
             try:
-                header = _write_table(self.path, table, stamp)
+                _write_table(self.path, table, stamp)
             except OSError as error:
                 # A corpus that only others may write to: made for this process alone.
                 logger.warning("%s: cannot be written (%s); made at every start", table, error)
                 self._folder = tempfile.TemporaryDirectory(prefix="speechattn-")
                 table = Path(self._folder.name) / table.name
-                header = _write_table(self.path, table, stamp)
-        with open(table, "rb") as file:
-            columns = {
-                name: _read_column(file, header, name, kind) for name, kind in _COLUMNS.items()
-            }
-            self._ids = _read_column(file, header, "ids", np.uint8).tobytes()
-        self._lines = table if header["copied"] else self.path
+                _write_table(self.path, table, stamp)
+            columns = _read_table(table, stamp)
+        self._ids = columns["ids"].tobytes()
+        self._lines = self.path if _is_plain(self.path) else table
         self._starts, self._sizes = columns["starts"], columns["sizes"]
         self._id_ends = columns["id_ends"]
-        self._durations, self._hears = columns["durations"], columns["hears"].astype(bool)
+        self._durations, self._has_audio = columns["durations"], columns["has_audio"]
         self._hashes = columns["hashes"]
         self._rows = np.arange(len(self._starts))
         self._file: int | None = None
@@ -104,37 +102,37 @@ class CutTable(Sequence[Cut]):
         # pread keeps no position, so forked workers can share the file.
         line = os.pread(self._file, int(self._sizes[row]), int(self._starts[row]))
         try:
-            cut = deserialize_item(json.loads(line))
+            cut = _to_cut(json.loads(line))
         except ValueError:
             cut = None
         if cut is None or cut.id != self._id(row):
             raise SpeechattnError(f"{self.path} has changed since it was opened: start again")
         return cut
 
-    def __iter__(self) -> Iterator[Cut]:
+    def __iter__(self) -> "Iterator[Cut]":
         return (self[i] for i in range(len(self)))
 
     @property
     def durations(self) -> np.ndarray:
-        """(N,) seconds."""
+        """Return (M,) seconds."""
         return self._durations[self._rows]
 
     @property
-    def hears(self) -> np.ndarray:
-        """(N,) bool: `has_audio` of each."""
-        return self._hears[self._rows]
+    def has_audio(self) -> np.ndarray:
+        """Return (M,) bool: `has_audio` of each cut."""
+        return self._has_audio[self._rows].astype(bool)
 
     @property
     def hashes(self) -> np.ndarray:
-        """(N,) uint64: `id_hash` of each."""
+        """Return (M,) uint64: `id_hash` of each cut."""
         return self._hashes[self._rows]
 
     def ids(self) -> Iterator[str]:
-        """The ids, without reading a cut."""
+        """Yield the ids, without reading a cut."""
         return map(self._id, self._rows.tolist())
 
     def subset(self, chosen: np.ndarray | Sequence[int]) -> "CutTable":
-        """Some of the cuts, by number or by a bool for each."""
+        """Select some of the cuts, by number or by a bool for each."""
         other = CutTable.__new__(CutTable)
         other.__dict__ = {**self.__dict__, "_file": None}
         other._rows = self._rows[np.asarray(chosen)]
@@ -157,81 +155,72 @@ class CutTable(Sequence[Cut]):
 
 
 def _stamp(path: Path) -> list[int]:
-    """What changes when a file does."""
+    """Return size and time of change of a file."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read_header(table: Path) -> dict[str, Any] | None:
-    """The end of a table says where its columns are; None if there is none that can be used."""
+def _read_table(table: Path, stamp: list[int]) -> dict[str, np.ndarray] | None:
+    """Read the columns of a table; None if there is none, or of another state of the manifest."""
     try:
         with open(table, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - len(_MAGIC) - 8))
-            length = int.from_bytes(file.read(8), "little")
-            if file.read() != _MAGIC or length > size:
+            file.seek(-len(_MAGIC) - 8, os.SEEK_END)
+            start = int.from_bytes(file.read(8), "little")
+            if file.read() != _MAGIC:
                 return None
-            file.seek(size - len(_MAGIC) - 8 - length)
-            return json.loads(file.read(length))
-    except (OSError, ValueError):
+            file.seek(start)
+            columns = {name: np.load(file) for name in ("stamp", "ids", *_COLUMNS)}
+    except (OSError, ValueError, EOFError):
         return None
+    return columns if columns["stamp"].tolist() == stamp else None
 
 
-def _read_column(file: BinaryIO, header: dict[str, Any], name: str, kind: type) -> np.ndarray:
-    start, count = header["columns"][name]
-    file.seek(start)
-    return np.fromfile(file, kind, count)
-
-
-def _write_table(path: Path, table: Path, stamp: list[int]) -> dict[str, Any]:
+def _write_table(path: Path, table: Path, stamp: list[int]) -> None:
     """Read a manifest once from front to back; `table` is there when it is complete."""
     logger.info("%s: looking through the manifest, once", path)
-    copied = path.suffix != ".jsonl"
-    partial = table.with_name(f"{table.name}.partial{os.getpid()}")
     # Arrays: lists of half a million numbers would take more than all that is kept.
     values = {name: array(np.dtype(kind).char) for name, kind in _COLUMNS.items()}
     ids, position = bytearray(), 0
-    try:
-        with open(partial, "wb") as out:
-            values["id_ends"].append(0)
-            for number, line in enumerate(_lines(path), 1):
-                start, position = position, position + len(line)
-                if not line.strip():
-                    continue
-                if copied:
-                    start = out.tell()
-                    out.write(line)
-                try:
-                    name, duration, hears = _facts(json.loads(line))
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise ConfigError(
-                        f"{path}: line {number} is not a Lhotse cut ({error}); prepare it again"
-                    ) from error
-                ids += name.encode()
-                found = (start, len(line), duration, hears, id_hash(name), len(ids))
-                for column, value in zip(values.values(), found, strict=True):
-                    column.append(value)
-            header = {"stamp": stamp, "copied": copied, "columns": {}}
-            for column, content in [*values.items(), ("ids", ids)]:
-                header["columns"][column] = (out.tell(), len(content))
-                out.write(memoryview(content).cast("B"))
-            end_of_file = json.dumps(header).encode()
-            out.write(end_of_file + len(end_of_file).to_bytes(8, "little") + _MAGIC)
-        partial.replace(table)
-    finally:
-        partial.unlink(missing_ok=True)
-    return header
+    with replacing(table) as part, open(part, "wb") as out:
+        values["id_ends"].append(0)
+        for number, line in enumerate(_lines(path), 1):
+            start, position = position, position + len(line)
+            if not line.strip():
+                continue
+            if not _is_plain(path):
+                start = out.tell()
+                out.write(line)
+            try:
+                name, duration, sound = _facts(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ConfigError(
+                    f"{path}: line {number} is not a Lhotse cut ({error}); prepare it again"
+                ) from error
+            ids += name.encode()
+            row = (start, len(line), duration, sound, id_hash(name), len(ids))
+            for column, value in zip(values.values(), row, strict=True):
+                column.append(value)
+        end = out.tell()
+        for column in (stamp, np.frombuffer(ids, np.uint8), *values.values()):
+            np.save(out, column)
+        out.write(end.to_bytes(8, "little") + _MAGIC)
+
+
+def _is_plain(path: Path) -> bool:
+    return path.suffix == ".jsonl"
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """The cuts of a manifest as lines of JSON."""
+    """Yield the cuts of a manifest as lines of JSON."""
     opened: Callable[..., Any] | None = None
-    if path.suffix == ".jsonl":
+    if _is_plain(path):
         opened = open
     elif path.name.endswith(".jsonl.gz"):
         opened = gzip.open
     try:
         if opened is None:
+            from lhotse import CutSet
+
             for cut in CutSet.from_file(path):
                 yield json.dumps(cut.to_dict(), ensure_ascii=False).encode() + b"\n"
             return
@@ -242,10 +231,16 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _facts(record: dict[str, Any]) -> tuple[str, float, bool]:
-    """Id, seconds and whether there is sound."""
+    """Return id, seconds and whether there is sound."""
     if record["type"] == "MonoCut":
-        hears = record.get("recording") is not None
+        sound = record.get("recording") is not None
         custom = record.get("custom") or {}
-        return record["id"], float(record["duration"]), hears and custom.get("has_audio", True)
-    cut = deserialize_item(record)
+        return record["id"], float(record["duration"]), sound and custom.get("has_audio", True)
+    cut = _to_cut(record)
     return cut.id, cut.duration, has_audio(cut)
+
+
+def _to_cut(record: dict[str, Any]) -> "Cut":
+    from lhotse.serialization import deserialize_item
+
+    return deserialize_item(record)

@@ -4,9 +4,9 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from lhotse.cut import Cut
 from torch.utils.data import Dataset
 
 from speechattn.data.augment import (
@@ -20,12 +20,15 @@ from speechattn.data.augment import (
 from speechattn.data.batches.batch import Item
 from speechattn.data.batches.cut_table import CutTable, id_hash
 from speechattn.data.batches.joined import join_texts
-from speechattn.data.batches.loader import described
+from speechattn.data.batches.loader import describe_error
 from speechattn.data.batches.timed import token_times, trim
 from speechattn.data.crops.store import CropStore
 from speechattn.data.media import fit_audio
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError, MediaError
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +36,8 @@ logger = logging.getLogger(__name__)
 class SpeechDataset(Dataset):
     """Utterances of a cut set, by number.
 
-    What chance decides for an utterance is drawn from (seed, epoch, cut id): it is the same
-    whichever worker loads it.
+    Random draws for an utterance start from (seed, epoch, cut id): they are the same whichever
+    worker loads it.
 
     Args:
         cuts: the utterances; a `CutTable` where there are many.
@@ -50,10 +53,11 @@ class SpeechDataset(Dataset):
 
     def __init__(
         self,
-        cuts: Sequence[Cut],
+        cuts: "Sequence[Cut]",
         tokenizer: Tokenizer,
         modalities: Sequence[str],
         crops: CropStore | None = None,
+        *,
         audio_transforms: Sequence[ClipTransform] = (),
         video_transforms: Sequence[ClipTransform] = (),
         sample_rate: int = 16000,
@@ -67,9 +71,9 @@ class SpeechDataset(Dataset):
                 "data.video_transforms: SpeedPerturb would put lips and sound out of step; in "
                 "data.audio_transforms it changes both"
             )
-        self.hears, self.sees = "audio" in modalities, "video" in modalities
+        self.uses_audio, self.uses_video = "audio" in modalities, "video" in modalities
         self.crops = crops
-        self.middle = CenterCrop(scale) if scale is not None else None
+        self.center = CenterCrop(scale) if scale is not None else None
         self.audio_transforms = audio_transforms
         self.video_transforms = video_transforms
         self.sample_rate = sample_rate
@@ -81,14 +85,14 @@ class SpeechDataset(Dataset):
 
     @property
     def durations(self) -> np.ndarray:
-        """(N,) seconds of each utterance."""
+        """Return (M,) seconds of each utterance."""
         if isinstance(self.cuts, CutTable):
             return self.cuts.durations
         return np.array([cut.duration for cut in self.cuts])
 
     @property
     def speeds(self) -> np.ndarray:
-        """(N,) how many times as fast each utterance is in this epoch."""
+        """Return (M,) how many times as fast each utterance is in this epoch."""
         if not any(isinstance(t, SpeedPerturb) for t in self._transforms):
             return np.ones(len(self))
         if isinstance(self.cuts, CutTable):
@@ -96,10 +100,10 @@ class SpeechDataset(Dataset):
         return self._speeds(np.array([id_hash(cut.id) for cut in self.cuts], dtype=np.uint64))
 
     def __getitem__(self, index: int) -> Item:
-        return self.joined([index])
+        return self.join([index])
 
-    def joined(self, indices: Sequence[int], ends: tuple[float, float] = (0.0, 1.0)) -> Item:
-        """Utterances, at least one, one after the other; transformed as the one that they are.
+    def join(self, indices: Sequence[int], ends: tuple[float, float] = (0.0, 1.0)) -> Item:
+        """Load utterances, at least one, as one recording that is transformed as a whole.
 
         Args:
             indices: their numbers.
@@ -109,23 +113,24 @@ class SpeechDataset(Dataset):
         cuts = [self.cuts[index] for index in indices]
         text = join_texts([cut_text(cut) for cut in cuts], self.tokenizer)
         item = Item("+".join(cut.id for cut in cuts), text, self.tokenizer.encode(text))
-        heard, seen = zip(*map(self._read, cuts), strict=True)
-        fps = self.crops.info(cuts[0].id).fps if self.sees else None
-        parts, rate = (heard, self.sample_rate) if self.hears else (seen, fps)
+        audio, video = zip(*map(self._read, cuts), strict=True)
+        fps = self.crops.info(cuts[0].id).fps if self.uses_video else None
+        parts, rate = (audio, self.sample_rate) if self.uses_audio else (video, fps)
         seconds = [len(part) / rate for part in parts]
         item.times = token_times(cuts, seconds, item.tokens, self.tokenizer)
-        if self.hears:
-            item.audio = _one(heard)
-        if self.sees:
-            item.video = _one(seen)
+        if self.uses_audio:
+            item.audio = _concatenate(audio)
+        if self.uses_video:
+            item.video = _concatenate(video)
         if ends != (0.0, 1.0):
             stop = sum(seconds[:-1]) + ends[1] * seconds[-1]
-            trim(item, ends[0] * seconds[0], stop, self.tokenizer, self.sample_rate, fps)
+            start = ends[0] * seconds[0]
+            trim(item, start, stop, self.tokenizer, sample_rate=self.sample_rate, fps=fps)
         length = len(item)
         try:
             # Of several the first decides: `JoinedDataset` has to know before they are loaded.
             self._transform(item, id_hash(cuts[0].id))
-        except ValueError as error:  # crops that are smaller than what the model sees
+        except ValueError as error:  # crops smaller than the model's pictures
             raise MediaError(item.id, str(error)) from error
         if item.times is not None:  # speed perturbation moves words
             item.times = item.times * np.float32(len(item) / length)
@@ -136,7 +141,7 @@ class SpeechDataset(Dataset):
         return [*self.audio_transforms, *self.video_transforms]
 
     def _speeds(self, hashes: np.ndarray) -> np.ndarray:
-        """(N,) of all transforms together, for utterances of these hashes."""
+        """Return (M,) the speed of all transforms together, for utterances of these hashes."""
         return math.prod(
             t.draws(hashes, self.seed, self.epoch, place)
             for place, t in enumerate(self._transforms)
@@ -144,56 +149,56 @@ class SpeechDataset(Dataset):
         )
 
     def _transform(self, item: Item, hashed: int) -> None:
-        """What chance does to sound and crops, in place."""
+        """Apply the transforms to sound and crops, in place."""
         generator = clip_generator(self.seed, self.epoch, item.id)
         for place, transform in enumerate(self._transforms):
-            heard = place < len(self.audio_transforms)
+            of_audio = place < len(self.audio_transforms)
             if isinstance(transform, SpeedPerturb):
                 hashes = np.array([hashed], dtype=np.uint64)
                 factor = float(transform.draws(hashes, self.seed, self.epoch, place)[0])
-                if item.audio is not None and heard:
+                if item.audio is not None and of_audio:
                     item.audio = speed_audio(item.audio, factor)
                 if item.video is not None:
                     item.video = speed_video(item.video, factor)
-            elif heard and item.audio is not None:
+            elif of_audio and item.audio is not None:
                 item.audio = transform(item.audio, generator)
-            elif not heard and item.video is not None:
+            elif not of_audio and item.video is not None:
                 item.video = transform(item.video, generator)
 
-    def _read(self, cut: Cut) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """As `_load`, but an error names the cut: it may be one of several that are joined."""
+    def _read(self, cut: "Cut") -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Load a cut; an error names it, as it may be one of several that are joined."""
         try:
             return self._load(cut)
         except Exception as error:
-            raise MediaError(cut.id, described(error)) from error
+            raise MediaError(cut.id, describe_error(error)) from error
 
-    def _load(self, cut: Cut) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Sound and crops of a cut, as far as they are wanted."""
+    def _load(self, cut: "Cut") -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Load sound and crops of a cut, as far as they are used."""
         audio = video = None
-        if self.sees:
+        if self.uses_video:
             video = self.crops.read(cut.id)
-            if self.middle is not None:
-                video = self.middle(video)
-        if self.hears:
+            if self.center is not None:
+                video = self.center(video)
+        if self.uses_audio:
             audio = load_audio(cut, self.sample_rate)
             if video is not None:
-                # Before any transform: a video transform must not change what is heard when.
+                # Before any transform: a video transform must not move the sound.
                 samples = round(len(video) / self.crops.info(cut.id).fps * self.sample_rate)
                 audio = fit_audio(audio, samples)
         return audio, video
 
 
-def _one(parts: Sequence[np.ndarray]) -> np.ndarray:
+def _concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def cut_text(cut: Cut) -> str:
-    """The transcript of a cut, of all its supervisions in order."""
+def cut_text(cut: "Cut") -> str:
+    """Return the transcript of a cut, of all its supervisions in order."""
     return " ".join(s.text for s in cut.supervisions)
 
 
-def load_audio(cut: Cut, sample_rate: int) -> np.ndarray:
-    """The sound of a cut, (N,) float32 at `sample_rate`."""
+def load_audio(cut: "Cut", sample_rate: int) -> np.ndarray:
+    """Load the sound of a cut, (N,) float32 at `sample_rate`."""
     if cut.sampling_rate != sample_rate:
         cut = cut.resample(sample_rate)
     return cut.load_audio()[0].astype(np.float32, copy=False)
@@ -202,29 +207,25 @@ def load_audio(cut: Cut, sample_rate: int) -> np.ndarray:
 def open_cuts(
     path: str | Path, modalities: Sequence[str], crops: CropStore | None = None
 ) -> CutTable:
-    """The cuts of a manifest that a model of these modalities can use; the others are reported.
+    """Open the cuts of a manifest that a model can use; the number of others is logged.
 
     Raises:
-        ConfigError: there is no such file, none can be used, or the model sees and there are no
-            crops.
+        ConfigError: there is no such file, none can be used, or a model of video has no crops.
     """
     cuts = CutTable(path)
     usable = np.ones(len(cuts), dtype=bool)
     if "video" in modalities:
         if crops is None:
-            raise ConfigError("a model that sees needs mouth crops: --crops FOLDER")
+            raise ConfigError("a model of video needs mouth crops: --crops FOLDER")
         usable &= np.fromiter((name in crops for name in cuts.ids()), bool, len(cuts))
     if "audio" in modalities:
-        usable &= cuts.hears
+        usable &= cuts.has_audio
     lost = cuts.subset(~usable)
     if len(lost):
         logger.warning(
             "%s: %d of %d cuts left out, they lack a mouth crop or sound: %s%s",
-            path,
-            len(lost),
-            len(cuts),
-            " ".join(lost[:5].ids()),
-            " ..." if len(lost) > 5 else "",
+            *(path, len(lost), len(cuts)),
+            *(" ".join(lost[:5].ids()), " ..." if len(lost) > 5 else ""),
         )
     if not usable.any():
         raise ConfigError(f"{path}: no cut has {' and '.join(modalities)}")
@@ -233,6 +234,6 @@ def open_cuts(
 
 def read_cuts(
     path: str | Path, modalities: Sequence[str], crops: CropStore | None = None
-) -> list[Cut]:
-    """The cuts of `open_cuts` as objects in memory, which may be changed; some 4 kB each."""
+) -> "list[Cut]":
+    """Read the cuts of `open_cuts` into memory, where they may be changed; some 4 kB each."""
     return list(open_cuts(path, modalities, crops))

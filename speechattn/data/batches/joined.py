@@ -1,8 +1,8 @@
 """Training on several utterances one after the other, as one recording.
 
-A model that only ever attends to whole clips of one sentence may say its words in any frames; one
-that also hears sentences at any place of a longer recording has to say them near where they are,
-and is not lost when a window of a long file begins or ends within a sentence. Lhotse's
+A model trained on clips of one sentence alone may emit its words at any frame. Trained on longer
+recordings too, it has to emit them near where they are said, and copes with windows of a long file
+that begin or end within a sentence. Lhotse's
 `CutConcatenate` and icefall's `--concatenate-cuts` join cuts within a batch; here they are joined
 before batches are made, so that lengths still meet in them.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from speechattn.data.batches.batch import Item
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError
 from speechattn.units import SPACE_TOKEN, WORD_START, is_ideograph
 
@@ -22,24 +22,24 @@ _KEY = 0x10
 
 
 def join_groups(
-    durations: np.ndarray, seconds: float, chance: float, seed: int, epoch: int
+    durations: np.ndarray, seconds: float, chance: float, *, seed: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which utterances follow each other in which recording; a function of its arguments alone.
+    """Group utterances into recordings; a function of its arguments alone.
 
     All utterances are put in a random order. From the front of it a recording takes one and, with
     a chance, the next ones too, up to a length that is uniform between that of the first and the
     longest there may be.
 
     Args:
-        durations: (N,) seconds of each utterance.
+        durations: (M,) seconds of each utterance.
         seconds: that joined recordings have at most; longer utterances stay single.
         chance: that a recording may have more than one utterance, 0..1.
         seed: of the draws.
         epoch: from 0.
 
     Returns:
-        (N,) the utterances in order, and (R + 1,) where in it each of the R recordings starts,
-        with N at the end.
+        (M,) the utterances in order, and (R + 1,) where in it each of the R recordings starts,
+        with M at the end.
     """
     count = len(durations)
     rng = np.random.default_rng((seed, epoch, _KEY))
@@ -58,7 +58,7 @@ def join_groups(
 
 
 def join_texts(texts: Sequence[str], tokenizer: Tokenizer) -> str:
-    """One text of several, with a space between two where they need one and there is a token of it.
+    """Join texts, with a space between two where they need one and there is a token of it.
 
     Chinese and Japanese need none; a language without spaces has no token.
     """
@@ -75,11 +75,11 @@ def join_texts(texts: Sequence[str], tokenizer: Tokenizer) -> str:
 class JoinedDataset(Dataset):
     """The utterances of a dataset, joined anew each epoch.
 
-    Each utterance is heard once an epoch. What chance decides for a recording is a function of
-    (seed, epoch, its utterances). Set `epoch` before the length and the items are asked for.
+    Each utterance comes once an epoch. Random draws for a recording are a function of (seed, epoch,
+    its utterances). Set `epoch` before the length and the items are asked for.
 
     Args:
-        dataset: has `durations` (N,) in seconds, `epoch`, `seed` and `joined(indices, ends)`, an
+        dataset: has `durations` (M,) in seconds, `epoch`, `seed` and `join(indices, ends)`, an
             item of several of its utterances (see `SpeechDataset`).
         seconds: see `join_groups`.
         chance: see `join_groups`.
@@ -100,28 +100,28 @@ class JoinedDataset(Dataset):
 
     @property
     def epoch(self) -> int:
-        """From 0; decides who is joined with whom."""
+        """Return the epoch, from 0, which decides who is joined with whom."""
         return self.dataset.epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self.dataset.epoch = epoch
         self._order, self._bounds = join_groups(
-            self.dataset.durations, self.seconds, self.chance, self.dataset.seed, epoch
+            self.dataset.durations, self.seconds, self.chance, seed=self.dataset.seed, epoch=epoch
         )
 
     @property
     def durations(self) -> np.ndarray:
-        """(R,) seconds of each recording."""
+        """Return (R,) seconds of each recording."""
         return np.add.reduceat(self.dataset.durations[self._order], self._bounds[:-1])
 
     @property
     def speeds(self) -> np.ndarray:
-        """(R,) the speed of each recording, which is that of its first utterance."""
+        """Return (R,) the speed of each recording, which is that of its first utterance."""
         return self.dataset.speeds[self._order[self._bounds[:-1]]]
 
     def utterances(self, index: int) -> Sequence[int]:
-        """The utterances of a recording, in order."""
+        """Return the utterances of a recording, in order."""
         return self._order[self._bounds[index] : self._bounds[index + 1]].tolist()
 
     def __len__(self) -> int:
@@ -132,5 +132,5 @@ class JoinedDataset(Dataset):
         rng = np.random.default_rng((self.dataset.seed, self.epoch, _KEY, utterances[0]))
         draw, *ends = rng.random(3).tolist()
         if len(utterances) == 1 or draw >= self.trim:
-            return self.dataset.joined(utterances)
-        return self.dataset.joined(utterances, tuple(ends))
+            return self.dataset.join(utterances)
+        return self.dataset.join(utterances, tuple(ends))

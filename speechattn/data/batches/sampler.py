@@ -31,6 +31,7 @@ class PaddedFrameBatches(Sampler[list[int]]):
         lengths: np.ndarray,
         max_padded: float,
         max_items: int = 64,
+        *,
         shuffle: bool = True,
         seed: int = 0,
         jitter: float = 0.05,
@@ -53,18 +54,18 @@ class PaddedFrameBatches(Sampler[list[int]]):
             self.epoch, self.position = epoch, 0
 
     def batches(self) -> list[list[int]]:
-        """All batches of this epoch for this rank, whatever the position."""
+        """Return all batches of this epoch for this rank, whatever the position."""
         order, bounds = self._plan()
         starts, ends = bounds[:-1], bounds[1:]
         chosen = np.arange(len(starts))
         if self.shuffle:
             # Not the generator of the lengths: this order does not depend on how many it drew.
             chosen = np.random.default_rng((self.seed, self.epoch, 1)).permutation(chosen)
-        spans = shared([(int(starts[i]), int(ends[i])) for i in chosen], self.world_size)
+        spans = split_evenly([(int(starts[i]), int(ends[i])) for i in chosen], self.world_size)
         return [order[start:end].tolist() for start, end in spans[self.rank :: self.world_size]]
 
     def _plan(self) -> tuple[np.ndarray, np.ndarray]:
-        """Items in order (N,), and where in it each batch starts, with N at the end.
+        """Return items in order (M,), and where in it each batch starts, with M at the end.
 
         Kept for the epoch: a trainer asks for the length many times.
         """
@@ -95,24 +96,12 @@ class PaddedFrameBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         return -(-(len(self._plan()[1]) - 1) // self.world_size) - self.position
 
-    def state_dict(self, consumed: int = 0) -> dict[str, int]:
-        """Where to go on after `consumed` batches of this epoch."""
-        return {"epoch": self.epoch, "position": consumed}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take up where `state_dict` was taken."""
-        self.epoch, self.position = state["epoch"], state["position"]
-
-
-def shared(spans: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    """As many batches as `count` processes can share: one without would be waited for for ever.
+def split_evenly(spans: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """Split batches until `count` processes can share them: all wait for one that has none.
 
     Those of the last step are divided, so that nothing is read twice; only what is too little to
-    be divided is repeated.
-
-    Args:
-        spans: first item of each batch, and the one after its last.
-        count: processes.
+    be divided is repeated. A span is the first item of a batch, and the one after its last.
     """
     spans = list(spans)
     while rest := len(spans) % count:

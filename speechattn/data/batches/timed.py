@@ -1,19 +1,22 @@
 """When the tokens of an utterance were said, from the word alignments of its cut."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from lhotse.cut import Cut
 
 from speechattn.data.batches.batch import Item
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.units import SPACE_TOKEN
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
 
 Word = tuple[str, float, float]
 
 
-def word_alignment(cut: Cut) -> list[Word] | None:
-    """The words of a cut with their starts and ends, in seconds from its own start.
+def word_alignment(cut: "Cut") -> list[Word] | None:
+    """Return the words of a cut with their starts and ends, in seconds from its own start.
 
     Lhotse's `supervision.alignment["word"]`, in which corpora with alignments have them; None if a
     supervision has none.
@@ -27,15 +30,11 @@ def word_alignment(cut: Cut) -> list[Word] | None:
 
 
 def token_times(
-    cuts: Sequence[Cut], seconds: Sequence[float], tokens: Sequence[int], tokenizer: Tokenizer
+    cuts: "Sequence[Cut]", seconds: Sequence[float], tokens: Sequence[int], tokenizer: Tokenizer
 ) -> np.ndarray | None:
-    """The times of the tokens of cuts that follow each other.
+    """Compute the times of the tokens of cuts that follow each other.
 
-    Args:
-        cuts: the utterances.
-        seconds: how long each is.
-        tokens: U ids, of all of them.
-        tokenizer: made the tokens.
+    `seconds` is the length of each cut, `tokens` the U ids of all.
 
     Returns:
         (U, 2) seconds in which each token was said, that of its word; None where a cut has no
@@ -44,10 +43,10 @@ def token_times(
     words: list[Word] = []
     at = 0.0
     for cut, length in zip(cuts, seconds, strict=True):
-        found = word_alignment(cut)
-        if found is None:
+        alignment = word_alignment(cut)
+        if alignment is None:
             return None
-        words += [(word, at + start, at + end) for word, start, end in found]
+        words += [(word, at + start, at + end) for word, start, end in alignment]
         at += length
     times, last = [], 0.0
     for word, start, end in words:
@@ -70,20 +69,14 @@ def trim(
     start: float,
     stop: float,
     tokenizer: Tokenizer,
+    *,
     sample_rate: int,
     fps: float | None = None,
 ) -> None:
-    """Leave of an utterance what is between two moments; of its text the words said there.
+    """Cut an utterance to what is between two moments, and its text to the words said there.
 
-    A word belongs where its middle is. Without times, or without a word between, all stays.
-
-    Args:
-        item: changed in place.
-        start: seconds.
-        stop: seconds.
-        tokenizer: made its tokens.
-        sample_rate: of its sound, Hz.
-        fps: of its crops; both moments then are at the start of a picture.
+    The item is changed in place. A word belongs where its middle is. Without times, or without a
+    word between, all stays. With `fps`, of its crops, both moments are at the start of a picture.
     """
     if item.times is None:
         return

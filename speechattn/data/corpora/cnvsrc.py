@@ -36,7 +36,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from speechattn.data.corpora.accounts import Failure
 from speechattn.data.corpora.cnvsrc_layout import Clip, TextJournal, clean_text, read_dataset
 from speechattn.data.corpora.cnvsrc_lists import (
     Lists,
@@ -46,7 +45,8 @@ from speechattn.data.corpora.cnvsrc_lists import (
     read_lists,
     without_suffix,
 )
-from speechattn.data.corpora.manifests import Utterance, write_manifests
+from speechattn.data.corpora.manifests import Utterance, drop_repeated, write_manifests
+from speechattn.data.corpora.report import Failure
 from speechattn.data.corpora.tsv import read_table
 from speechattn.errors import ConfigError
 
@@ -74,6 +74,7 @@ def prepare_cnvsrc(
     output_dir: str | Path,
     track: Track,
     year: Year = 2024,
+    *,
     open_track: bool = False,
     extra: Sequence[str | Path] = (),
     lists: str | Path | None = None,
@@ -81,7 +82,7 @@ def prepare_cnvsrc(
     workers: int = 2,
     verify: bool = True,
 ) -> dict[str, Path]:
-    """Manifests of a track; see the module's docstring for the splits.
+    """Prepare manifests of a track; see the module's docstring for the splits.
 
     What cannot be used is listed in `output_dir/failures.tsv` and never stops it, and so is what
     is used in spite of a fault: those reasons start with "kept:".
@@ -114,10 +115,10 @@ def prepare_cnvsrc(
     if extra and not open_track:
         raise ConfigError("extra: only the open track may use further data (--open)")
     folders = _find_folders(root, track)
-    given = root if lists is None else Path(os.path.abspath(lists))
-    if not given.is_dir():
-        raise ConfigError(f"lists: no such folder: {given}")
-    known_units = find_units(units and Path(units), [root, given])
+    lists_dir = root if lists is None else Path(os.path.abspath(lists))
+    if not lists_dir.is_dir():
+        raise ConfigError(f"lists: no such folder: {lists_dir}")
+    known_units = find_units(units and Path(units), [root, lists_dir])
     utterances: list[Utterance] = []
     failures: list[Failure] = []
     with TextJournal(output_dir / JOURNAL) as journal:
@@ -127,29 +128,29 @@ def prepare_cnvsrc(
                 continue
             skip = frozenset({"eval"} if name in HELD_OUT and name != track else ())
             clips, unread = read_dataset(folders[name], journal, skip)
-            found, bad = _find_lists(folders[name], given)
+            own_lists, bad = _find_lists(folders[name], lists_dir)
             failures += unread + bad
-            reader = _Dataset(name, track, folders[name], found, known_units)
+            reader = _Dataset(name, track, folders[name], lists=own_lists, units=known_units)
             for result in reader.utterances(clips):
                 (failures if isinstance(result, Failure) else utterances).append(result)
     for number, folder in enumerate(extra, start=1):
         rows, bad = _read_extra(Path(folder), number)
         utterances += rows
         failures += bad
-    unique, repeated = _drop_repeated(utterances)
+    unique, repeated = drop_repeated(utterances)
     return write_manifests(
         unique,
         output_dir,
         failures + repeated,
-        workers,
-        verify,
+        workers=workers,
+        verify=verify,
         unions={"train": ("pretrain", "finetune")},
         fps=FPS,
     )
 
 
 def _datasets(track: Track, year: Year, open_track: bool) -> list[str]:
-    """What may be trained on, the target last."""
+    """List the datasets that may be trained on, the target last."""
     other = "multi" if track == "single" else "single"
     more = ["cncvs2", "cncvs3", other] if open_track or year == 2025 else []
     return ["cncvs", *more, track]
@@ -161,40 +162,34 @@ def _find_folders(root: Path, track: Track) -> dict[str, Path]:
     there = sorted(path for path in root.iterdir() if path.is_dir())
     folders: dict[str, Path] = {}
     for path in there:
-        plain = re.sub(r"[-_ ]", "", path.name).lower()
-        for name, names in FOLDERS.items():
-            if plain in names:
-                if name in folders:
-                    raise ConfigError(f"{path}: is the same dataset as {folders[name]}")
-                folders[name] = path
+        if (name := _dataset_of(path)) and folders.setdefault(name, path) is not path:
+            raise ConfigError(f"{path}: is the same dataset as {folders[name]}")
     if track not in folders:
         names = ", ".join(path.name for path in there) or "nothing"
         raise ConfigError(f"corpus_dir: no cnvsrc-{track} in {root}; there is: {names}")
     return folders
 
 
-def _find_lists(folder: Path, given: Path) -> tuple[Lists, list[Failure]]:
-    """The lists in the folder of that name, or of one that means the same dataset."""
-    names = [folder.name]
+def _dataset_of(folder: Path) -> str | None:
     plain = re.sub(r"[-_ ]", "", folder.name).lower()
-    for aliases in FOLDERS.values():
-        if plain in aliases:
-            names += [
-                path.name
-                for path in sorted(given.iterdir())
-                if re.sub(r"[-_ ]", "", path.name).lower() in aliases
-            ]
-    for name in names:
-        found, failures = read_lists(given / name)
-        if found.shares:
-            return found, failures
+    return next((name for name, names in FOLDERS.items() if plain in names), None)
+
+
+def _find_lists(folder: Path, lists_dir: Path) -> tuple[Lists, list[Failure]]:
+    """Read the lists in the folder of that name, or of one that means the same dataset."""
+    dataset = _dataset_of(folder)
+    others = [path.name for path in sorted(lists_dir.iterdir()) if _dataset_of(path) == dataset]
+    for name in [folder.name, *others]:
+        lists, failures = read_lists(lists_dir / name)
+        if lists.shares:
+            return lists, failures
     return Lists({}, frozenset()), []
 
 
 class _Dataset:
     """Makes utterances of the clips of one dataset."""
 
-    def __init__(self, name: str, track: Track, root: Path, lists: Lists, units: Units | None):
+    def __init__(self, name: str, track: Track, root: Path, *, lists: Lists, units: Units | None):
         self.name, self.track, self.root, self.lists, self.units = name, track, root, lists, units
 
     def utterances(self, clips: Sequence[Clip]) -> Iterator[Utterance | Failure]:
@@ -259,7 +254,7 @@ class _Dataset:
         return {"train": "pretrain", "valid": "pretrain_dev", "test": "pretrain_test"}[share]
 
     def _text(self, clip: Clip, row: Row | None) -> str | None:
-        """The transcript, "" if it is empty, None if there is none."""
+        """Return the transcript, "" if it is empty, None if there is none."""
         if clip.text is not None:
             return clean_text(clip.text)
         if row is None or self.units is None:
@@ -301,13 +296,13 @@ class _Dataset:
 
 
 def _chance(dataset: str, name: str) -> float:
-    """A number from 0 to 1 that the name alone decides."""
+    """Hash a name to a number from 0 to 1."""
     digest = hashlib.sha256(f"{dataset}/{name}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def _ascii(name: str) -> str:
-    """A name fit for a file on any system: `s1_中` to `s1_u4e2d`."""
+    """Make a name fit for a file on any system: `s1_u4e2d` of `s1_中`."""
     plain = (c if c.isascii() else f"u{ord(c):x}" for c in name)
     return re.sub(r"[^\w.-]", "_", "".join(plain))
 
@@ -328,13 +323,3 @@ def _read_extra(folder: Path, number: int) -> tuple[list[Utterance], list[Failur
     ]
     log.info("%s: %d of %d rows are of split train", folder, len(utterances), len(rows))
     return utterances, failures
-
-
-def _drop_repeated(utterances: list[Utterance]) -> tuple[list[Utterance], list[Failure]]:
-    first: dict[str, Utterance] = {}
-    failures = []
-    for utterance in utterances:
-        if (kept := first.setdefault(utterance.id, utterance)) is not utterance:
-            reason = f"id {utterance.id} is that of {kept.path} too"
-            failures.append(Failure(str(utterance.path), utterance.line, reason))
-    return list(first.values()), failures

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechattn.data.corpora.accounts import Failure
 from speechattn.data.corpora.grid import VIDEO_SUFFIXES
+from speechattn.data.corpora.report import Failure
 from speechattn.units import UNK_MARK, UNK_TOKEN
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus"})
@@ -36,32 +36,21 @@ _SPEAKERS = ("speaker", "speaker_id", "spk", "spk_id", "spkid")
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One video of a dataset, before it was opened.
+    """One video of a dataset, before it was opened."""
 
-    Attributes:
-        path: the file.
-        relative: its path below the dataset's folder.
-        stem: its name without suffix.
-        folder: name of the folder that `video` is in; the speaker, in CN-CVS.
-        sound: its sound in a file of its own.
-        text: transcript as it stands there, None without any.
-        speaker: as the JSON file has it.
-        remarks: faults that do not keep it from being used.
-    """
-
-    path: Path
-    relative: str
-    stem: str
-    folder: str
-    sound: Path | None
-    text: str | None
-    speaker: str | None
-    remarks: tuple[str, ...]
+    path: Path  # the file
+    relative: str  # its path below the dataset's folder
+    stem: str  # its name without suffix
+    folder: str  # name of the folder that `video` is in; the speaker, in CN-CVS
+    sound: Path | None  # its sound in a file of its own
+    text: str | None  # transcript as it stands there, None without any
+    speaker: str | None  # as the JSON file has it
+    remarks: tuple[str, ...]  # faults that do not keep it from being used
 
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What a JSON file says of a clip."""
+    """The entry of a clip in a JSON file."""
 
     text: str | None
     speaker: str | None
@@ -95,7 +84,7 @@ class TextJournal:
         self._file.close()
 
     def read(self, entry: os.DirEntry) -> str:
-        """Content of a text file.
+        """Read a text file.
 
         Raises:
             OSError: it cannot be read.
@@ -118,21 +107,15 @@ class TextJournal:
 def read_dataset(
     root: Path, journal: TextJournal, skip: frozenset[str] = frozenset()
 ) -> tuple[list[Clip], list[Failure]]:
-    """All clips of a dataset's folder, in the order of their paths.
+    """Read all clips of a dataset's folder, in the order of their paths.
 
-    Args:
-        root: the folder.
-        journal: of the text files.
-        skip: names of folders in it that are not looked at.
-
-    Returns:
-        The clips, and what is there without a video, or cannot be read.
+    Folders named in `skip` are left out. Files that lack a video or cannot be read are failures.
     """
     failures: list[Failure] = []
     infos = _read_infos(root, skip, failures)
     clips: list[Clip] = []
     for folder in _media_folders(root, skip, failures, MAX_DEPTH):
-        clips += _read_folder(root, folder, journal, infos, failures)
+        clips += _read_folder(root, folder, journal, infos=infos, failures=failures)
     there: dict[str, set[str]] = {"": set(), "dev": set(), "eval": set()}
     for clip in clips:
         there[_part(clip.relative)].add(clip.stem)
@@ -144,7 +127,7 @@ def read_dataset(
 
 
 def clean_text(text: str) -> str:
-    """A transcript as it is to be learnt.
+    """Clean a transcript for training.
 
     The baselines take a text as it is, character by character, and have no punctuation among their
     characters; so punctuation and control characters go. White space stays between words of Latin
@@ -170,7 +153,7 @@ def clean_text(text: str) -> str:
 
 
 def _entries(folder: Path, failures: list[Failure]) -> list[os.DirEntry]:
-    """What lies in a folder, sorted; hidden files (macOS leaves `._x.mp4`) are passed over."""
+    """List a folder, sorted, without hidden files (macOS leaves `._x.mp4`)."""
     try:
         with os.scandir(folder) as found:
             return sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
@@ -182,7 +165,7 @@ def _entries(folder: Path, failures: list[Failure]) -> list[os.DirEntry]:
 def _media_folders(
     folder: Path, skip: frozenset[str], failures: list[Failure], depth: int
 ) -> Iterator[Path]:
-    """Folders that have a folder `video` in them."""
+    """Yield the folders that have a folder `video` in them."""
     folders = []
     for entry in _entries(folder, failures):
         if entry.is_dir() and entry.name not in skip and _is_utf8(entry, failures):
@@ -198,6 +181,7 @@ def _read_folder(
     root: Path,
     folder: Path,
     journal: TextJournal,
+    *,
     infos: dict[str, dict[str, Info]],
     failures: list[Failure],
 ) -> Iterator[Clip]:
@@ -245,7 +229,7 @@ def _by_stem(
 
 
 def _is_utf8(entry: os.DirEntry, failures: list[Failure]) -> bool:
-    """Whether a name can be written into a manifest."""
+    """Return whether a name can be written into a manifest."""
     try:
         entry.name.encode("utf-8")
     except UnicodeEncodeError:
@@ -259,7 +243,7 @@ def _stem(name: str) -> str:
 
 
 def _part(relative: str) -> str:
-    """`dev` or `eval` of a path below the dataset's folder, else ""."""
+    """Return `dev` or `eval` of a path below the dataset's folder, else ""."""
     first = relative.partition("/")[0]
     return first if first in ("dev", "eval") else ""
 
@@ -270,7 +254,7 @@ def _part(relative: str) -> str:
 def _read_infos(
     root: Path, skip: frozenset[str], failures: list[Failure]
 ) -> dict[str, dict[str, Info]]:
-    """Part ("dev", "eval", "" for either) to clip to what `<dataset>-<part>-infos.json` says."""
+    """Map part ("dev", "eval", "" for either) to clip to its entry in `*-<part>-infos.json`."""
     infos: dict[str, dict[str, Info]] = {}
     for entry in _entries(root, failures):
         match = re.search(r"(?:-(dev|eval))?-infos\.json$", entry.name)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from speechattn.data.corpora.accounts import Failure
-from speechattn.data.tokenizers.tokenizer import read_token_list
+from speechattn.data.corpora.report import Failure
+from speechattn.data.tokenizers.token_lists import read_token_list
 from speechattn.units import SPACE_TOKEN, UNK_MARK, UNK_TOKEN
 
 Share = Literal["train", "valid", "test"]
@@ -32,34 +32,21 @@ UNIT_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a list.
+    """One line of a list."""
 
-    Attributes:
-        path: of the video below the dataset's folder.
-        share: the list that it is in.
-        ids: token ids of the text.
-        file: the list.
-        line: number of the line in it.
-    """
-
-    path: str
-    share: Share
-    ids: tuple[int, ...]
-    file: str
-    line: int
+    path: str  # of the video below the dataset's folder
+    share: Share  # the list that it is in
+    ids: tuple[int, ...]  # token ids of the text
+    file: str  # the list
+    line: int  # number of the line in it
 
 
 @dataclass(frozen=True)
 class Lists:
-    """The lists of one dataset.
+    """The lists of one dataset."""
 
-    Attributes:
-        rows: path of the video, without suffix, to its row.
-        shares: which lists there are; none: nothing is known of any clip.
-    """
-
-    rows: dict[str, Row]
-    shares: frozenset[str]
+    rows: dict[str, Row]  # path of the video, without suffix, to its row
+    shares: frozenset[str]  # which lists there are; none: nothing is known of any clip
 
 
 def read_lists(folder: Path) -> tuple[Lists, list[Failure]]:
@@ -101,7 +88,7 @@ def _read(path: Path, share: Share) -> Iterator[Row | Failure]:
 
 
 def without_suffix(name: str) -> str:
-    """`dev/video/80100246.mp4` to `dev/video/80100246`."""
+    """Strip the suffix: `dev/video/80100246.mp4` to `dev/video/80100246`."""
     return name.rpartition(".")[0] or name
 
 
@@ -123,7 +110,7 @@ class Units:
         ]
 
     def text(self, ids: Sequence[int]) -> str | None:
-        """The text that ids stand for, or None where one of them is no unit's.
+        """Convert ids to text; None where one of them is no unit's.
 
         An unknown character comes back as the tokenizer's UNK_MARK.
         """
@@ -133,7 +120,7 @@ class Units:
 
 
 def find_units(named: Path | None, folders: Sequence[Path]) -> Units | None:
-    """The units that were named, or those that lie where the baselines have them."""
+    """Read the units named, or those that lie where the baselines have them."""
     if named is not None:
         return Units(named)
     for folder in folders:

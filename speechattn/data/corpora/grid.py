@@ -10,23 +10,49 @@ are taken:
 
 An .align file holds `start end word` lines in 1/1000 of a 25 fps frame; its words, without the
 silences `sil` and `sp`, make the text, and their times go into the supervision's alignment.
+
+In Zenodo's copy (doi:10.5281/zenodo.3625687) the alignments of half the speakers lie in folders of
+others (https://github.com/lhotse-speech/lhotse/pull/1502); the university's own are right. Which of
+the two a corpus has shows in the names of the files, which are those of the videos.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from speechattn.data.corpora.manifests import Failure, Utterance, utterance_id, write_manifests
+from speechattn.data.corpora.manifests import (
+    Failure,
+    Utterance,
+    drop_repeated,
+    utterance_id,
+    write_manifests,
+)
 from speechattn.data.corpora.tsv import read_table
 from speechattn.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset({".mpg", ".mpeg", ".mp4", ".avi", ".mov", ".mkv", ".webm"})
 SILENCES = frozenset({"sil", "sp"})
 ALIGN_UNITS = 25_000  # a second in an .align file
-_NO_SPEAKERS = frozenset({"align", "alignments", "landmarks", "audio"})
+_ALIGN_FOLDERS = ("align", "alignments")
+_NO_SPEAKERS = frozenset({*_ALIGN_FOLDERS, "landmarks", "audio", "audio_25k"})
+# Speaker to the folder of his alignments in Zenodo's copy, where it is not his own.
+_ZENODO_ALIGNMENTS = {
+    "s5": "s6", "s6": "s5",
+    "s10": "s13", "s11": "s10", "s12": "s11", "s13": "s12",
+    "s14": "s15", "s15": "s14",
+    "s18": "s19", "s19": "s18",
+    "s20": "s21", "s21": "s20",
+    "s22": "s23", "s23": "s22",
+    "s26": "s27", "s27": "s26",
+    "s28": "s29", "s29": "s28",
+    "s32": "s33", "s33": "s32",
+}  # fmt: skip
 
 
 def prepare_grid(
@@ -34,12 +60,13 @@ def prepare_grid(
     output_dir: str | Path,
     split: Literal["utterance", "speaker"] = "utterance",
     fractions: tuple[float, float, float] = (0.80, 0.07, 0.13),
+    *,
     dev_speakers: Sequence[str] = (),
     test_speakers: Sequence[str] = (),
     seed: int = 0,
     workers: int = 2,
 ) -> dict[str, Path]:
-    """Manifests of GRID, in either layout; see the module's docstring.
+    """Prepare manifests of GRID, in either layout; see the module's docstring.
 
     Args:
         corpus_dir: the folder with `s1/` or with `manifest.tsv`.
@@ -66,14 +93,16 @@ def prepare_grid(
             raise ConfigError(f"split: {corpus_dir / 'manifest.tsv'} brings its own splits")
         utterances, failures = read_table(corpus_dir / "manifest.tsv", language="en")
         utterances = [_with_landmarks(u, corpus_dir) for u in utterances]
-        return write_manifests(utterances, output_dir, failures, workers)
+        return write_manifests(utterances, output_dir, failures, workers=workers)
     if named and split != "speaker":
         raise ConfigError("dev_speakers, test_speakers: they need split='speaker'")
     if min(fractions) < 0 or not 0.99 < sum(fractions) < 1.01:
         raise ConfigError(f"fractions: {fractions} is not three shares of 1")
     clips = _find_clips(corpus_dir)
     if split == "speaker":
-        by_speaker = _speaker_splits(list(clips), fractions, dev_speakers, test_speakers, seed)
+        by_speaker = _speaker_splits(
+            list(clips), fractions, dev=dev_speakers, test=test_speakers, seed=seed
+        )
         splits = {path: by_speaker[name] for name, paths in clips.items() for path in paths}
     else:
         splits = {}
@@ -81,15 +110,19 @@ def prepare_grid(
             splits |= _shares([(p, f"{speaker}/{p.stem}") for p in paths], fractions, seed)
     utterances, failures = [], []
     for speaker, paths in clips.items():
+        aligns = _align_folder(corpus_dir, speaker, paths)
         for path in paths:
-            result = _read_clip(corpus_dir, speaker, path, splits[path])
-            (failures if isinstance(result, Failure) else utterances).append(result)
-    unique, repeated = _drop_repeated(utterances)
-    return write_manifests(unique, output_dir, failures + repeated, workers)
+            result = _read_clip(corpus_dir, aligns, speaker, path)
+            if isinstance(result, Failure):
+                failures.append(result)
+            else:
+                utterances.append(replace(result, split=splits[path]))
+    unique, repeated = drop_repeated(utterances)
+    return write_manifests(unique, output_dir, failures + repeated, workers=workers)
 
 
 def read_align(path: str | Path) -> list[tuple[str, float, float]]:
-    """The words of an .align file, without silences.
+    """Read the words of an .align file, without silences.
 
     Args:
         path: the file; lines of `start end word`.
@@ -124,21 +157,17 @@ def read_align(path: str | Path) -> list[tuple[str, float, float]]:
 
 
 def _find_clips(corpus_dir: Path) -> dict[str, list[Path]]:
-    """Speaker to its video files, both sorted; a speaker is a folder that holds videos."""
+    """Map speakers to their video files, both sorted; a speaker is a folder that holds videos."""
     if not corpus_dir.is_dir():
         raise ConfigError(f"corpus_dir: no such folder: {corpus_dir}")
     clips = {}
     for folder in sorted(corpus_dir.iterdir(), key=_natural):
         if not folder.is_dir() or folder.name in _NO_SPEAKERS or folder.name.startswith("."):
             continue
-        files = [
-            file
-            for file in folder.rglob("*")
-            # macOS archives carry a `._name.mpg` beside each file.
-            if file.suffix.lower() in VIDEO_SUFFIXES and not file.name.startswith(".")
-        ]
-        if files:
-            clips[folder.name] = sorted(files)
+        # macOS archives carry a `._name.mpg` beside each file.
+        files = (file for file in folder.rglob("[!.]*") if file.suffix.lower() in VIDEO_SUFFIXES)
+        if files := sorted(files):
+            clips[folder.name] = files
     if not clips:
         raise ConfigError(
             f"corpus_dir: {corpus_dir} is not a GRID folder: neither manifest.tsv nor videos as "
@@ -152,11 +181,27 @@ def _natural(path: Path) -> tuple[int, str]:
     return int(digits or 0), path.name
 
 
-def _read_clip(corpus_dir: Path, speaker: str, path: Path, split: str) -> Utterance | Failure:
+def _align_folder(corpus_dir: Path, speaker: str, paths: Sequence[Path]) -> str:
+    """Return the name of the folder with a speaker's alignments: his own, or Zenodo's."""
+
+    def count(folder: str) -> int:
+        places = [corpus_dir / top / folder for top in _ALIGN_FOLDERS]
+        return sum(any((p / f"{path.stem}.align").is_file() for p in places) for path in paths)
+
+    other = _ZENODO_ALIGNMENTS.get(speaker)
+    # Speakers share some sentences, and so some names, by chance.
+    if other is None or count(other) <= max(count(speaker), len(paths) // 2):
+        return speaker
+    log.warning(
+        "the alignments of %s are in the folder of %s, and are taken from there", speaker, other
+    )
+    return other
+
+
+def _read_clip(corpus_dir: Path, aligns: str, speaker: str, path: Path) -> Utterance | Failure:
     name = f"{path.stem}.align"
     candidates = [
-        corpus_dir / "align" / speaker / name,
-        corpus_dir / "alignments" / speaker / name,
+        *(corpus_dir / top / aligns / name for top in _ALIGN_FOLDERS),
         corpus_dir / speaker / "align" / name,
         path.with_suffix(".align"),
     ]
@@ -171,7 +216,7 @@ def _read_clip(corpus_dir: Path, speaker: str, path: Path, split: str) -> Uttera
         id=utterance_id(speaker, path.stem),
         path=path,
         speaker=speaker,
-        split=split,
+        split="",
         text=" ".join(word for word, _, _ in words),
         language="en",
         words=tuple(words),
@@ -189,25 +234,13 @@ def _with_landmarks(utterance: Utterance, corpus_dir: Path) -> Utterance:
     return utterance
 
 
-def _drop_repeated(utterances: list[Utterance]) -> tuple[list[Utterance], list[Failure]]:
-    first: dict[str, Utterance] = {}
-    failures = []
-    for utterance in utterances:
-        if utterance.id in first:
-            reason = f"id {utterance.id} is that of {first[utterance.id].path} too"
-            failures.append(Failure(str(utterance.path), None, reason))
-        else:
-            first[utterance.id] = utterance
-    return list(first.values()), failures
-
-
 # ------------------------------------------------------------------------------------ splits
 
 
 def _shares(
     named: Sequence[tuple[Path | str, str]], fractions: tuple[float, float, float], seed: int
 ) -> dict:
-    """Items to "train", "dev" or "test", in an order that only a name and the seed decide.
+    """Share items out to "train", "dev" and "test", by an order of their names and the seed alone.
 
     Three or more items leave none of the three empty, unless its fraction is 0.
     """
@@ -226,6 +259,7 @@ def _shares(
 def _speaker_splits(
     speakers: list[str],
     fractions: tuple[float, float, float],
+    *,
     dev: Sequence[str],
     test: Sequence[str],
     seed: int,
@@ -237,11 +271,8 @@ def _speaker_splits(
         raise ConfigError(f"dev_speakers, test_speakers: {', '.join(both)} is in both")
     splits = dict.fromkeys(test, "test") | dict.fromkeys(dev, "dev")
     rest = [name for name in speakers if name not in splits]
-    shares = (
-        1 - (0 if dev else fractions[1]) - (0 if test else fractions[2]),
-        0 if dev else fractions[1],
-        0 if test else fractions[2],
-    )
+    dev_share, test_share = 0 if dev else fractions[1], 0 if test else fractions[2]
+    shares = (1 - dev_share - test_share, dev_share, test_share)
     needed = sum(share > 0 for share in shares)
     if len(rest) < needed:
         raise ConfigError(
@@ -250,12 +281,8 @@ def _speaker_splits(
         )
     if needed == 1:
         return splits | dict.fromkeys(rest, "train")
-    return splits | _two_or_three(rest, shares, seed)
-
-
-def _two_or_three(rest: list[str], shares: tuple[float, float, float], seed: int) -> dict[str, str]:
     assigned = _shares([(name, name) for name in rest], shares, seed)
     wanted = {n for n, share in zip(("train", "dev", "test"), shares, strict=True) if share > 0}
     if set(assigned.values()) != wanted:  # two speakers for two splits
         assigned = dict(zip(rest, sorted(wanted, reverse=True), strict=True))
-    return assigned
+    return splits | assigned

@@ -1,4 +1,4 @@
-"""Utterances into validated Lhotse manifests: the part that every `prepare_<corpus>` shares.
+"""Utterances into validated Lhotse manifests, shared by every `prepare_<corpus>`.
 
 A corpus module lists `Utterance`s and `Failure`s; `write_manifests` reads each file once, in
 worker threads, and writes into `output_dir`
@@ -8,7 +8,7 @@ worker threads, and writes into `output_dir`
     failures.tsv         file, line, reason of everything that was left out (only a header: none),
                          and of what was kept with a fault: then the reason starts with "kept:"
     summary.json         utterances, hours, speakers and silent clips of each split
-    .facts.jsonl         what was learnt of each file: a re-run skips the files listed in it
+    .facts.jsonl         length, rate and so on of each file: a re-run skips these files
 
 Rules. Cut id = recording id = supervision id. A one-channel file that libsndfile reads (WAV, FLAC,
 MP3, ...) is pointed at where it lies, whatever its rate; anything else (video, several channels,
@@ -31,22 +31,18 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
-from lhotse import validate as lhotse_validate
-from lhotse.audio import AudioSource
-from lhotse.supervision import AlignmentItem
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from speechattn.data.corpora.accounts import (
-    Failure,
-    read_summary,
-    write_failures,
-    write_summary,
-)
 from speechattn.data.corpora.media import MediaFacts, is_current, read_media
+from speechattn.data.corpora.report import Failure, read_summary, write_failures, write_summary
 from speechattn.errors import SpeechattnError
+from speechattn.files import replacing
+
+if TYPE_CHECKING:
+    from lhotse import MonoCut
 
 log = logging.getLogger(__name__)
 
@@ -88,21 +84,33 @@ class Utterance:
 
 
 def utterance_id(speaker: str, name: str) -> str:
-    """`s1` and `bbas2p` make `s1_bbas2p`; fit for a file name, and speaker first as in Kaldi."""
+    """Make `s1_bbas2p` of `s1` and `bbas2p`; fit for a file name, and speaker first as in Kaldi."""
     name = name if name.startswith(f"{speaker}_") else f"{speaker}_{name}"
     return re.sub(r"[^\w.-]", "_", name)
+
+
+def drop_repeated(utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[Failure]]:
+    """Keep the first utterance of each id; the others become failures."""
+    first: dict[str, Utterance] = {}
+    failures = []
+    for utterance in utterances:
+        if (kept := first.setdefault(utterance.id, utterance)) is not utterance:
+            reason = f"id {utterance.id} is that of {kept.path} too"
+            failures.append(Failure(str(utterance.path), utterance.line, reason))
+    return list(first.values()), failures
 
 
 def write_manifests(
     utterances: Sequence[Utterance],
     output_dir: str | Path,
     failures: Iterable[Failure] = (),
+    *,
     workers: int = 2,
     verify: bool = True,
     unions: Mapping[str, Sequence[str]] | None = None,
     fps: float | None = None,
 ) -> dict[str, Path]:
-    """Read every file, extracts sound where needed, and writes the manifests.
+    """Read every file, extract sound where needed, and write the manifests.
 
     Interrupted or repeated, it goes on with the files not yet done; files that failed are tried
     again, and files that changed (size or time) are read again.
@@ -129,7 +137,7 @@ def write_manifests(
     if repeated := [i for i, n in Counter(u.id for u in utterances).items() if n > 1]:
         raise SpeechattnError(f"utterance ids are not unique: {', '.join(repeated[:5])}")
     facts, unread = _read_all(utterances, output_dir, workers, verify)
-    failures += unread + _judge(utterances, facts, fps)
+    failures += unread + _check(utterances, facts, fps)
     write_failures(failures, output_dir / "failures.tsv")
     if not facts:
         lost = [failure for failure in failures if not failure.kept]
@@ -153,7 +161,7 @@ def write_manifests(
 def _rows(
     utterances: Sequence[Utterance], facts: dict[str, MediaFacts], splits: dict[str, list[str]]
 ) -> dict[str, list[tuple[str, MediaFacts]]]:
-    """Speaker and facts of the cuts of each split."""
+    """Collect speaker and facts of the cuts of each split."""
     rows: dict[str, list[tuple[str, MediaFacts]]] = defaultdict(list)
     for utterance in utterances:
         rows[utterance.split].append((utterance.speaker, facts[utterance.id]))
@@ -166,7 +174,7 @@ def _rows(
 def _read_all(
     utterances: Sequence[Utterance], output_dir: Path, workers: int, verify: bool
 ) -> tuple[dict[str, MediaFacts], list[Failure]]:
-    """Facts by utterance id, and the files that could not be read, in the order of the corpus."""
+    """Read all files: facts by utterance id, and failures in the order of the corpus."""
     known = _load_facts(output_dir / _FACTS)
     facts = {u.id: known[u.id] for u in utterances if is_current(known.get(u.id), u.path, u.sound)}
     todo = [u for u in utterances if u.id not in facts]
@@ -209,11 +217,11 @@ def _read_all(
     return facts, failed
 
 
-def _judge(
+def _check(
     utterances: Sequence[Utterance], facts: dict[str, MediaFacts], fps: float | None
 ) -> list[Failure]:
-    """Faults of files that could be read; what cannot be used is taken out of `facts`."""
-    found = []
+    """List faults of files that could be read; what cannot be used is taken out of `facts`."""
+    failures = []
     for utterance in utterances:
         if (known := facts.get(utterance.id)) is None:
             continue
@@ -222,13 +230,13 @@ def _judge(
         rate = known.video_fps
         if fps is not None and rate is not None and abs(rate - fps) > 0.005 * fps:
             if not fps / 5 <= rate <= fps * 5:
-                found.append(Failure(name, line, f"wrong frame rate: {rate:g} a second"))
+                failures.append(Failure(name, line, f"wrong frame rate: {rate:g} a second"))
                 del facts[utterance.id]
                 continue
             remarks.append(f"{rate:g} frames a second, not {fps:g}: read by their time stamps")
         if remarks:
-            found.append(Failure(name, line, "kept: " + "; ".join(remarks), kept=True))
-    return found
+            failures.append(Failure(name, line, "kept: " + "; ".join(remarks), kept=True))
+    return failures
 
 
 def _load_facts(path: Path) -> dict[str, MediaFacts]:
@@ -247,8 +255,12 @@ def _load_facts(path: Path) -> dict[str, MediaFacts]:
 # ------------------------------------------------------------------------------- Lhotse objects
 
 
-def _to_cut(utterance: Utterance, facts: MediaFacts) -> MonoCut:
-    """The validated cut, with its recording and its supervision inside."""
+def _to_cut(utterance: Utterance, facts: MediaFacts) -> "MonoCut":
+    """Make the validated cut, with its recording and its supervision inside."""
+    from lhotse import MonoCut, Recording, SupervisionSegment, validate
+    from lhotse.audio import AudioSource
+    from lhotse.supervision import AlignmentItem
+
     recording = Recording(
         id=utterance.id,
         sources=[AudioSource(type="file", channels=[0], source=facts.audio)],
@@ -291,46 +303,43 @@ def _to_cut(utterance: Utterance, facts: MediaFacts) -> MonoCut:
         recording=recording,
         custom=custom,
     )
-    lhotse_validate(cut)
+    validate(cut)
     return cut
 
 
 def _write_lhotse(
     utterances: Sequence[Utterance], facts: dict[str, MediaFacts], output_dir: Path
 ) -> dict[str, Path]:
-    """One pass over the utterances; files get their names when all of them are complete."""
+    """Write all manifests in one pass; files get their names when all of them are complete."""
+    from lhotse import CutSet, RecordingSet, SupervisionSet
+
     kinds = {"recordings": RecordingSet, "supervisions": SupervisionSet}
     splits = list(dict.fromkeys(u.split for u in utterances))
     kinds |= {f"cuts_{split}": CutSet for split in splits}
-    written = {name: output_dir / f".{name}.part.jsonl.gz" for name in kinds}
     with ExitStack() as stack:
+        parts = {n: stack.enter_context(replacing(output_dir / f"{n}.jsonl.gz")) for n in kinds}
         writers = {
-            name: stack.enter_context(kind.open_writer(written[name]))
-            for name, kind in kinds.items()
+            name: stack.enter_context(kind.open_writer(parts[name])) for name, kind in kinds.items()
         }
         for utterance in utterances:
             cut = _to_cut(utterance, facts[utterance.id])
             writers["recordings"].write(cut.recording)
             writers["supervisions"].write(cut.supervisions[0])
             writers[f"cuts_{utterance.split}"].write(cut)
-    for name, path in written.items():
-        os.replace(path, output_dir / f"{name}.jsonl.gz")
     return {split: output_dir / f"cuts_{split}.jsonl.gz" for split in splits}
 
 
 def _join(parts: Sequence[Path], path: Path) -> Path:
-    """One CutSet of several: gzip members may follow each other."""
-    partial = path.with_name(f".{path.name}.part")
-    with open(partial, "wb") as whole:
+    """Join CutSets into one: gzip members may follow each other."""
+    with replacing(path) as whole, open(whole, "wb") as out:
         for part in parts:
             with open(part, "rb") as file:
-                shutil.copyfileobj(file, whole)
-    os.replace(partial, path)
+                shutil.copyfileobj(file, out)
     return path
 
 
 def _remove_old(paths: dict[str, Path], output_dir: Path) -> None:
-    """Splits of an earlier run that this one has none of: they would be taken for its own."""
+    """Remove splits of an earlier run that this one lacks: they would be taken for its own."""
     try:
         old = read_summary(output_dir)["splits"]
     except (OSError, ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""What the manifests need to know of one media file, and its sound as FLAC where that is needed."""
+"""Facts of one media file for the manifests, and its sound as FLAC where that is needed."""
 
 import logging
 import os
@@ -12,6 +12,7 @@ import soundfile
 
 from speechattn.data.media import probe, read_audio
 from speechattn.errors import MediaError
+from speechattn.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -24,39 +25,25 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class MediaFacts:
-    """What a file holds, and where its sound lies.
+    """Length, rates and sound of a file."""
 
-    Attributes:
-        path: the file.
-        size: of the file in bytes; with `mtime_ns` it tells when the file changed.
-        mtime_ns: time of the last change, nanoseconds.
-        audio: file with the sound, one channel: `path` itself or a FLAC made from it.
-        sample_rate: of `audio`, Hz.
-        num_samples: of `audio`.
-        has_audio: False where `audio` is made-up silence.
-        video_fps: average rate that the file states, None without video.
-        video_frames: number of frames that the file states, None without video.
-        sound: file that the sound was looked for in, where the corpus keeps it beside the video.
-        sound_mtime_ns: time of its last change, nanoseconds.
-        remark: why that file was not used; "" if it was.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-    audio: str
-    sample_rate: int
-    num_samples: int
-    has_audio: bool
-    video_fps: float | None
-    video_frames: int | None
+    path: str  # the file
+    size: int  # of the file in bytes; with `mtime_ns` it tells when the file changed
+    mtime_ns: int  # time of the last change, nanoseconds
+    audio: str  # file with the sound, one channel: `path` itself or a FLAC made from it
+    sample_rate: int  # of `audio`, Hz
+    num_samples: int  # of `audio`
+    has_audio: bool  # False where `audio` is made-up silence
+    video_fps: float | None  # average rate that the file states, None without video
+    video_frames: int | None  # number of frames that the file states, None without video
+    # file that the sound was looked for in, where the corpus keeps it beside the video
     sound: str | None = None
-    sound_mtime_ns: int | None = None
-    remark: str = ""
+    sound_mtime_ns: int | None = None  # time of its last change, nanoseconds
+    remark: str = ""  # why that file was not used; "" if it was
 
 
 def is_current(facts: MediaFacts | None, path: Path, sound: Path | None = None) -> bool:
-    """Whether facts of an earlier run still hold: same files, unchanged, the sound still there."""
+    """Return whether facts of an earlier run still hold: same files, unchanged, sound there."""
     if facts is None or (facts.path, facts.sound) != (str(path), sound and str(sound)):
         return False
     try:
@@ -71,18 +58,14 @@ def is_current(facts: MediaFacts | None, path: Path, sound: Path | None = None) 
 def read_media(
     path: Path, flac: Path, verify: bool = True, sound: Path | None = None
 ) -> MediaFacts | str:
-    """The facts of one file, or the reason why it cannot be used.
+    """Read the facts of one file, or return the reason why it cannot be used.
 
-    Only what is wrong with the file is a reason; failing to write (a full disk) is raised.
-
-    Args:
-        path: audio or video file.
-        flac: where its sound goes, unless it lies in an audio file of one channel.
-        verify: decode such an audio file to the end.
-        sound: file with the sound of the video `path`. Where it cannot be used, the video's own
-            sound or silence takes its place, and `remark` tells why.
+    Only what is wrong with the file is a reason; failing to write (a full disk) is raised. Sound
+    goes to `flac`, unless it lies in an audio file of one channel, which `verify` decodes to the
+    end. Where `sound`, a file beside the video, cannot be used, the video's own sound or silence
+    takes its place, and `remark` tells why.
     """
-    fps = frames = found = None
+    fps = frames = audio = None
     remark = ""
     try:
         status = path.stat()
@@ -93,30 +76,30 @@ def read_media(
             if not frames or not fps:
                 return "no picture in it"
             try:
-                found = _read_sound(sound, verify)
+                audio = _read_sound(sound, verify)
             except Exception as error:
                 remark = f"without {sound.name}: {_reason(error)}"
-            if found is not None and (reason := _compare(frames / fps, found, sound)):
+            if audio is not None and (reason := _compare(frames / fps, audio, sound)):
                 return reason
-        if found is None and (info is None or info.has_audio):
-            found = _read_sound(path, verify)
-        if found is None:
+        if audio is None and (info is None or info.has_audio):
+            audio = _read_sound(path, verify)
+        if audio is None:
             silence = _silence(path, info.duration)
-            found = _Sound(path, SAMPLE_RATE, len(silence), silence, False)
+            audio = _Sound(path, SAMPLE_RATE, len(silence), silence, False)
     except Exception as error:
         return _reason(error)
-    if found.length == 0:
+    if audio.length == 0:
         return "no sound in it: 0 samples"
-    if found.samples is not None:
-        _write_flac(flac, found.samples)
+    if audio.samples is not None:
+        _write_flac(flac, audio.samples)
     return MediaFacts(
         path=str(path),
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
-        audio=str(found.path if found.samples is None else flac),
-        sample_rate=found.rate,
-        num_samples=found.length,
-        has_audio=found.real,
+        audio=str(audio.path if audio.samples is None else flac),
+        sample_rate=audio.rate,
+        num_samples=audio.length,
+        has_audio=audio.real,
         video_fps=fps,
         video_frames=frames,
         sound=None if sound is None else str(sound),
@@ -126,7 +109,7 @@ def read_media(
 
 
 def _reason(error: Exception) -> str:
-    """What a file made its reader raise: one file of many must not end hours of work."""
+    """Describe what a file made its reader raise: one file of many must not end hours of work."""
     if isinstance(error, MediaError):
         return error.reason
     if isinstance(error, OSError | soundfile.LibsndfileError):
@@ -154,20 +137,20 @@ def _read_sound(path: Path, verify: bool) -> _Sound:
     return _Sound(path, header.samplerate, header.frames, None)
 
 
-def _compare(seconds: float, found: _Sound, sound: Path) -> str:
-    """The reason why picture and sound cannot be of one clip, or ""."""
-    heard = found.length / found.rate
-    short, long = sorted((seconds, heard))
+def _compare(seconds: float, audio: _Sound, sound: Path) -> str:
+    """Return the reason why picture and sound cannot be of one clip, or ""."""
+    audio_seconds = audio.length / audio.rate
+    short, long = sorted((seconds, audio_seconds))
     if long - short <= MAX_APART or long <= MAX_RATIO * short:
         return ""
     return (
-        f"{seconds:.2f} s of picture and {heard:.2f} s of sound in {sound.name}: a wrong frame "
-        "rate, a cut file or another clip's sound"
+        f"{seconds:.2f} s of picture and {audio_seconds:.2f} s of sound in {sound.name}: a wrong "
+        "frame rate, a cut file or another clip's sound"
     )
 
 
 def _audio_header(path: Path):
-    """libsndfile's description of a file that it reads, else None."""
+    """Return libsndfile's description of a file that it reads, else None."""
     try:
         return soundfile.info(path, verbose=True)
     except (soundfile.LibsndfileError, RuntimeError):
@@ -175,7 +158,7 @@ def _audio_header(path: Path):
 
 
 def _check_size(path: Path, remarks: str) -> None:
-    """libsndfile shortens a cut WAV to what is there and only remarks on it."""
+    """Raise for a WAV that was cut short, on which libsndfile only remarks."""
     found = re.search(r"^data\s*: (\d+) \(should be (\d+)\)", remarks, re.MULTILINE)
     # Programs that write to a pipe state a size of 2 or 4 GiB, for want of a better one.
     if found and int(found[2]) < int(found[1]) < 0x7FFFF000:
@@ -200,6 +183,5 @@ def _silence(path: Path, duration: float) -> np.ndarray:
 def _write_flac(path: Path, samples: np.ndarray) -> None:
     # Scaled here: libsndfile maps 1.0 to 32767, which would not give back what was read.
     integers = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
-    partial = path.with_name(f".{path.name}.part")
-    soundfile.write(partial, integers, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    os.replace(partial, path)
+    with replacing(path) as part:
+        soundfile.write(part, integers, SAMPLE_RATE, format="FLAC", subtype="PCM_16")

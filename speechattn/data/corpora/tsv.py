@@ -10,11 +10,9 @@ by Lhotse or by this package, or is no identifier, is ignored with a warning.
 import logging
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
-
-from lhotse import MonoCut
 
 from speechattn.data.corpora.manifests import (
     SPLIT_NAME,
@@ -29,8 +27,6 @@ log = logging.getLogger(__name__)
 
 REQUIRED = ("file", "speaker", "split", "text")
 _KNOWN = {*REQUIRED, "id", "language", "landmarks"}
-_TAKEN = {"video", "video_fps", "video_frames", "has_audio", "type"}
-_TAKEN |= {*dir(MonoCut), *(field.name for field in fields(MonoCut))}
 
 
 def prepare_tsv(
@@ -38,10 +34,11 @@ def prepare_tsv(
     output_dir: str | Path,
     table: str = "manifest.tsv",
     language: str | None = None,
+    *,
     workers: int = 2,
     verify: bool = True,
 ) -> dict[str, Path]:
-    """Manifests of a folder with a table; see the module's docstring for the table.
+    """Prepare manifests of a folder with a table; see the module's docstring for the table.
 
     A row that cannot be used (wrong number of fields, an empty field, a missing file, an id that
     was there before, a file that does not decode) is left out and listed with its line number in
@@ -65,13 +62,13 @@ def prepare_tsv(
     path = Path(corpus_dir)
     path = path if path.is_file() else path / table
     utterances, failures = read_table(path, language)
-    return write_manifests(utterances, output_dir, failures, workers, verify)
+    return write_manifests(utterances, output_dir, failures, workers=workers, verify=verify)
 
 
 def read_table(
     path: str | Path, language: str | None = None
 ) -> tuple[list[Utterance], list[Failure]]:
-    """The rows of a table, checked as far as that goes without opening the media.
+    """Read the rows of a table, checked as far as that goes without opening the media.
 
     Args:
         path: the table.
@@ -91,23 +88,20 @@ def read_table(
     utterances: list[Utterance] = []
     failures: list[Failure] = []
     seen: dict[str, int] = {}
-    for row in _rows(lines, columns):
-        result = row if isinstance(row, Failure) else _utterance(row, path.parent, language)
+    for number, raw in enumerate(lines[1:], start=2):
+        if not raw.strip():
+            continue
+        row = _row(raw, number, columns)
+        result = row if isinstance(row, Failure) else _utterance(row, number, path.parent, language)
         if isinstance(result, Utterance) and result.id in seen:
             reason = f"id {result.id} was in line {seen[result.id]}; an `id` column can tell apart"
-            result = Failure(str(row.values["file"]), result.line, reason)
+            result = Failure(row["file"], number, reason)
         if isinstance(result, Failure):
             failures.append(result)
         else:
-            seen[result.id] = result.line or 0
+            seen[result.id] = number
             utterances.append(result)
     return utterances, failures
-
-
-@dataclass(frozen=True)
-class _Row:
-    line: int
-    values: dict[str, str]
 
 
 def _header(path: Path, line: bytes) -> list[str]:
@@ -127,40 +121,44 @@ def _header(path: Path, line: bytes) -> list[str]:
 
 
 def _is_free(name: str) -> bool:
-    return name.isidentifier() and name not in _TAKEN
+    return name.isidentifier() and name not in _taken_names()
 
 
-def _rows(lines: list[bytes], columns: list[str]) -> Iterator[_Row | Failure]:
-    for number, raw in enumerate(lines[1:], start=2):
-        if not raw.strip():
-            continue
-        try:
-            cells = [value.strip() for value in raw.decode("utf-8").split("\t")]
-        except UnicodeDecodeError as error:
-            yield Failure(raw.split(b"\t")[0].decode("utf-8", "replace"), number, str(error))
-            continue
-        if len(cells) != len(columns):
-            reason = f"{len(cells)} fields where the header has {len(columns)}"
-            yield Failure(cells[0], number, reason)
-        else:
-            yield _Row(number, dict(zip(columns, cells, strict=True)))
+@cache
+def _taken_names() -> frozenset[str]:
+    from lhotse import MonoCut
+
+    ours = {"video", "video_fps", "video_frames", "has_audio", "type"}
+    return frozenset(ours.union(dir(MonoCut), (field.name for field in fields(MonoCut))))
 
 
-def _utterance(row: _Row, folder: Path, language: str | None) -> Utterance | Failure:
-    values = row.values
+def _row(raw: bytes, number: int, columns: list[str]) -> dict[str, str] | Failure:
+    try:
+        cells = [value.strip() for value in raw.decode("utf-8").split("\t")]
+    except UnicodeDecodeError as error:
+        return Failure(raw.split(b"\t")[0].decode("utf-8", "replace"), number, str(error))
+    if len(cells) != len(columns):
+        reason = f"{len(cells)} fields where the header has {len(columns)}"
+        return Failure(cells[0], number, reason)
+    return dict(zip(columns, cells, strict=True))
+
+
+def _utterance(
+    values: dict[str, str], line: int, folder: Path, language: str | None
+) -> Utterance | Failure:
     for name in REQUIRED:
         if not values[name]:
-            return Failure(values["file"], row.line, f"empty {name}")
+            return Failure(values["file"], line, f"empty {name}")
     if not SPLIT_NAME.fullmatch(values["split"]):
         reason = f"split {values['split']!r} cannot be part of a file name"
-        return Failure(values["file"], row.line, reason)
+        return Failure(values["file"], line, reason)
     path = Path(os.path.abspath(folder / values["file"]))
     landmarks = None
     if values.get("landmarks"):
         landmarks = Path(os.path.abspath(folder / values["landmarks"]))
     for file in filter(None, (path, landmarks)):
         if not os.path.isfile(file):  # Path.is_file raises where a name is too long
-            return Failure(values["file"], row.line, f"no such file: {file}")
+            return Failure(values["file"], line, f"no such file: {file}")
     if values.get("id"):
         name = re.sub(r"[^\w.-]", "_", values["id"])
     else:
@@ -174,5 +172,5 @@ def _utterance(row: _Row, folder: Path, language: str | None) -> Utterance | Fai
         language=values.get("language") or language,
         landmarks=landmarks,
         custom={k: v for k, v in values.items() if k not in _KNOWN and _is_free(k)},
-        line=row.line,
+        line=line,
     )

@@ -1,4 +1,4 @@
-"""Many small byte strings in a few large files: what the crop store and the face cache are made of.
+"""Many small byte strings (blobs) in a few large files: the crop store and the face cache.
 
 On disk: `<data>-00000.bin`, ... hold the blocks of all entries end to end; the index has a line of
 JSON for each entry, written after its blocks are. A line that is not complete is not there. Nothing
@@ -7,9 +7,6 @@ killed at any moment loses the entry it was writing and nothing else.
 
 The jobs of a cluster write parts: folders `shard-00002-of-00016` in the store's folder, each with
 an index and files of its own. A reader of the folder sees them all; `merge_parts` makes them one.
-
-A large index is read once: what was read of it is kept beside it, in arrays, and is taken instead
-as long as index and data are what they were (see `blob_index`).
 """
 
 import fcntl
@@ -19,23 +16,23 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from speechattn.data.crops.blob_index import Layout, Table, stamp_of
+from speechattn.data.crops.blob_index import BlobIndex, Layout
 from speechattn.errors import SpeechattnError
+from speechattn.files import replacing
 
 SHARD_BYTES = 1 << 30
-LARGE = 20_000  # entries whose index takes a fifth of a second to read
 _PARTS = "shard-*-of-*"
 
 
 def part_name(shard: int, num_shards: int) -> str:
-    """Name of the folder of one job of a cluster, in the store's folder."""
+    """Return the name of the folder of one job of a cluster, in the store's folder."""
     return f"shard-{shard:05d}-of-{num_shards:05d}"
 
 
 def part_folders(folder: str | Path) -> list[Path]:
-    """The folders of a store's parts, in order."""
+    """Return the folders of a store's parts, in order."""
     return sorted(path for path in Path(folder).glob(_PARTS) if path.is_dir())
 
 
@@ -55,58 +52,51 @@ class BlobStore:
     def __init__(self, folder: str | Path, layout: Layout):
         self.folder, self.layout = Path(folder), layout
         folders = [self.folder, *part_folders(folder)]
-        found = [one for one in folders if (one / layout.index).is_file()]
-        if not found:
+        folders = [one for one in folders if (one / layout.index).is_file()]
+        if not folders:
             raise SpeechattnError(f"{folder}: no {layout.title} here ({layout.index} is missing)")
-        cache = self.folder / f"{layout.index}.arrays.npz"
-        stamp = stamp_of(self.folder, found, layout)
-        table = Table.kept(layout, cache, stamp)
-        if table is None:
-            table = Table(layout)
-            for one in found:
-                table.load(one)
-            if len(table.rows) >= LARGE and stamp == stamp_of(self.folder, found, layout):
-                table.save(cache, stamp)
-        self._table = table
+        self._index = BlobIndex(layout)
+        for one in folders:
+            self._index.load(one)
         self._open: dict[int, int] = {}
 
     def __contains__(self, key: str) -> bool:
-        return key in self._table.rows
+        return key in self._index.rows
 
     def __len__(self) -> int:
-        return len(self._table.rows)
+        return len(self._index.rows)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._table.rows)
+        return iter(self._index.rows)
 
     def number(self, key: str, name: str) -> float:
-        """One of the layout's numbers of an entry.
+        """Return one of the layout's numbers of an entry.
 
         Raises:
             KeyError: no such entry.
         """
-        return self._table.numbers[name][self._row(key)]
+        return self._index.numbers[name][self._row(key)]
 
     def note(self, key: str) -> str:
-        """What was noted about an entry; empty for most."""
-        return self._table.notes.get(key, "")
+        """Return the note on an entry; empty for most."""
+        return self._index.notes.get(key, "")
 
     def file(self, key: str) -> Path:
-        """The data file that an entry is in."""
-        return self._table.files[self._table.file[self._row(key)]]
+        """Return the data file that an entry is in."""
+        return self._index.files[self._index.file[self._row(key)]]
 
     def blocks(self, key: str, first: int = 0, stop: int | None = None) -> list[bytes]:
-        """Blocks `first` to `stop` of an entry.
+        """Read blocks `first` to `stop` of an entry.
 
         Raises:
             KeyError: no such entry.
         """
-        table, row = self._table, self._row(key)
-        lengths = table.sizes[table.first[row] : table.first[row + 1]]
+        index, row = self._index, self._row(key)
+        lengths = index.sizes[index.first[row] : index.first[row + 1]]
         sizes = lengths[first:stop]
-        offset = table.offset[row] + sum(lengths[:first])
+        offset = index.offset[row] + sum(lengths[:first])
         # pread keeps no position, so forked workers can share the file.
-        data = os.pread(self._descriptor(table.file[row]), sum(sizes), offset)
+        data = os.pread(self._descriptor(index.file[row]), sum(sizes), offset)
         parts, position = [], 0
         for size in sizes:
             parts.append(data[position : position + size])
@@ -127,13 +117,13 @@ class BlobStore:
 
     def _row(self, key: str) -> int:
         try:
-            return self._table.rows[key]
+            return self._index.rows[key]
         except KeyError:
             raise KeyError(f"no entry {key!r} in {self.folder}") from None
 
     def _descriptor(self, file: int) -> int:
         if file not in self._open:
-            self._open[file] = os.open(self._table.files[file], os.O_RDONLY)
+            self._open[file] = os.open(self._index.files[file], os.O_RDONLY)
         return self._open[file]
 
 
@@ -160,10 +150,10 @@ class BlobWriter:
         except OSError as error:
             self._index.close()
             raise SpeechattnError(f"{folder}: another process is writing here") from error
-        table = Table(layout)
-        length, (self._number, offset) = table.load(self.folder)
+        index = BlobIndex(layout)
+        length, (self._number, offset) = index.load(self.folder)
         self._index.truncate(length)
-        self._keys = set(table.rows)
+        self._keys = set(index.rows)
         self._open_file(offset)
 
     def __contains__(self, key: str) -> bool:
@@ -172,11 +162,12 @@ class BlobWriter:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(
+    def add_blocks(
         self,
         key: str,
         blocks: Sequence[bytes],
         numbers: Mapping[str, float],
+        *,
         note: str = "",
         replace: bool = False,
     ) -> None:
@@ -185,8 +176,8 @@ class BlobWriter:
         Args:
             key: its name.
             blocks: its bytes, in pieces that can be read one without the others.
-            numbers: what the layout says about every entry.
-            note: anything to be remembered about it.
+            numbers: those of the layout.
+            note: a remark for a person.
             replace: take the place of an entry of that name (whose bytes stay in the file).
 
         Raises:
@@ -212,14 +203,14 @@ class BlobWriter:
         self._keys.add(key)
 
     def close(self) -> None:
-        """Write everything out to disk and lets the store go."""
+        """Write everything to disk and unlock the store."""
         for file in (self._file, self._index):
             if not file.closed:
                 file.flush()
                 os.fsync(file.fileno())
                 file.close()
 
-    def __enter__(self) -> "BlobWriter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -236,11 +227,11 @@ class BlobWriter:
 
 
 def merge_parts(folder: str | Path, layout: Layout) -> int:
-    """Make one store of a folder's parts. Killed at any moment, it is done by calling it again.
+    """Merge a folder's parts into one store. Killed at any moment, it is done by calling it again.
 
     Data files are linked into the folder under new numbers, not copied (unless its file system has
     no links); then the index is replaced; then what the parts had is removed. Of entries that are
-    there twice the first is kept. Who has the store open must open it again.
+    there twice the first is kept. Readers that have the store open must open it again.
 
     Args:
         folder: of the store.
@@ -284,12 +275,8 @@ def merge_parts(folder: str | Path, layout: Layout) -> int:
                 os.link(source, target)
             except OSError:
                 shutil.copyfile(source, target)
-        whole = folder / (layout.index + ".merged")
-        with open(whole, "wb") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(whole, folder / layout.index)
+        with replacing(folder / layout.index, sync=True) as whole:
+            whole.write_bytes(b"".join(lines))
         for part in parts:
             (part / layout.index).unlink()
             for file in part.glob(f"{layout.data}-*.bin"):

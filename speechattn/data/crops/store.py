@@ -4,24 +4,22 @@ Crops are kept without loss, so that training sees the bytes that `MouthCropper`
 `Transcriber` will see again. A clip is cut into blocks of 25 frames; in a block every frame is
 replaced by its difference to the one before (the first: row by row), and the differences, mostly
 around zero, are entropy coded by Zstandard. Measured on GRID (`benchmarks/crop_store.py`), a clip
-of 75 frames of 96x96 on one core: 242 kB and 1.6 ms to read; by zlib, as stores were made before
-and are still read, 235 kB and 3 ms. Raw bytes take 691 kB and 0.1 ms (Lhotse Shar
-694 kB and 0.9 ms), but a 400-hour corpus then takes 360 GB and is read from disk again every epoch;
-npz 398 kB and 3 ms; PNG frames 293 kB and 8 ms; H.264 without loss 221 kB and 8 ms, FFV1 228 kB and
-14 ms. Nothing lossless is both smaller and faster. JPEG frames at quality 95 are (187 kB, 2.3 ms),
-with loss: a fifth saved, at the price of applying the same loss in `Transcriber`.
+of 75 frames of 96x96 on one core: 242 kB and 1.6 ms to read.
+Raw bytes take 691 kB and 0.1 ms (Lhotse Shar 694 kB and 0.9 ms), but a 400-hour corpus then takes
+360 GB and is read from disk again every epoch; npz 398 kB and 3 ms; PNG frames 293 kB and 8 ms;
+H.264 without loss 221 kB and 8 ms, FFV1 228 kB and 14 ms. Nothing lossless is both smaller and
+faster. JPEG frames at quality 95 are (187 kB, 2.3 ms), with loss: a fifth saved, at the price of
+applying the same loss in `Transcriber`.
 
 On disk a store is what `blobs` describes: `crops-00000.bin`, ... and `index.jsonl`, in the folder
 or in parts of it that the jobs of a cluster wrote.
 """
 
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from zstandard import FRAME_HEADER, ZstdCompressor, ZstdDecompressor, ZstdError
+from zstandard import ZstdCompressor, ZstdDecompressor, ZstdError
 
 from speechattn.data.crops.blobs import BlobStore, BlobWriter, Layout
 from speechattn.errors import SpeechattnError
@@ -34,14 +32,14 @@ CROPS = Layout(
 
 @dataclass(frozen=True)
 class CropInfo:
-    """What the index says about one clip.
+    """Size, rate and origin of one clip.
 
     Attributes:
         frames: number of frames T.
         height: pixels.
         width: pixels.
         fps: frames per second.
-        detected: fraction of the pictures looked at in which the face was found.
+        detected: fraction of the pictures searched in which the face was found.
         note: what a person should know about the clip; empty for most.
     """
 
@@ -62,14 +60,7 @@ class EncodedCrop:
 
 
 def encode(frames: np.ndarray, fps: float, detected: float = 1.0, note: str = "") -> EncodedCrop:
-    """Pack a clip.
-
-    Args:
-        frames: uint8 (T, H, W), T at least 1.
-        fps: frames per second.
-        detected: see `CropInfo`.
-        note: see `CropInfo`.
-    """
+    """Pack a clip of uint8 (T, H, W), T at least 1; see `CropInfo` for the rest."""
     if frames.dtype != np.uint8 or frames.ndim != 3 or 0 in frames.shape:
         raise ValueError(f"crops must be uint8 (T, H, W), not {frames.dtype} {frames.shape}")
     blocks = []
@@ -87,11 +78,8 @@ def encode(frames: np.ndarray, fps: float, detected: float = 1.0, note: str = ""
 
 
 def _decode(block: bytes, height: int, width: int) -> np.ndarray:
-    """uint8 (frames of the block, H, W)."""
-    if block.startswith(FRAME_HEADER):
-        data = ZstdDecompressor().decompress(block)
-    else:
-        data = zlib.decompress(block)
+    """Decode a block to uint8 (frames of the block, H, W)."""
+    data = ZstdDecompressor().decompress(block)
     # bytearray: numpy may then write into it.
     out = np.frombuffer(bytearray(data), dtype=np.uint8)
     out = out.reshape(-1, height, width)
@@ -101,50 +89,27 @@ def _decode(block: bytes, height: int, width: int) -> np.ndarray:
     return out
 
 
-class CropStore:
-    """Reads crops. Cheap to open, picklable, and safe in forked DataLoader workers.
-
-    The index is read when the store is opened; clips added later are seen by opening it again.
-
-    Args:
-        folder: of a store that `CropWriter` made, or whose parts the jobs of a cluster made.
-
-    Raises:
-        SpeechattnError: there is no store in `folder`.
-    """
+class CropStore(BlobStore):
+    """Reads the crops in a folder; see `BlobStore`."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self._blobs = BlobStore(folder, CROPS)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._blobs
-
-    def __len__(self) -> int:
-        return len(self._blobs)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._blobs)
+        super().__init__(folder, CROPS)
 
     def keys(self) -> list[str]:
-        """Keys in the order in which they were added."""
-        return list(self._blobs)
+        """Return the keys in the order in which they were added."""
+        return list(self)
 
     def info(self, key: str) -> CropInfo:
-        """Size and rate of a clip.
+        """Return the size and rate of a clip.
 
         Raises:
             KeyError: no such clip.
         """
-        self._check(key)
-        frames, height, width, fps, detected = (
-            self._blobs.number(key, name) for name in CROPS.numbers
-        )
-        note = self._blobs.note(key)
-        return CropInfo(int(frames), int(height), int(width), fps, detected, note)
+        frames, height, width, fps, detected = (self.number(key, name) for name in CROPS.numbers)
+        return CropInfo(int(frames), int(height), int(width), fps, detected, self.note(key))
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Frames `start` to `stop` of a clip, as in a slice.
+        """Read frames `start` to `stop` of a clip, as in a slice.
 
         Returns:
             uint8 (T, H, W), writable, the caller's own.
@@ -159,82 +124,35 @@ class CropStore:
             return np.zeros((0, info.height, info.width), dtype=np.uint8)
         first, last = start // _BLOCK, (stop - 1) // _BLOCK
         try:
-            blocks = self._blobs.blocks(key, first, last + 1)
+            blocks = self.blocks(key, first, last + 1)
             parts = [_decode(block, info.height, info.width) for block in blocks]
             frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
             if len(frames) < stop - first * _BLOCK:
                 raise ValueError("too few frames")
-        except (ZstdError, zlib.error, ValueError) as error:
+        except (ZstdError, ValueError) as error:
             raise SpeechattnError(
-                f"{self.folder}: clip {key} is damaged in {self._blobs.file(key).name} ({error}); "
+                f"{self.folder}: clip {key} is damaged in {self.file(key).name} ({error}); "
                 "delete the store and run the ROI stage again"
             ) from error
         return frames[start - first * _BLOCK : stop - first * _BLOCK]
 
-    def close(self) -> None:
-        """Close the files; the next read opens them again."""
-        self._blobs.close()
 
-    def _check(self, key: str) -> None:
-        if key not in self._blobs:
-            raise KeyError(f"no crops of {key!r} in {self.folder}")
-
-
-class CropWriter:
-    """Adds crops to a store, new or begun; one writer at a time.
-
-    What an interrupted writer left half-written is cut off. Use it as a context manager, or call
-    `close`.
-
-    Args:
-        folder: made if missing.
-
-    Raises:
-        SpeechattnError: another process is writing to the store.
-    """
+class CropWriter(BlobWriter):
+    """Adds crops to the store in a folder; see `BlobWriter`."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self._blobs = BlobWriter(folder, CROPS)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._blobs
-
-    def __len__(self) -> int:
-        return len(self._blobs)
+        super().__init__(folder, CROPS)
 
     def add(self, key: str, frames: np.ndarray, fps: float, detected: float = 1.0) -> None:
         """Store the crops of a clip.
 
-        Args:
-            key: new in this store.
-            frames: uint8 (T, H, W).
-            fps: frames per second.
-            detected: see `CropInfo`.
-
         Raises:
-            ValueError: the key is there already, or `frames` is not as said.
+            ValueError: the key is there already, or `frames` is not uint8 (T, H, W).
         """
         self.add_encoded(key, encode(frames, fps, detected))
 
     def add_encoded(self, key: str, crop: EncodedCrop) -> None:
-        """Store what `encode` made."""
-        info = crop.info
-        numbers = {
-            "frames": info.frames,
-            "height": info.height,
-            "width": info.width,
-            "fps": info.fps,
-            "detected": round(info.detected, 4),
-        }
-        self._blobs.add(key, crop.blocks, numbers, info.note)
-
-    def close(self) -> None:
-        """Write everything out to disk and lets the store go."""
-        self._blobs.close()
-
-    def __enter__(self) -> "CropWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        """Store a clip that `encode` packed."""
+        numbers = {name: getattr(crop.info, name) for name in CROPS.numbers}
+        numbers["detected"] = round(numbers["detected"], 4)
+        self.add_blocks(key, crop.blocks, numbers, note=crop.info.note)

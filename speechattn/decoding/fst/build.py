@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding.fst.ctc_topology import Topology, with_ctc
 from speechattn.decoding.fst.epsilon import Phrases, without_epsilons
 from speechattn.decoding.fst.graph import Event, Graph

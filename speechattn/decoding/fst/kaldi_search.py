@@ -12,7 +12,7 @@ from speechattn.decoding.fst.lattice import EMPTY_LATTICE, Lattice
 from speechattn.decoding.fst.openfst import compiled
 from speechattn.decoding.fst.path import EMPTY_PATH, LOST_PATH, GraphPath
 from speechattn.decoding.fst.width import SearchWidth
-from speechattn.errors import ConfigError
+from speechattn.errors import missing_extra
 
 
 class KaldiSearch:
@@ -31,9 +31,7 @@ class KaldiSearch:
             import kaldi_decoder
             import kaldifst
         except ImportError as error:
-            raise ConfigError(
-                "search over graphs needs kaldi-decoder: pip install 'speechattn[fst]'"
-            ) from error
+            raise missing_extra("fst", "kaldi-decoder") from error
         self._kaldi = kaldi_decoder
         self.graph = graph
         self.width = width or SearchWidth()

@@ -16,11 +16,10 @@ import numpy as np
 
 from speechattn.decoding.fst.arcs import Arcs
 from speechattn.decoding.fst.lexicon import Lexicon
-from speechattn.errors import ConfigError
+from speechattn.errors import ConfigError, missing_extra
 from speechattn.files import write_text
 from speechattn.units import is_ideograph
 
-INSTALL = "graphs need kaldifst and kaldilm: pip install 'speechattn[fst]'"
 # Rounding of scores: with OpenFst's 1/1024 the errors of a sentence exceed 0.001.
 DELTA = 1e-6
 BACKOFF = "#0"  # the symbol of the language model's back-off arcs
@@ -38,7 +37,7 @@ def openfst_library() -> Any:
         import kaldifst
         import kaldilm  # noqa: F401
     except ImportError as error:
-        raise ConfigError(INSTALL) from error
+        raise missing_extra("fst", error.name or "kaldifst") from error
     return kaldifst
 
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from speechattn.data.batches.loader import EpochLoader
 from speechattn.data.batches.sampler import PaddedFrameBatches
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError
 from speechattn.lm import TokenLines, collate_lines
 
@@ -87,8 +87,8 @@ class LmData(L.LightningDataModule):
             1.0 + lines.lengths[kept],
             self.options.batch_tokens,
             self.options.max_items,
-            shuffle,
-            self.seed,
+            shuffle=shuffle,
+            seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
@@ -96,9 +96,9 @@ class LmData(L.LightningDataModule):
         sampler.set_epoch(trainer.current_epoch if trainer and shuffle else 0)
         return EpochLoader(
             kept,
-            trainer if shuffle else None,
-            batch_sampler=sampler,
+            sampler,
             collate_fn=lambda chosen: collate_lines([lines[i] for i in chosen], self.sos),
+            trainer=trainer if shuffle else None,
         )
 
     def train_dataloader(self) -> DataLoader:

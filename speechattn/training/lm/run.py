@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from speechattn.config import build, check_sections
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError
 from speechattn.files import write_text
 from speechattn.lm import (

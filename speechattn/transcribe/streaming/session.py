@@ -19,7 +19,7 @@ from speechattn.decoding.streaming.base import StreamLimits
 from speechattn.errors import ConfigError
 from speechattn.model.speech_model import SpeechModel
 from speechattn.transcribe.recogniser import Recogniser
-from speechattn.transcribe.streaming.encoder import Lane
+from speechattn.transcribe.streaming.modality import ModalityStream
 from speechattn.transcribe.streaming.words import WordAssembler
 from speechattn.transcribe.transcript import Span
 
@@ -120,7 +120,9 @@ class StreamingSession:
             pending_seconds=self.options.pending_seconds,
         )
         chunks = self.options.chunk_size, self.options.left_context
-        self.lanes = {name: Lane(self.model, name, *chunks) for name in self.model.modalities}
+        self.streams = {
+            name: ModalityStream(self.model, name, *chunks) for name in self.model.modalities
+        }
         self.frames = 0
         self._begin()
 
@@ -135,21 +137,21 @@ class StreamingSession:
     @property
     def seconds(self) -> float:
         """Return the seconds of input that were read."""
-        return max(lane.taken / lane.rate for lane in self.lanes.values())
+        return max(stream.consumed / stream.rate for stream in self.streams.values())
 
     def size(self) -> int:
-        """Return the numbers that are remembered: what an endless stream must not let grow."""
-        return self.search.size() + sum(lane.size() for lane in self.lanes.values())
+        """Return the numbers in memory, which an endless stream must not let grow."""
+        return self.search.size() + sum(stream.size() for stream in self.streams.values())
 
     @torch.inference_mode()
     def accept(self, piece: Piece) -> list[StreamUpdate]:
-        """Return the next piece; see `Transcriber.stream`.
+        """Read the next piece; see `Transcriber.stream`.
 
         Returns:
             An update for each chunk that is complete now.
         """
         for name, part in self.recogniser.reader.split(piece):
-            self.lanes[name].give(part)
+            self.streams[name].push(part)
         updates = []
         while self._advance():
             updates += self._read()
@@ -157,14 +159,14 @@ class StreamingSession:
 
     @torch.inference_mode()
     def finish(self) -> StreamUpdate:
-        """Return the input has ended: the last words."""
-        if len(self.lanes) == 2:
+        """End the input and return the last words."""
+        if len(self.streams) == 2:
             # Sound ends with the lips, as that of files does.
-            audio = self.lanes["audio"]
-            audio.give(torch.zeros(max(self._limit("audio", True) - audio.given, 0)))
-        for name, lane in self.lanes.items():
-            if lane.given:
-                lane.advance(self._limit(name, True), last=True)
+            audio = self.streams["audio"]
+            audio.push(torch.zeros(max(self._limit("audio", True) - audio.received, 0)))
+        for name, stream in self.streams.items():
+            if stream.received:
+                stream.advance(self._limit(name, True), last=True)
         updates = self._read()
         final, text = self.words.finish(self.search.finish())
         final = [word for update in updates for word in update.final] + final
@@ -172,28 +174,28 @@ class StreamingSession:
         return StreamUpdate(final, [], text, self.seconds, endpoint=True)
 
     def _limit(self, name: str, last: bool = False) -> int:
-        """Inputs of a lane that may be read: sound waits for the lips."""
-        lane = self.lanes[name]
-        if name == "video" or len(self.lanes) == 1:
-            return lane.given
-        video = self.lanes["video"]
-        seen = round(video.given / video.rate * lane.rate)
-        return seen if last else min(seen, lane.given)
+        """Return the inputs of a stream that may be read: sound waits for the lips."""
+        stream = self.streams[name]
+        if name == "video" or len(self.streams) == 1:
+            return stream.received
+        video = self.streams["video"]
+        seen = round(video.received / video.rate * stream.rate)
+        return seen if last else min(seen, stream.received)
 
     def _advance(self) -> bool:
-        """Read one chunk of the first lane that has one."""
-        for name, lane in self.lanes.items():
-            if lane.needed <= self._limit(name):
-                lane.advance(lane.needed)
+        """Advance the first stream that has a chunk by it."""
+        for name, stream in self.streams.items():
+            if stream.needed <= self._limit(name):
+                stream.advance(stream.needed)
                 return True
         return False
 
     def _hidden(self) -> Tensor:
-        """(1, T, D), the frames that all lanes have."""
-        frames = min(lane.hidden.shape[1] for lane in self.lanes.values())
+        """Take the hidden frames that all streams have, (1, T, D)."""
+        frames = min(stream.hidden.shape[1] for stream in self.streams.values())
         hidden = {}
-        for name, lane in self.lanes.items():
-            hidden[name], lane.hidden = lane.hidden[:, :frames], lane.hidden[:, frames:]
+        for name, stream in self.streams.items():
+            hidden[name], stream.hidden = stream.hidden[:, :frames], stream.hidden[:, frames:]
         if self.model.fusion is None or not frames:
             return next(iter(hidden.values()))
         lengths = torch.tensor([frames], device=hidden["audio"].device)
@@ -211,8 +213,8 @@ class StreamingSession:
             return [StreamUpdate(final, partial, text, self.seconds)]
         last, rest = self.words.finish(self.search.finish())
         self._begin()
-        for lane in self.lanes.values():
-            lane.restart()
+        for stream in self.streams.values():
+            stream.restart()
         return [StreamUpdate(final + last, [], text + rest, self.seconds, endpoint=True)]
 
     def _ends(self, quiet: int) -> bool:

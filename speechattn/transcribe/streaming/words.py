@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding.alignment import TokenTime
 from speechattn.decoding.ctc import TokenSpan
 from speechattn.decoding.streaming.base import StreamTokens

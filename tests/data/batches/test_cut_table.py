@@ -43,8 +43,8 @@ def test_is_what_lhotse_reads(cuts, tmp_path, name):
         assert [table[i] for i in (3, -1, 0)] == [expected[i] for i in (3, -1, 0)]
         assert list(table.ids()) == [cut.id for cut in expected]
         assert table.durations.tolist() == [cut.duration for cut in expected]
-        assert table.hears.tolist() == [bool(has_audio(cut)) for cut in expected]
-        assert table.hears.tolist() == [True, True, False, True, True, False, True, True]
+        assert table.has_audio.tolist() == [bool(has_audio(cut)) for cut in expected]
+        assert table.has_audio.tolist() == [True, True, False, True, True, False, True, True]
         assert table.hashes.tolist() == [id_hash(cut.id) for cut in expected]
     with pytest.raises(IndexError):
         table[8]

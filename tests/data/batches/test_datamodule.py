@@ -8,12 +8,13 @@ import torch
 from lhotse import CutSet
 
 from speechattn.data.augment import CenterCrop, ClipTransform, RandomCrop, SpeedPerturb
+from speechattn.data.batches import DataOptions
 from speechattn.data.batches.cut_table import has_audio
-from speechattn.data.batches.datamodule import DataOptions, SpeechData
+from speechattn.data.batches.datamodule import SpeechData
 from speechattn.data.batches.dataset import SpeechDataset, cut_text, load_audio, read_cuts
 from speechattn.data.crops.store import CropStore, CropWriter
 from speechattn.data.media import fit_audio
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError, MediaError
 
 AV = ("audio", "video")
@@ -42,8 +43,8 @@ def make_data(tiny_corpus, modalities=AV, **options) -> SpeechData:
         folder / "cuts_train.jsonl.gz",
         folder / "cuts_dev.jsonl.gz",
         Tokenizer.load(folder / "tokens"),
-        modalities,
-        folder / "crops" if "video" in modalities else None,
+        modalities=modalities,
+        crops=folder / "crops" if "video" in modalities else None,
         crop_size=16,
     )
 
@@ -261,7 +262,7 @@ def test_lengths_are_known_before_loading(tiny_corpus, modalities):
         # The same however the cuts are kept.
         listed = SpeechDataset(
             list(data.train.cuts), data.train.tokenizer, modalities, data.train.crops,
-            data.train.audio_transforms,
+            audio_transforms=data.train.audio_transforms,
         )  # fmt: skip
         listed.epoch = epoch
         np.testing.assert_array_equal(listed.speeds, speeds)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from speechattn.data.augment import ClipTransform
-from speechattn.data.batches.datamodule import DataOptions, SpeechData
+from speechattn.data.batches import DataOptions
+from speechattn.data.batches.datamodule import SpeechData
 from speechattn.data.batches.dataset import SpeechDataset, read_cuts
 from speechattn.data.batches.joined import JoinedDataset, join_groups, join_texts
 from speechattn.data.crops.store import CropStore
-from speechattn.data.tokenizers.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from speechattn.data.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
 from speechattn.errors import ConfigError
 
 AV = ("audio", "video")
@@ -36,7 +37,7 @@ def by_hand(durations, seconds, chance, seed, epoch):
 
 
 def groups_of(durations, seconds, chance=1.0, seed=0, epoch=0):
-    order, bounds = join_groups(np.asarray(durations), seconds, chance, seed, epoch)
+    order, bounds = join_groups(np.asarray(durations), seconds, chance, seed=seed, epoch=epoch)
     return [order[a:b].tolist() for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
@@ -156,7 +157,7 @@ def data(tiny_corpus, **options) -> SpeechData:
         folder / "cuts_train.jsonl.gz",
         folder / "cuts_dev.jsonl.gz",
         Tokenizer.load(folder / "tokens"),
-        ["audio"],
+        modalities=["audio"],
         seed=5,
     )
 

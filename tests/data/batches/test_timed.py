@@ -11,7 +11,7 @@ from speechattn.data.batches.dataset import SpeechDataset
 from speechattn.data.batches.joined import JoinedDataset
 from speechattn.data.batches.timed import token_times, trim, word_alignment
 from speechattn.data.crops.store import CropStore
-from speechattn.data.tokenizers.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from speechattn.data.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
 
 
 def cut(text, *words, start=0.0):
@@ -69,7 +69,7 @@ def item(tokenizer, text="ab c b"):
 def test_trimmed(start, stop, text):
     letters = CharTokenizer.train(["ab c"])
     one = item(letters)
-    trim(one, start, stop, letters, 16000, 25.0)
+    trim(one, start, stop, letters, sample_rate=16000, fps=25.0)
     assert one.text == text and letters.decode(one.tokens) == text
     first, last = round(start * 25), round(stop * 25)
     np.testing.assert_array_equal(one.audio, np.arange(first * 640, last * 640))
@@ -83,9 +83,9 @@ def test_trimmed(start, stop, text):
 def test_nothing_to_trim_by():
     letters = CharTokenizer.train(["ab c"])
     silent, unknown = item(letters), item(letters)
-    trim(silent, 1.6, 2.1, letters, 16000)  # nobody speaks
+    trim(silent, 1.6, 2.1, letters, sample_rate=16000)  # nobody speaks
     unknown.times = None
-    trim(unknown, 0.0, 1.0, letters, 16000)
+    trim(unknown, 0.0, 1.0, letters, sample_rate=16000)
     for one in (silent, unknown):
         assert one.text == "ab c b" and len(one.audio) == 64000
 
@@ -126,7 +126,7 @@ def test_recordings_that_begin_and_end_anywhere(aligned):
         joined.epoch = epoch
         for i in range(len(joined)):
             found, numbers = joined[i], joined.utterances(i)
-            whole = aligned.joined(numbers)
+            whole = aligned.join(numbers)
             assert found.text in whole.text and len(found.audio) == 640 * len(found.video)
             assert aligned.tokenizer.decode(found.tokens) == found.text
             assert len(found.times) == len(found.tokens)
@@ -138,7 +138,7 @@ def test_recordings_that_begin_and_end_anywhere(aligned):
             np.testing.assert_array_equal(found.audio, joined[i].audio)
     assert shorter > 4
     joined.trim = 0.0
-    assert all(len(joined[i].audio) == len(aligned.joined(joined.utterances(i)).audio)
+    assert all(len(joined[i].audio) == len(aligned.join(joined.utterances(i)).audio)
                for i in range(len(joined)))  # fmt: skip
 
 

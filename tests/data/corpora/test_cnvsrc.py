@@ -16,7 +16,7 @@ from speechattn.cli import main
 from speechattn.data.corpora import prepare_cnvsrc, read_summary
 from speechattn.data.corpora.cnvsrc_layout import clean_text
 from speechattn.data.corpora.cnvsrc_lists import Units, read_lists
-from speechattn.data.tokenizers.tokenizer import Tokenizer
+from speechattn.data.tokenizers import Tokenizer
 from speechattn.errors import ConfigError, SpeechattnError
 from speechattn.units import UNK_MARK
 
@@ -126,7 +126,7 @@ BOTH_MORE = ["cncvs2_s00001_001_00001", "cncvs3_s00001_001_00001"]
 @pytest.mark.parametrize("track", ["single", "multi"])
 def test_tracks(corpus, tmp_path, track, year, open_track):
     out = tmp_path / "out"
-    paths = prepare_cnvsrc(corpus.root, out, track, year, open_track)
+    paths = prepare_cnvsrc(corpus.root, out, track, year, open_track=open_track)
     more = open_track or year == 2025
     target, other = (SINGLE_DEV, MULTI_DEV) if track == "single" else (MULTI_DEV, SINGLE_DEV)
     pretrain = sorted(CNCVS + (BOTH_MORE + other if more else []))
@@ -246,7 +246,9 @@ def test_extra(corpus, tmp_path, make):
     make.table(folder, [("x.mp4", "ann", "train", "一,二"), ("y.mp4", "ann", "dev", "三")])
     with pytest.raises(ConfigError, match="--open"):
         prepare_cnvsrc(corpus.root, tmp_path / "out", "single", extra=[folder])
-    paths = prepare_cnvsrc(corpus.root, tmp_path / "out", "single", 2023, True, [folder])
+    paths = prepare_cnvsrc(
+        corpus.root, tmp_path / "out", "single", 2023, open_track=True, extra=[folder]
+    )
     (cut,) = [c for c in CutSet.from_file(paths["train"]) if c.part == "extra"]
     said = cut.supervisions[0]
     assert (cut.id, said.text, said.speaker) == ("extra1_ann_x", "一二", "extra1_ann")
@@ -572,20 +574,18 @@ def test_clean_text(text, clean):
 
 def test_command(corpus, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["prepare", "cnvsrc", str(corpus.root), str(out)]) == 1
-    assert "--track single" in capsys.readouterr().err
+    assert main(["prepare", "cnvsrc", str(corpus.root), str(out)]) == 2
+    assert "--track" in capsys.readouterr().err
     more = ["--track", "multi", "--year", "2023", "--open"]
     assert main(["prepare", "cnvsrc", str(corpus.root), str(out), *more]) == 0
     assert read_summary(out)["splits"]["dev_single"]["utterances"] == 1
 
     tokens = tmp_path / "tokens"
-    assert main(["tokens", "--from-list", str(corpus.units()), "--output", str(tokens)]) == 0
+    assert main(["import-tokens", str(corpus.units()), "--output", str(tokens)]) == 0
     tokenizer = Tokenizer.load(tokens)
     assert tokenizer.tokens == ["<blank>", *UNITS, "<sos/eos>"]
     assert tokenizer.encode("新闻鼎") == [2, 3, 1]
     cuts = str(out / "cuts_train.jsonl.gz")
-    for wrong in ([], [cuts, "--from-list", str(corpus.root / "char_units.txt")]):
-        assert main(["tokens", *wrong, "--output", str(tmp_path / "t")]) == 1
     assert main(["tokens", cuts, "--output", str(tmp_path / "t")]) == 0
     assert set("我们新闻三二一好") <= set(Tokenizer.load(tmp_path / "t").tokens)
 

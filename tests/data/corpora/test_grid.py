@@ -162,6 +162,40 @@ def test_two_speakers(grid, tmp_path):
     assert sorted({c[:2]: s for c, s in found.items()}.values()) == ["test", "train"]
 
 
+@pytest.mark.parametrize("copy", ["university", "Zenodo"])
+@pytest.mark.parametrize("folder", ["align", "alignments"])
+def test_alignments_in_the_folders_of_others(make, tmp_path, copy, folder):
+    """Zenodo's copy has them there for some speakers; the names of the files tell."""
+    film = make.video(tmp_path / "film.mp4", 1.0).read_bytes()
+    zenodo = {"s4": "s4", "s5": "s6", "s6": "s5", "s10": "s13", "s13": "s12", "s20": "s21"}
+    root = tmp_path / "grid"
+    for speaker, its_folder in zenodo.items():
+        aligns = root / folder / (its_folder if copy == "Zenodo" else speaker)
+        for file, content in [
+            *((root / speaker / f"{speaker}only{i}.mp4", film) for i in range(2)),
+            # A sentence that all say: in the wrong folder too there is a file of its name.
+            (root / speaker / "all.mp4", film),
+            *((aligns / f"{speaker}only{i}.align", b"0 9 bin\n") for i in range(2)),
+            (aligns / "all.align", f"0 9 {speaker}\n".encode()),
+        ]:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    splits = read(prepare_grid(root, tmp_path / "out", fractions=(1, 0, 0)))
+    texts = {cut.id: cut.supervisions[0].text for cut in splits["train"]}
+    assert len(texts) == 3 * len(zenodo)
+    assert all(texts[f"{speaker}_all"] == speaker for speaker in zenodo)
+
+
+def test_alignments_of_others_are_not_taken_by_chance(grid, tmp_path):
+    root = grid({"s5": 4, "s6": 4})
+    for index in range(3):
+        (root / "align" / "s5" / f"clip{index}.align").unlink()
+    (root / "align" / "s6" / "clip2.align").unlink()
+    (root / "align" / "s6" / "clip3.align").unlink()
+    found = places(prepare_grid(root, tmp_path / "out"))
+    assert sorted(found) == ["s5_clip3", "s6_clip0", "s6_clip1"]
+
+
 def test_bad_clips_are_listed(grid, tmp_path):
     root = grid({"s1": 8})
     (root / "align" / "s1" / "clip0.align").unlink()

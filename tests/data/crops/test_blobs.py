@@ -1,6 +1,5 @@
 """Parts of a store are one store, before and after they are merged, whatever interrupts that."""
 
-import errno
 import os
 import shutil
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 
 from speechattn.data.crops import blobs
-from speechattn.data.crops.blob_index import Table
 from speechattn.data.crops.blobs import BlobStore, BlobWriter, Layout, merge_parts, part_name
 from speechattn.errors import SpeechattnError
 
@@ -21,7 +19,9 @@ def content(i: int) -> list[bytes]:
 
 
 def add(writer: BlobWriter, i: int, **more) -> None:
-    writer.add(f"k{i}", content(i), {"weight": i / 8, "age": 2**40 + i}, f"n{i}" * (i % 2), **more)
+    writer.add_blocks(
+        f"k{i}", content(i), {"weight": i / 8, "age": 2**40 + i}, note=f"n{i}" * (i % 2), **more
+    )
 
 
 def check(store: BlobStore, numbers) -> None:
@@ -128,7 +128,7 @@ def test_replaced_entries(tmp_path):
     for _ in range(2):
         with BlobWriter(tmp_path / part_name(0, 1), LAYOUT) as writer:
             add(writer, 3, replace=True)
-            writer.add("k5", [b"old"], {"weight": 0, "age": 0}, "old", replace=True)
+            writer.add_blocks("k5", [b"old"], {"weight": 0, "age": 0}, note="old", replace=True)
             add(writer, 5, replace=True)
     check(BlobStore(tmp_path, LAYOUT), [3, 5])
     merge_parts(tmp_path, LAYOUT)
@@ -150,52 +150,3 @@ def test_no_store(tmp_path):
         BlobStore(tmp_path, LAYOUT)
     shutil.rmtree(tmp_path)
     assert merge_parts(tmp_path, LAYOUT) == 0
-
-
-def test_a_large_index_is_kept_and_read_instead(parts, monkeypatch):
-    """Taken only as long as nothing was written; damage and another place do no harm."""
-    numbers = [int(key[1:]) for key in BlobStore(parts, LAYOUT)]
-    cache = parts / "things.jsonl.arrays.npz"
-    assert not cache.exists()  # a small one is not worth it
-    monkeypatch.setattr(blobs, "LARGE", 1)
-    BlobStore(parts, LAYOUT)
-    assert cache.exists()
-    with monkeypatch.context() as patch:
-        patch.setattr(Table, "load", None)  # is not called
-        check(BlobStore(parts, LAYOUT), numbers)
-    with BlobWriter(parts, LAYOUT) as writer:
-        add(writer, 77)
-    check(BlobStore(parts, LAYOUT), [*numbers, 77])
-    cache.write_bytes(cache.read_bytes()[:100])
-    check(BlobStore(parts, LAYOUT), [*numbers, 77])
-    BlobStore(parts, LAYOUT)
-    moved = parts.rename(parts.with_name(f"{parts.name}_moved"))
-    check(BlobStore(moved, LAYOUT), [*numbers, 77])
-
-
-def test_a_kept_index_serves_whatever_the_folder_is_called(parts, monkeypatch):
-    """Kept under a relative name, read from elsewhere."""
-    numbers = [int(key[1:]) for key in BlobStore(parts, LAYOUT)]
-    monkeypatch.setattr(blobs, "LARGE", 1)
-    (parts / "things.jsonl.arrays.npz.1.part").touch()  # of a process that was killed
-    monkeypatch.chdir(parts.parent)
-    BlobStore(parts.name, LAYOUT)
-    assert not list(parts.glob("*.part"))
-    monkeypatch.setattr(Table, "load", None)  # is not called
-    monkeypatch.chdir("/")
-    check(BlobStore(parts, LAYOUT), numbers)
-    check(BlobStore(parts.rename(parts.with_name(f"{parts.name}_moved")), LAYOUT), numbers)
-
-
-def test_an_index_that_cannot_be_kept_is_read(parts, monkeypatch):
-    """A corpus on a disk that is read only."""
-
-    def refuse(*_, **__):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    numbers = [int(key[1:]) for key in BlobStore(parts, LAYOUT)]
-    monkeypatch.setattr(blobs, "LARGE", 1)
-    monkeypatch.setattr(np, "savez", refuse)
-    monkeypatch.setattr(type(parts), "unlink", refuse)
-    check(BlobStore(parts, LAYOUT), numbers)
-    assert not (parts / "things.jsonl.arrays.npz").exists()

@@ -4,13 +4,12 @@ import json
 import multiprocessing
 import os
 import pickle
-import zlib
 
 import numpy as np
 import pytest
 
-from speechattn.data.crops import blobs
-from speechattn.data.crops.store import CropInfo, CropStore, CropWriter, EncodedCrop
+from speechattn.data.crops import blob_index, blobs
+from speechattn.data.crops.store import CropInfo, CropStore, CropWriter
 from speechattn.errors import SpeechattnError
 
 
@@ -74,24 +73,6 @@ def test_any_size_and_content(tmp_path, size, kind):
     store = CropStore(tmp_path)
     np.testing.assert_array_equal(store.read("k"), frames)
     assert store.info("k").fps == 29.97
-
-
-def test_stores_made_by_zlib_are_read(tmp_path):
-    """As they were written before Zstandard: differences, 25 frames a block; then gone on with."""
-    old, new = clip(60), clip(30, 1)
-    blocks = []
-    for start in (0, 25, 50):
-        block = old[start : start + 25].astype(np.int64)
-        delta = np.diff(block, axis=0, prepend=0)
-        delta[0] = np.diff(block[0], axis=0, prepend=0)
-        blocks.append(zlib.compress((delta % 256).astype(np.uint8).tobytes()))
-    with CropWriter(tmp_path) as writer:
-        writer.add_encoded("old", EncodedCrop(CropInfo(60, 96, 96, 25.0), tuple(blocks)))
-        writer.add("new", new, 25.0)
-    store = CropStore(tmp_path)
-    np.testing.assert_array_equal(store.read("old"), old)
-    np.testing.assert_array_equal(store.read("old", 30, 55), old[30:55])
-    np.testing.assert_array_equal(store.read("new"), new)
 
 
 def test_natural_crops_get_smaller(tmp_path):
@@ -172,6 +153,25 @@ def test_damage_is_told(folder):
     index = folder / "index.jsonl"
     index.write_bytes(b'{"key": "q"}\n' + index.read_bytes())
     with pytest.raises(SpeechattnError, match="line 1 is damaged"):
+        CropStore(folder)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"7",
+        b'{"key": []}',
+        b'{"key": "q", "shard": 0, "offset": 0, "blocks": [1]}',
+        b"{}, {}",
+    ],
+)
+def test_the_line_that_is_damaged_is_named(folder, monkeypatch, line):
+    monkeypatch.setattr(blob_index, "_LINES", 2)
+    index = folder / "index.jsonl"
+    lines = index.read_bytes().splitlines()
+    index.write_bytes(b"\n".join([*lines[:3], line, *lines[3:]]) + b"\n")
+    with pytest.raises(SpeechattnError, match="line 4 is damaged"):
         CropStore(folder)
 
 

@@ -7,7 +7,7 @@ import pytest
 import sentencepiece
 import torch
 
-from speechattn.data.tokenizers.tokenizer import (
+from speechattn.data.tokenizers import (
     CharTokenizer,
     SentencePieceTokenizer,
     Tokenizer,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from speechattn.cli import main
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.decoders import TransformerDecoder
 from speechattn.decoding import CtcGreedySearch, GraphRescoringSearch, GraphSearch
 from speechattn.decoding.alignment import hypothesis_times

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from speechattn.cli import main
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.decoding.fst.arcs import Arcs
 from speechattn.decoding.fst.build import build_graph
 from speechattn.decoding.fst.dot import MAX_STATES, draw_graph, graph_dot

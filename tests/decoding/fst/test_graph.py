@@ -7,7 +7,7 @@ import kaldifst
 import numpy as np
 import pytest
 
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.decoding.fst.build import build_graph
 from speechattn.decoding.fst.graph import Graph
 from speechattn.decoding.fst.kaldi_search import KaldiSearch, openfst

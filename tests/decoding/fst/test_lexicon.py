@@ -2,7 +2,7 @@
 
 import pytest
 
-from speechattn.data.tokenizers.tokenizer import CharTokenizer
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.decoding.fst.lexicon import Lexicon, most_frequent
 from speechattn.errors import ConfigError
 

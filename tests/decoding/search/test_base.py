@@ -15,7 +15,9 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.head = nn.Linear(8, 9)
-        self.decoder = TransformerDecoder(9, 8, 16, 2, 32, 1) if with_decoder else None
+        self.decoder = (
+            TransformerDecoder(9, 8, 16, 2, linear_units=32, num_blocks=1) if with_decoder else None
+        )
 
     def outputs(self, hidden, lengths):
         log_probs = (4 * self.head(hidden)).log_softmax(-1)

@@ -15,7 +15,7 @@ from speechattn import Transcriber
 from speechattn.cli import main
 from speechattn.data.batches.batch import Item, collate
 from speechattn.data.crops.roi import RoiOptions
-from speechattn.data.tokenizers.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from speechattn.data.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
 from speechattn.decoding import CtcBeamSearch, CtcGreedySearch, GraphSearch, JointSearch
 from speechattn.decoding.ctc import TokenSpan
 from speechattn.decoding.ctc_beam import PrefixBeam, ctc_beam_search, trace
@@ -25,14 +25,11 @@ from speechattn.decoding.fst.lexicon import Lexicon
 from speechattn.decoding.fusion import Fusion
 from speechattn.decoding.streaming.base import StreamLimits, StreamTokens
 from speechattn.decoding.streaming.beam import PrefixBeamStream
-from speechattn.deploy.visual_frontend import fold_frontend
 from speechattn.errors import ConfigError, MediaError
-from speechattn.frontends import EnhancedResNet3D, EspnetLogMel, LogMelFbank, ResNet3D
 from speechattn.model.directory import build_model, save_model_dir
 from speechattn.model.output import ModelOutput
 from speechattn.transcribe.recogniser import Recogniser
-from speechattn.transcribe.streaming.encoder import Lane
-from speechattn.transcribe.streaming.frontend import FrontendStream
+from speechattn.transcribe.streaming.modality import ModalityStream
 from speechattn.transcribe.streaming.session import StreamingSession, StreamOptions
 from speechattn.transcribe.streaming.words import WordAssembler
 from speechattn.transcribe.transcript import Transcript
@@ -156,47 +153,6 @@ def hidden_of(stream: StreamingSession) -> list[torch.Tensor]:
         ctc_log_probs=spy, fusion=stream.model.fusion, frame_shift=stream.model.frame_shift
     )
     return seen
-
-
-FRONTENDS = {
-    "fbank": lambda: LogMelFbank(20, normalise="none"),
-    "espnet": lambda: EspnetLogMel(20, normalise="none"),
-    "espnet_long_hop": lambda: EspnetLogMel(20, fft_size=200, hop=160, normalise="none"),
-    "resnet": lambda: ResNet3D(4, [4, 4, 6, 8], [1, 1, 1, 1]),
-    "folded": lambda: fold_frontend(ResNet3D(4, [4, 4, 6, 8], [1, 1, 1, 1]).eval()),
-    "enhanced": lambda: EnhancedResNet3D(
-        stem_channels=4,
-        channels=[8, 8, 8, 8],
-        blocks=[1, 1, 1, 1],
-        temporal=["shift", "none", "conv", "none"],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FRONTENDS)
-@pytest.mark.parametrize("length", [0, 1, 2, 7, 40])
-@torch.no_grad()
-def test_frontends_say_what_they_say_of_the_whole(name, length):
-    torch.manual_seed(0)
-    frontend = FRONTENDS[name]().eval()
-    if name in ("fbank", "espnet", "espnet_long_hop"):
-        x, most = torch.randn(1, 170 * length + length % 3), 500
-    else:
-        x, most = torch.randint(0, 256, (1, length, 1, 24, 24)).float(), 5
-    for seed in range(3):
-        stream, got = FrontendStream(frontend, "frontend"), []
-        for piece in pieces(x[0].numpy(), most, seed):
-            got.append(stream.step(torch.from_numpy(piece)[None]))
-            features = sum(g.shape[1] for g in got)
-            # What was said to be needed for them was there.
-            assert not features or stream.reach.inputs(features) <= x.shape[1]
-        got = torch.cat([*got, stream.step(x[:, :0], last=True)], 1)
-        if x.shape[1]:
-            wanted, lengths = frontend(x, torch.tensor([x.shape[1]]))
-            wanted = wanted[:, : int(lengths[0])]
-        else:
-            wanted = got[:, :0]
-        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("modality", ["audio", "video", "av"])
@@ -440,7 +396,7 @@ def test_memory_does_not_grow(transcribers, search):
     first, rest = sizes[: len(sizes) // 6], sizes[len(sizes) // 6 :]
     assert max(rest) <= 1.5 * max(first)
     # Of the encoder and of its input, to the number: some chunks, not some minutes.
-    assert stream.lanes["audio"].size() < 12 * 1600 + 50000
+    assert stream.streams["audio"].size() < 12 * 1600 + 50000
 
 
 def test_video_memory_does_not_grow(transcribers):
@@ -448,7 +404,7 @@ def test_video_memory_does_not_grow(transcribers):
     wave, crops = draw(240)
     for i in range(len(crops)):  # none runs ahead
         stream.accept((wave[640 * i : 640 * i + 640], crops[i]))
-        sizes.append(sum(lane.size() for lane in stream.lanes.values()))
+        sizes.append(sum(s.size() for s in stream.streams.values()))
     assert max(sizes[len(sizes) // 3 :]) < 1.5 * max(sizes[: len(sizes) // 3])
 
 
@@ -525,20 +481,22 @@ def test_endpoints_begin_anew(transcribers, monkeypatch):
 
 def test_after_an_endpoint_the_encoder_knows_nothing_of_before(transcribers):
     model, (wave, _) = transcribers("audio").recogniser.model, draw(60)
-    lane, sound = Lane(model, "audio"), torch.from_numpy(wave)
-    lane.give(sound)
+    modality, sound = ModalityStream(model, "audio"), torch.from_numpy(wave)
+    modality.push(sound)
     for _ in range(3):
-        lane.advance(lane.needed)
-    lane.restart()
-    begun = lane.hidden.shape[1]
+        modality.advance(modality.needed)
+    modality.restart()
+    begun = modality.hidden.shape[1]
     for _ in range(4):
-        lane.advance(lane.needed)
+        modality.advance(modality.needed)
     stream = model.streams["audio"]
     features, _ = stream.frontend(sound[None], torch.tensor([len(sound)]))
-    later = features[:, 3 * CHUNK * stream.encoder.subsampling :]
+    later = features[:, 3 * CHUNK * stream.encoder.subsampling_factor :]
     with torch.no_grad():
         wanted, _ = stream.encoder(later, torch.tensor([later.shape[1]]))
-    torch.testing.assert_close(lane.hidden[:, begun:], wanted[:, : 4 * CHUNK], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        modality.hidden[:, begun:], wanted[:, : 4 * CHUNK], atol=1e-5, rtol=1e-4
+    )
 
 
 def test_command(tiny_model, tokenizer, tmp_path, capsys, monkeypatch):

@@ -8,18 +8,13 @@ from speechattn.data.crops.roi.track import Track
 
 
 def choose(tracks: Sequence[Track], tie: float) -> tuple[Track, str]:
-    """The speaker's track, and a note if the choice was not plain.
+    """Choose the speaker's track; with a note if the choice was not plain.
 
-    The face seen longest; of those seen nearly as long the largest, by the mean area of its box;
-    of those nearly as large too the one whose mouth moves most, since two people side by side take
-    turns at most and a portrait on the wall does not move at all.
+    It is the face seen longest; of those seen nearly as long the largest, by the mean area of its
+    box; of those nearly as large too the one whose mouth moves most, since two people side by side
+    take turns at most and a portrait on the wall does not move at all.
 
-    Args:
-        tracks: all faces of a video, at least one.
-        tie: see `RoiOptions`.
-
-    Returns:
-        A track, and what was decided between; empty where one face was seen longest.
+    The note is empty where one face was seen longest. `tie` is that of `RoiOptions`.
     """
     longest = max(track.seen for track in tracks)
     rivals = [track for track in tracks if track.seen >= tie * longest]
@@ -39,7 +34,7 @@ def choose(tracks: Sequence[Track], tie: float) -> tuple[Track, str]:
 
 
 def _movement(track: Track) -> float:
-    """Mean change of a pixel around the mouth from frame to frame, in grey levels."""
+    """Return the mean change of a pixel around the mouth from frame to frame, in grey levels."""
     total, count, previous = 0.0, 0, None
     for crop in track.crops:
         quarter = len(crop) // 4

@@ -1,7 +1,5 @@
 """From five landmarks to a mouth crop: similarity transform onto a mean face, and the warp.
 
-Legend: T frames; points are (x, y) in pixels in the order of `detector.POINTS`.
-
 The order of work (align by a similarity transform to a mean face, average over time, cut 96x96
 grey around the mouth) is that of Martinez et al. 2020 (https://arxiv.org/abs/2001.08702) and of
 auto_avsr (https://github.com/mpc001/auto_avsr). Unlike there, alignment and cut are one warp, so a
@@ -34,9 +32,9 @@ _TARGET = _anchors(MEAN_FACE)
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The rotation, uniform scale and shift that bring `source` nearest to `target`.
+    """Find the rotation and uniform scale that bring `source` nearest to `target`.
 
-    Least squares in closed form over (N, 2) points; no reflection (Umeyama 1991 in two dimensions,
+    Least squares in closed form over (P, 2) points; no reflection (Umeyama 1991 in two dimensions,
     where complex numbers make it one line).
 
     Returns:
@@ -53,7 +51,7 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def crop_transform(points: np.ndarray, size: int, mouth_width: float) -> np.ndarray:
-    """Where picture pixels go in the crop.
+    """Compute the affine transform from picture to crop.
 
     Args:
         points: (5, 2) landmarks.

@@ -1,4 +1,4 @@
-"""A raw face video in, mouth crops out: the one function that recipes and `Transcriber` share."""
+"""A raw face video in, mouth crops out: shared by recipes and recognition."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from speechattn.data.crops.roi.choice import choose
+from speechattn.data.crops.roi.crop_buffer import MEMORY_LIMIT
 from speechattn.data.crops.roi.detector import Face, FaceDetector, RefiningDetector
-from speechattn.data.crops.roi.faces import Looks
+from speechattn.data.crops.roi.faces import Detections
 from speechattn.data.crops.roi.landmarks import load_landmarks
 from speechattn.data.crops.roi.mtcnn import MtcnnDetector
 from speechattn.data.crops.roi.options import RoiOptions
@@ -25,8 +26,8 @@ _ROW_SLACK = 3
 _SELDOM = 0.5
 
 
-class StaleFaces(Exception):
-    """Kept faces that do not fit the video."""
+class StaleDetections(Exception):
+    """Cached detections do not fit the video."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +38,8 @@ class MouthCrop:
         frames: uint8 (T, side, side), grey.
         fps: frames per second.
         landmarks: float32 (T, 5, 2), smoothed, in pixels of the video's pictures.
-        detected: fraction of the pictures looked at in which the face was found.
-        looks: the faces in every picture looked at; empty if landmarks came with the video.
+        detected: fraction of the pictures searched in which the face was found.
+        detections: the faces in every picture searched; empty if landmarks came with the video.
         note: what a person should know about the clip; empty for most.
     """
 
@@ -46,7 +47,7 @@ class MouthCrop:
     fps: float
     landmarks: np.ndarray
     detected: float
-    looks: Looks = ()
+    detections: Detections = ()
     note: str = ""
 
 
@@ -56,11 +57,17 @@ class MouthCropper:
     Args:
         options: geometry and rates.
         detector: finds faces; MTCNN by default.
+        memory_limit: bytes of crops held in memory before they go to a temporary file.
     """
 
-    def __init__(self, options: RoiOptions | None = None, detector: FaceDetector | None = None):
+    def __init__(
+        self,
+        options: RoiOptions | None = None,
+        detector: FaceDetector | None = None,
+        memory_limit: int = MEMORY_LIMIT,
+    ):
         self.options = options or RoiOptions()
-        self._detector = detector
+        self._detector, self._memory_limit = detector, memory_limit
         self._cut = replace(
             self.options,
             size=self.options.side,
@@ -69,9 +76,12 @@ class MouthCropper:
         )
 
     def crop(
-        self, path: str | Path, landmarks: str | Path | None = None, looks: Looks | None = None
+        self,
+        path: str | Path,
+        landmarks: str | Path | None = None,
+        detections: Detections | None = None,
     ) -> MouthCrop:
-        """Crops the mouth of the face that is seen longest (see `choice`).
+        """Crop the mouth of the face that is seen longest (see `choice`).
 
         A face that is there for part of the video only: before and after, its first and last crop
         are repeated, so that crops and sound stay together.
@@ -79,22 +89,22 @@ class MouthCropper:
         Args:
             path: video file; decoded once, in a stream.
             landmarks: landmark file (see `landmarks`), used instead of the detector.
-            looks: faces that were found in this video before, used instead of the detector.
+            detections: faces found in this video before, used instead of the detector.
 
         Raises:
-            NoFaceError: no face in any picture looked at.
+            NoFaceError: no face in any picture searched.
             MediaError: the video or the landmark file cannot be used.
-            StaleFaces: `looks` are of another number of pictures.
+            StaleDetections: `detections` are of another number of pictures.
         """
         if landmarks is not None:
             return self._crop_landmarks(path, landmarks)
         every = self.options.detect_every
-        if looks is not None:
-            return self._run(path, _Remembered(looks, every), every)
+        if detections is not None:
+            return self._run(path, _Replay(detections, every), every)
         return self._run(path, self._locator(), every)
 
     def stream(self, path: str | Path) -> Iterator[np.ndarray]:
-        """The frames of `crop(path)` in pieces, uint8 (n, side, side).
+        """Yield the frames of `crop(path)` in pieces, uint8 (n, side, side).
 
         For videos of any length: the crops wait on disk until the speaker is known, and are read
         as they are asked for.
@@ -123,44 +133,50 @@ class MouthCropper:
             raise MediaError(
                 landmarks, f"{len(points)} rows for {len(crop.frames)} frames of video {path}"
             )
-        return replace(crop, detected=present, looks=())
+        return replace(crop, detected=present, detections=())
 
     def _follow(
         self, path: str | Path, locate: _Locate, every: int
     ) -> tuple[Track, str, int, float, list[list[Face]]]:
-        """The speaker's track, the note on its choice, how many frames there are, the file's rate,
-        and the faces in every picture looked at."""
-        tracker = Tracker(self._cut, every)
-        looks: list[list[Face]] = []
+        """Track the faces of a video and choose the speaker.
+
+        Returns:
+            The speaker's track, the note on the choice, how many frames there are, the file's
+            rate, and the faces in every picture searched.
+        """
+        tracker = Tracker(self._cut, every, self._memory_limit)
+        detections: list[list[Face]] = []
         total, file_fps = 0, 0.0
         for index, frame in enumerate(iter_video(path, self.options.fps)):
-            tracker.window.append(frame.grey())
+            tracker.recent.append(frame.grey())
             total, file_fps = total + 1, frame.file_fps
             if index % every == 0:
-                looks.append(locate(index, frame))
-                tracker.update(looks[-1])
-        if isinstance(locate, _Remembered) and len(looks) != len(locate.looks):
-            raise StaleFaces(f"{path}: {len(locate.looks)} looks kept, {len(looks)} needed")
+                detections.append(locate(index, frame))
+                tracker.update(detections[-1])
+        if isinstance(locate, _Replay) and len(detections) != len(locate.detections):
+            raise StaleDetections(
+                f"{path}: {len(locate.detections)} detections cached, {len(detections)} needed"
+            )
         tracks = tracker.finish()
         if not tracks:
-            raise NoFaceError(path, f"no face found in {len(looks)} pictures of {total}")
+            raise NoFaceError(path, f"no face found in {len(detections)} pictures of {total}")
         track, note = choose(tracks, self.options.tie)
         if len(tracker.tracks) > 1:
             _log.debug(
                 "%s: %d faces, took one seen %d times", path, len(tracker.tracks), track.seen
             )
-        return track, note, total, file_fps, looks
+        return track, note, total, file_fps, detections
 
     def _run(self, path: str | Path, locate: _Locate, every: int) -> MouthCrop:
-        track, note, total, file_fps, looks = self._follow(path, locate, every)
-        detected = track.seen / len(looks)
+        track, note, total, file_fps, detections = self._follow(path, locate, every)
+        detected = track.seen / len(detections)
         missing = (track.start, total - track.end)
         return MouthCrop(
             frames=track.crops.array(*missing),
             fps=self.options.fps,
             landmarks=np.pad(np.stack(track.landmarks), (missing, (0, 0), (0, 0)), mode="edge"),
             detected=detected,
-            looks=looks,
+            detections=detections,
             note="; ".join(filter(None, [note, *self._remarks(detected, file_fps)])),
         )
 
@@ -173,29 +189,19 @@ class MouthCropper:
         return remarks
 
 
-class _Remembered:
-    """Faces found before, in place of a detector.
+class _Replay:
+    """Faces found before, in every so many-th picture, in place of a detector."""
 
-    Args:
-        looks: the faces in every picture looked at.
-        every: frames from one look to the next.
-    """
-
-    def __init__(self, looks: Looks, every: int):
-        self.looks, self._every = looks, every
+    def __init__(self, detections: Detections, every: int):
+        self.detections, self._every = detections, every
 
     def __call__(self, index: int, frame: Frame) -> list[Face]:
-        look = index // self._every
-        return list(self.looks[look]) if look < len(self.looks) else []
+        number = index // self._every
+        return list(self.detections[number]) if number < len(self.detections) else []
 
 
 class _Locator:
-    """Searches the whole picture now and then, and follows the faces between.
-
-    Args:
-        detector: the detector, which may or may not be able to follow.
-        options: for `search_every`.
-    """
+    """Searches the whole picture every `search_every` frames, and follows the faces between."""
 
     def __init__(self, detector: FaceDetector, options: RoiOptions):
         self._detector = detector

@@ -1,7 +1,7 @@
-"""Face detectors: what the mouth cropper asks of one, and the interface that others can fill.
+"""The interface of face detectors.
 
-Legend: F faces, H and W height and width of the picture. Points are (x, y) in pixels, in the order
-of `POINTS`, as seen in the picture: "left" is on the left of it.
+Points are (x, y) in pixels, in the order of `POINTS`, as seen in the picture: "left" is on the left
+of it.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Face:
 
     @property
     def area(self) -> float:
-        """Area of the box in square pixels."""
+        """Return the area of the box in square pixels."""
         width, height = np.maximum(self.box[2:] - self.box[:2], 0)
         return float(width * height)
 
@@ -38,7 +38,7 @@ class FaceDetector(Protocol):
     """Finds faces in one picture."""
 
     def detect(self, frame: np.ndarray) -> list[Face]:
-        """Every face in `frame`, uint8 RGB (H, W, 3); best first."""
+        """Find every face in `frame`, uint8 RGB (H, W, 3); best first."""
         ...
 
 
@@ -47,12 +47,12 @@ class RefiningDetector(FaceDetector, Protocol):
     """A detector that can follow faces more cheaply than it can find them."""
 
     def refine(self, frame: np.ndarray, faces: list[Face]) -> list[Face]:
-        """Where `faces`, from a picture shortly before, are in `frame`; lost ones are left out."""
+        """Locate `faces`, of a picture shortly before, in `frame`; lost ones are left out."""
         ...
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boxes (4,)."""
+    """Return the intersection over union of two boxes (4,)."""
     sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
     shared = float(np.prod(np.maximum(sides, 0)))
     union = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared

@@ -14,7 +14,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a run that crops many videos.
+    """Time and disk that a run over many videos needs.
 
     Attributes:
         clips: videos to crop.
@@ -43,7 +43,7 @@ class Estimate:
 
 
 def spread_first(items: Sequence[_Item], count: int = SAMPLE) -> list[_Item]:
-    """The items, some from all over the list first: a corpus begins with one kind of video."""
+    """Reorder items, some from all over the list first: a corpus begins with one kind of video."""
     if len(items) <= count:
         return list(items)
     chosen = {round((i + 0.5) * len(items) / count - 0.5) for i in range(count)}
@@ -52,20 +52,11 @@ def spread_first(items: Sequence[_Item], count: int = SAMPLE) -> list[_Item]:
 
 
 def estimate_run(
-    items: Sequence[RoiItem],
-    outcomes: Sequence[Outcome],
-    fps: float,
-    workers: int,
-    folder: Path,
+    items: Sequence[RoiItem], outcomes: Sequence[Outcome], fps: float, *, workers: int, folder: Path
 ) -> Estimate | None:
-    """The estimate for `items` from what came of some of them; None if none of these had a crop.
+    """Estimate the run over `items` from the outcomes of some; None if none of these had a crop.
 
-    Args:
-        items: the videos of the run.
-        outcomes: of some of them; failures count with the time they took.
-        fps: frames per second of the crops.
-        workers: processes that made them, at the same time.
-        folder: where the crops go, or will.
+    Failures count with the time they took; the crops go, or will, to `folder`.
     """
     packed = [(o.crop, o.faces) for o in outcomes if o.crop is not None]
     frames = sum(crop.info.frames for crop, _ in packed)

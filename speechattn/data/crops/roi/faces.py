@@ -1,9 +1,9 @@
-"""What a detector saw in a video, kept: another crop size or smoothing does not detect again.
+"""A cache of detections: another crop size or smoothing does not detect again.
 
-For every picture looked at the faces are kept as the detector gave them (box, score, points), all
-of them, since which one is the speaker depends on options too. A face takes 60 bytes a look, about
-1 % of the crops. Faces are used again only for the same file (size and time of change), the same
-detector and the same rates of looking.
+For every picture searched all faces are kept as the detector gave them (box, score, points),
+since which one is the speaker depends on options too. A face takes 60 bytes, about 1 % of the
+crops. Faces are used again only for the same file (size and time of change), the same detector and
+the same rates of detection.
 """
 
 import os
@@ -18,39 +18,31 @@ from speechattn.data.crops.blobs import BlobStore, BlobWriter, Layout, part_fold
 from speechattn.data.crops.roi.detector import Face
 from speechattn.data.crops.roi.options import RoiOptions
 
-FACES = Layout("faces.jsonl", "faces", ("looks", "bytes", "changed", "made"), "face cache")
+FACES = Layout("faces.jsonl", "faces", ("pictures", "bytes", "modified", "detector"), "face cache")
 _FLOATS = 15  # of a face: box, score, five points
 
-Looks = Sequence[Sequence[Face]]  # the faces of each picture looked at, in order of time
+Detections = Sequence[Sequence[Face]]  # the faces of each picture searched, in order of time
 
 
 @dataclass(frozen=True)
-class SeenFaces:
-    """The faces of one video, as they are stored.
+class CachedFaces:
+    """The faces of one video, as they are stored."""
 
-    Attributes:
-        looks: pictures looked at; 0 if there was no face in any.
-        size: bytes of the video file.
-        changed: when it was last changed, whole seconds.
-        made: how the faces were found; see `made_by`.
-        data: the faces; without any, why there are none.
-    """
-
-    looks: int
-    size: int
-    changed: int
-    made: int
-    data: bytes
+    pictures: int  # how many were searched; 0 if there was no face in any
+    size: int  # bytes of the video file
+    modified: int  # when it was last changed, whole seconds
+    detector: int  # see `detector_number`
+    data: bytes  # the faces; without any, why there are none
 
 
-def made_by(detector: str, options: RoiOptions) -> int:
-    """A number for a detector and all that decides what it is shown."""
+def detector_number(detector: str, options: RoiOptions) -> int:
+    """Return a number for a detector and all that decides what it is shown."""
     shown = (detector, options.fps, options.detect_every, options.search_every)
     return zlib.crc32(repr(shown).encode())
 
 
 def file_state(path: str | Path) -> tuple[int, int]:
-    """Size in bytes and time of change of a file, zeros if there is none."""
+    """Return size in bytes and time of change of a file, zeros if there is none."""
     try:
         state = os.stat(path)
     except OSError:
@@ -58,11 +50,11 @@ def file_state(path: str | Path) -> tuple[int, int]:
     return state.st_size, int(state.st_mtime)
 
 
-def encode_faces(looks: Looks) -> bytes:
+def encode_faces(detections: Detections) -> bytes:
     """Pack faces; what comes back is the same to the last bit."""
-    counts = np.array([len(faces) for faces in looks], dtype=np.uint16)
+    counts = np.array([len(faces) for faces in detections], dtype=np.uint16)
     rows = np.array(
-        [[*face.box, face.score, *np.ravel(face.points)] for faces in looks for face in faces],
+        [[*face.box, face.score, *np.ravel(face.points)] for faces in detections for face in faces],
         dtype=np.float32,
     )
     # Bytes of equal weight side by side: the high ones hardly change.
@@ -70,11 +62,11 @@ def encode_faces(looks: Looks) -> bytes:
     return zlib.compress(counts.tobytes() + planes, 1)
 
 
-def decode_faces(data: bytes, looks: int) -> list[list[Face]]:
-    """What `encode_faces` packed."""
+def decode_faces(data: bytes, pictures: int) -> list[list[Face]]:
+    """Unpack the faces of so many pictures that `encode_faces` packed."""
     raw = zlib.decompress(data)
-    counts = np.frombuffer(raw, np.uint16, looks)
-    planes = np.frombuffer(raw, np.uint8, offset=2 * looks).reshape(4, -1)
+    counts = np.frombuffer(raw, np.uint16, pictures)
+    planes = np.frombuffer(raw, np.uint8, offset=2 * pictures).reshape(4, -1)
     rows = np.ascontiguousarray(planes.T).view(np.float32).reshape(-1, _FLOATS)
     faces = [Face(row[:4], float(row[4]), row[5:].reshape(5, 2)) for row in rows]
     ends = np.cumsum(counts).tolist()
@@ -95,34 +87,23 @@ class FaceCache:
             if any((f / FACES.index).is_file() for f in (Path(folder), *part_folders(folder)))
         ]
 
-    def get(self, key: str) -> SeenFaces | None:
-        """The faces of a video, if they are known; whether they still hold is not checked."""
+    def get(self, key: str) -> CachedFaces | None:
+        """Return the faces of a video if they are known, without a check that they still hold."""
         for store in self._stores:
             if key in store:
                 numbers = (int(store.number(key, name)) for name in FACES.numbers)
-                return SeenFaces(*numbers, b"".join(store.blocks(key)))
+                return CachedFaces(*numbers, b"".join(store.blocks(key)))
         return None
 
 
-class FaceWriter:
-    """Keeps faces beside the crops; a context manager.
-
-    Args:
-        folder: of the crop store.
-    """
+class FaceWriter(BlobWriter):
+    """Keeps faces beside the crops, in the folder of the store; a context manager."""
 
     def __init__(self, folder: str | Path):
-        self._blobs = BlobWriter(folder, FACES)
+        super().__init__(folder, FACES)
 
-    def add(self, key: str, faces: SeenFaces) -> None:
+    def add(self, key: str, faces: CachedFaces) -> None:
         """Keep the faces of a video, in place of those kept before."""
-        numbers = (faces.looks, faces.size, faces.changed, faces.made)
-        self._blobs.add(
-            key, [faces.data], dict(zip(FACES.numbers, numbers, strict=True)), replace=True
-        )
-
-    def __enter__(self) -> "FaceWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._blobs.close()
+        numbers = (faces.pictures, faces.size, faces.modified, faces.detector)
+        numbers = dict(zip(FACES.numbers, numbers, strict=True))
+        self.add_blocks(key, [faces.data], numbers, replace=True)

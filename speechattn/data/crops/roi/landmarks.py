@@ -14,7 +14,7 @@ from speechattn.errors import MediaError
 
 
 def five_points(points: np.ndarray) -> np.ndarray:
-    """The five points of `detector.POINTS` from the 68 of the iBUG 300-W scheme.
+    """Take the five points of `detector.POINTS` from the 68 of the iBUG 300-W scheme.
 
     Args:
         points: (..., 5, 2), returned as it is, or (..., 68, 2).
@@ -39,7 +39,7 @@ def five_points(points: np.ndarray) -> np.ndarray:
 
 
 def load_landmarks(path: str | Path, fps: float) -> tuple[np.ndarray, float]:
-    """Read a landmark file and brings it to the rate of the crops.
+    """Read a landmark file and bring it to the rate of the crops.
 
     Args:
         path: `.npy` or `.npz`, see the module.

@@ -7,7 +7,7 @@ Lugaresi et al. 2019, "MediaPipe: a framework for building perception pipelines"
 import numpy as np
 
 from speechattn.data.crops.roi.detector import Face
-from speechattn.errors import ConfigError
+from speechattn.errors import ConfigError, missing_extra
 
 # Points of the 468-point mesh: corners of both eyes (averaged), nose tip, mouth corners; those
 # that stand on the left of the picture first.
@@ -30,10 +30,7 @@ class MediaPipeDetector:
         try:
             import mediapipe
         except ImportError as error:
-            raise ConfigError(
-                "MediaPipeDetector needs the package mediapipe: pip install 'mediapipe<0.10.30' "
-                "(or leave the detector out: the default, MTCNN, is already installed)"
-            ) from error
+            raise missing_extra("mediapipe", "mediapipe") from error
         solutions = getattr(mediapipe, "solutions", None)
         if solutions is None:
             raise ConfigError(
@@ -46,17 +43,17 @@ class MediaPipeDetector:
         )
 
     def detect(self, frame: np.ndarray) -> list[Face]:
-        """Every face in `frame`, uint8 RGB (H, W, 3); FaceMesh has no score, `min_score` is it."""
-        found = self._mesh.process(np.ascontiguousarray(frame)).multi_face_landmarks or []
+        """Find every face in `frame`, uint8 RGB (H, W, 3); all have the score `min_score`."""
+        meshes = self._mesh.process(np.ascontiguousarray(frame)).multi_face_landmarks or []
         extent = np.array([frame.shape[1], frame.shape[0]], dtype=np.float32)
         return [
             face_of_mesh(np.array([[p.x, p.y] for p in f.landmark]) * extent, self._min_score)
-            for f in found
+            for f in meshes
         ]
 
 
 def face_of_mesh(mesh: np.ndarray, score: float) -> Face:
-    """The box and the five points of a face mesh (468 or more, 2) in pixels."""
+    """Reduce a face mesh (468 or more, 2) in pixels to its box and the five points."""
     points = [mesh[list(pair)].mean(axis=0) for pair in _EYES]
     points += [mesh[_NOSE], mesh[_MOUTH[0]], mesh[_MOUTH[1]]]
     box = np.concatenate([mesh.min(axis=0), mesh.max(axis=0)])

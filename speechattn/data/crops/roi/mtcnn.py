@@ -38,17 +38,15 @@ class MtcnnDetector:
         thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7),
         scale_factor: float = 0.709,
     ):
-        self.min_face = min_face
-        self.min_pixels = min_pixels
-        self.thresholds = thresholds
-        self.scale_factor = scale_factor
+        self.min_face, self.min_pixels = min_face, min_pixels
+        self.thresholds, self.scale_factor = thresholds, scale_factor
         folder = _weights_folder()
         self._pnet = _Net(folder / "pnet.onnx", ("conv2d_4", "softmax"))
         self._rnet = _Net(folder / "rnet.onnx", ("dense_2", "softmax_1"), batch=8)
         self._onet = _Net(folder / "onet.onnx", ("dense_5", "dense_6", "softmax_2"))
 
     def detect(self, frame: np.ndarray) -> list[Face]:
-        """Every face in `frame`, uint8 RGB (H, W, 3); best first."""
+        """Find every face in `frame`, uint8 RGB (H, W, 3); best first."""
         boxes = self._propose(frame)
         if len(boxes):
             boxes = self._filter(frame, boxes)
@@ -122,11 +120,7 @@ class _Net:
     otherwise than ONNX says: landmarks come out 3 pixels off (onnxruntime and the classic engine
     agree to all digits). The classic engine in turn faults in memory when the number of inputs
     changes from call to call, so every network is only ever given one shape: a copy for each.
-
-    Args:
-        path: ONNX file.
-        outputs: names of the outputs wanted.
-        batch: inputs are handed over so many at a time, the last ones filled up.
+    Inputs are handed over `batch` at a time, the last ones filled up.
     """
 
     def __init__(self, path: Path, outputs: tuple[str, ...], batch: int = 1):
@@ -134,8 +128,11 @@ class _Net:
         self._copies: dict[tuple[int, ...], cv2.dnn.Net] = {}
 
     def __call__(self, inputs: np.ndarray) -> list[np.ndarray]:
-        """Outputs, (N, ...) each, for float32 `inputs` (N, W, H, 3): these weights were trained on
-        transposed pictures."""
+        """Run float32 `inputs` (F, W, H, 3) through; these weights expect transposed pictures.
+
+        Returns:
+            The outputs, (F, ...) each.
+        """
         count = len(inputs)
         fill = -count % self._batch
         if fill:
@@ -164,7 +161,7 @@ def _normalise(picture: np.ndarray) -> np.ndarray:
 
 
 def _patches(frame: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
-    """Square boxes cut out, black outside the picture, as (N, size, size, 3), transposed."""
+    """Cut out square boxes as (F, size, size, 3), transposed; black outside the picture."""
     out = np.empty((len(boxes), size, size, 3), dtype=np.float32)
     height, width = frame.shape[:2]
     for i, (left, top, right, bottom) in enumerate(np.rint(boxes).astype(int)):
@@ -182,20 +179,20 @@ def _patches(frame: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
 
 
 def _shift(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Boxes (N, 4) with their corners moved by `shifts` (N, 4), in fractions of their sides."""
+    """Move the corners of boxes (F, 4) by `shifts` (F, 4), in fractions of their sides."""
     sides = boxes[:, 2:] - boxes[:, :2]
     return boxes + shifts * np.concatenate([sides, sides], axis=1)
 
 
 def _square(boxes: np.ndarray) -> np.ndarray:
-    """The squares around the same centres that have the longer sides."""
+    """Widen boxes to squares around the same centres."""
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True, initial=0) / 2
     return np.concatenate([centre - half, centre + half], axis=1)
 
 
 def _suppress(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
-    """Non-maximum suppression: indices of the boxes that stay, best first."""
+    """Return the indices of the boxes that survive non-maximum suppression, best first."""
     order = np.argsort(-scores, kind="stable")
     keep: list[int] = []
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)

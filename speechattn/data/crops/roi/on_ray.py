@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from speechattn.data.crops.roi.options import RoiOptions
-from speechattn.data.crops.roi.pipeline import RoiSummary, extract
+from speechattn.data.crops.roi.pipeline import extract
 from speechattn.data.crops.roi.shards import MergeSummary, merge_shards
 from speechattn.data.crops.roi.workers import DetectorFactory, RoiItem
-from speechattn.errors import ConfigError
+from speechattn.errors import missing_extra
 
 _log = logging.getLogger(__name__)
 
@@ -24,20 +24,17 @@ def extract_on_ray(
     folder: str | Path,
     options: RoiOptions | None = None,
     workers: int = 2,
+    *,
     detector: DetectorFactory | None = None,
     faces: Sequence[str | Path] = (),
     num_shards: int = 16,
     address: str | None = None,
 ) -> MergeSummary:
-    """Crops the mouths of many videos, each shard as one task of Ray, and merges the shards.
+    """Crop the mouths of many videos, each shard as one task of Ray, and merge the shards.
 
     Args:
-        items: the videos; keys are unique.
-        folder: of the store, on a file system that all machines share.
-        options: see `RoiOptions`.
+        items, folder, options, detector, faces: see `extract`.
         workers: processes, and so CPUs, of each task.
-        detector: see `extract`.
-        faces: see `extract`.
         num_shards: tasks; several times as many as run at once, so that they end together.
         address: of the cluster ('auto' for the one that this machine is part of); None starts Ray
             on this machine alone.
@@ -51,7 +48,7 @@ def extract_on_ray(
     try:
         import ray
     except ImportError as error:
-        raise ConfigError("the package ray is missing: pip install 'speechattn[ray]'") from error
+        raise missing_extra("ray", "ray") from error
     # Tasks have working directories of their own.
     folder = Path(folder).resolve()
     faces = [Path(one).resolve() for one in faces]
@@ -61,35 +58,18 @@ def extract_on_ray(
     try:
         shared = ray.put(list(items))
         # Restarted if its machine is lost; an error of the stage itself would only come again.
-        task = ray.remote(num_cpus=max(workers, 1), max_retries=3)(_extract_shard)
-        arguments = (shared, folder, options, workers, detector, faces, num_shards)
-        waiting = {task.remote(*arguments, shard): shard for shard in range(num_shards)}
+        task = ray.remote(num_cpus=max(workers, 1), max_retries=3)(extract)
+        common = {"detector": detector, "faces": faces, "num_shards": num_shards, "progress": False}
+        waiting = {
+            task.remote(shared, folder, options, workers, **common, shard=shard): shard
+            for shard in range(num_shards)
+        }
         while waiting:
             ended, _ = ray.wait(list(waiting))
             summary = ray.get(ended[0])
-            _log.info(
-                "shard %d of %d: %d cropped, %d were there, %d failed; %d shards to go",
-                waiting.pop(ended[0]),
-                num_shards,
-                summary.done,
-                summary.skipped,
-                summary.failed,
-                len(waiting),
-            )
+            shard = waiting.pop(ended[0])
+            _log.info("shard %d of %d: %s; %d to go", shard, num_shards, summary, len(waiting))
     finally:
         if begun_here:
             ray.shutdown()
     return merge_shards(items, folder)
-
-
-def _extract_shard(
-    items: Sequence[RoiItem],
-    folder: Path,
-    options: RoiOptions | None,
-    workers: int,
-    detector: DetectorFactory | None,
-    faces: Sequence[Path],
-    num_shards: int,
-    shard: int,
-) -> RoiSummary:
-    return extract(items, folder, options, workers, detector, False, faces, num_shards, shard)

@@ -1,4 +1,4 @@
-"""Everything that decides what a mouth crop looks like, in one place."""
+"""The options that decide what a mouth crop looks like."""
 
 from dataclasses import dataclass
 
@@ -62,10 +62,10 @@ class RoiOptions:
 
     @property
     def side(self) -> int:
-        """Side in pixels of the squares that are cut and stored."""
+        """Return the side in pixels of the squares that are cut and stored."""
         return max(self.scales, default=self.size)
 
     @property
     def side_mouth_width(self) -> float:
-        """Width of an average mouth as a fraction of `side`."""
+        """Return the width of an average mouth as a fraction of `side`."""
         return self.mouth_width * self.size / self.side

@@ -10,27 +10,22 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from speechattn.data.crops.blobs import part_folders
+from speechattn.data.crops.blobs import part_folders, part_name
 from speechattn.data.crops.roi.estimation import SAMPLE, Estimate, estimate_run, spread_first
 from speechattn.data.crops.roi.faces import FaceCache, FaceWriter
 from speechattn.data.crops.roi.options import RoiOptions
-from speechattn.data.crops.roi.shards import (
-    FAILURES,
-    OPTIONS,
-    finish,
-    line,
-    shard_folder,
-    shard_items,
-)
+from speechattn.data.crops.roi.shards import FAILURES, OPTIONS, finish, line, shard_items
 from speechattn.data.crops.roi.workers import DetectorFactory, Outcome, RoiItem, Task, crop_all
 from speechattn.data.crops.store import CROPS, CropStore, CropWriter
 from speechattn.errors import ConfigError, SpeechattnError
 from speechattn.files import write_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _log = logging.getLogger(__name__)
 _TELL_EVERY = 300.0  # seconds; a log file shows no progress bar
@@ -38,7 +33,7 @@ _TELL_EVERY = 300.0  # seconds; a log file shows no progress bar
 
 @dataclass(frozen=True)
 class RoiSummary:
-    """What a run did.
+    """Counts of a run.
 
     Attributes:
         done: clips cropped in this run.
@@ -60,15 +55,16 @@ def extract(
     folder: str | Path,
     options: RoiOptions | None = None,
     workers: int = 2,
+    *,
     detector: DetectorFactory | None = None,
     progress: bool = True,
     faces: Sequence[str | Path] = (),
     num_shards: int = 1,
     shard: int | None = None,
 ) -> RoiSummary:
-    """Crops the mouths of many videos into a crop store.
+    """Crop the mouths of many videos into a crop store.
 
-    Writes into `folder`: the store (see `data.store`), `roi.json` (the options), the faces that
+    Writes into `folder`: the store (see `crops.store`), `roi.json` (the options), the faces that
     were found (see `faces`), `failures.tsv` (key, path, reason; of this run), `notes.tsv` (clips
     that are cropped, but by a choice that a person should know) and `contact_sheet.png`. A video
     that cannot be used never stops the run, not even one that kills its worker. After the first
@@ -102,11 +98,11 @@ def extract(
     _check_keys(items)
     if shard is not None:
         items = shard_items(items, num_shards, shard)
-        folder = shard_folder(common, num_shards, shard)
+        folder = common / part_name(shard, num_shards)
     begun = told = time.monotonic()
     done = failed = frames = 0
     folder.mkdir(parents=True, exist_ok=True)
-    with CropWriter(folder) as writer, FaceWriter(folder) as kept:
+    with CropWriter(folder) as writer, FaceWriter(folder) as face_writer:
         _check_options(common, options)
         write_text(folder / OPTIONS, json.dumps(asdict(options), indent=1) + "\n")
         there = CropStore(common)
@@ -126,7 +122,7 @@ def extract(
             try:
                 for item, outcome in outcomes:
                     if outcome.faces is not None:
-                        kept.add(item.key, outcome.faces)
+                        face_writer.add(item.key, outcome.faces)
                     if outcome.crop is None:
                         failed += 1
                         failures.write(line(item.key, item.path, outcome.reason))
@@ -142,7 +138,8 @@ def extract(
                     if done + failed <= SAMPLE < len(todo):
                         measured.append(outcome)
                         if len(measured) == SAMPLE:
-                            _announce(estimate_run(todo, measured, options.fps, workers, folder))
+                            place = {"workers": workers, "folder": folder}
+                            _announce(estimate_run(todo, measured, options.fps, **place))
             finally:
                 writer.close()
                 finish(items, folder)
@@ -156,12 +153,13 @@ def estimate(
     folder: str | Path,
     options: RoiOptions | None = None,
     workers: int = 2,
+    *,
     detector: DetectorFactory | None = None,
     faces: Sequence[str | Path] = (),
     num_shards: int = 1,
     shard: int | None = None,
 ) -> Estimate | None:
-    """What `extract` with the same arguments would take; crops some clips and keeps nothing.
+    """Estimate what `extract` with the same arguments would take; keeps nothing.
 
     Without `shard` all is meant, however many shards do it: their time together is that of one
     machine with `num_shards` times the workers.
@@ -181,7 +179,8 @@ def estimate(
     cache = FaceCache([folder, *faces])
     tasks = (Task(item, cache.get(item.key)) for item in spread_first(items)[:SAMPLE])
     measured = [outcome for _, outcome in crop_all(tasks, options, detector, workers)]
-    return estimate_run(items, measured, options.fps, max(workers, 1) * num_shards, folder)
+    workers = max(workers, 1) * num_shards
+    return estimate_run(items, measured, options.fps, workers=workers, folder=folder)
 
 
 def _check_keys(items: Sequence[RoiItem]) -> None:
@@ -208,9 +207,8 @@ def _check_options(folder: Path, options: RoiOptions) -> None:
         file, index = one / OPTIONS, one / CROPS.index
         if not file.is_file() or not index.is_file() or not index.stat().st_size:
             continue
-        names = {field.name for field in fields(RoiOptions)}
-        before = {k: v for k, v in json.loads(file.read_text()).items() if k in names}
-        before["scales"] = tuple(before.get("scales", ()))
+        before = json.loads(file.read_text())
+        before["scales"] = tuple(before["scales"])
         old, new = _geometry(RoiOptions(**before)), _geometry(options)
         told = ", ".join(f"{k} was {old[k]}, is {v}" for k, v in new.items() if old[k] != v)
         if told:
@@ -218,18 +216,17 @@ def _check_options(folder: Path, options: RoiOptions) -> None:
 
 
 def _geometry(options: RoiOptions) -> dict[str, float]:
-    """What the stored crops depend on: which scales are taken of them is not among it."""
+    """Return what the stored crops depend on, in which the scales taken of them are not."""
     values = asdict(options)
     del values["scales"]
     return {**values, "size": options.side, "mouth_width": round(options.side_mouth_width, 9)}
 
 
-def _bar(show: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-        TimeRemainingColumn(),
-        disable=not show,
+def _bar(show: bool) -> "Progress":
+    from rich import progress  # a tenth of a second, which recognition does without
+
+    columns = progress.BarColumn(), progress.MofNCompleteColumn()
+    failed = progress.TextColumn("{task.fields[failed]} failed")
+    return progress.Progress(
+        "{task.description}", *columns, failed, progress.TimeRemainingColumn(), disable=not show
     )

@@ -1,4 +1,4 @@
-"""A corpus divided among the jobs of a cluster, and their work made one.
+"""Dividing a corpus among the jobs of a cluster, and merging their crops.
 
 Job i of N takes the videos whose key falls to it and writes a store of its own, in a folder of the
 common one (see `blobs`); the common folder can be read as one store at any time. So no job waits
@@ -11,13 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechattn.data.crops.blobs import merge_parts, part_folders, part_name
+from speechattn.data.crops.blobs import merge_parts, part_folders
 from speechattn.data.crops.roi.faces import FACES
 from speechattn.data.crops.roi.sheet import write_contact_sheet
 from speechattn.data.crops.roi.workers import RoiItem
 from speechattn.data.crops.store import CROPS, CropStore
 from speechattn.errors import SpeechattnError
-from speechattn.files import write_text
+from speechattn.files import remove_partial, write_text
 
 FAILURES, NOTES, SHEET, OPTIONS = "failures.tsv", "notes.tsv", "contact_sheet.png", "roi.json"
 _Rows = dict[str, tuple[str, str]]  # key -> path, text
@@ -25,7 +25,7 @@ _Rows = dict[str, tuple[str, str]]  # key -> path, text
 
 @dataclass(frozen=True)
 class MergeSummary:
-    """What a corpus's crops are once its shards are one.
+    """Counts of a corpus whose shards were merged.
 
     Attributes:
         done: clips with crops.
@@ -39,12 +39,12 @@ class MergeSummary:
 
 
 def shard_of(key: str, num_shards: int) -> int:
-    """The job that a clip falls to; the same on every machine."""
+    """Return the job that a clip falls to; the same on every machine."""
     return zlib.crc32(key.encode()) % num_shards
 
 
 def shard_items(items: Sequence[RoiItem], num_shards: int, shard: int) -> list[RoiItem]:
-    """The videos of one job.
+    """Select the videos of one job.
 
     Raises:
         ValueError: there is no such shard.
@@ -54,13 +54,8 @@ def shard_items(items: Sequence[RoiItem], num_shards: int, shard: int) -> list[R
     return [item for item in items if shard_of(item.key, num_shards) == shard]
 
 
-def shard_folder(folder: str | Path, num_shards: int, shard: int) -> Path:
-    """Where one job writes."""
-    return Path(folder) / part_name(shard, num_shards)
-
-
 def merge_shards(items: Sequence[RoiItem], folder: str | Path) -> MergeSummary:
-    """Make one store, one list of failures and one of notes of what the jobs wrote.
+    """Merge the stores, lists of failures and notes that the jobs wrote.
 
     Nothing is cropped, and killed at any moment it is done by calling it again. Clips that no job
     has tried are counted; running their job again, or the whole without shards, adds them.
@@ -91,10 +86,9 @@ def merge_shards(items: Sequence[RoiItem], folder: str | Path) -> MergeSummary:
     }
     write_rows(folder / FAILURES, "reason", failures)
     for part in parts:
-        for file in part.iterdir():
-            # What a killed job was writing whole is called .name.partial...
-            if file.name in (FAILURES, NOTES, SHEET, OPTIONS) or ".partial" in file.name:
-                file.unlink()
+        remove_partial(part)
+        for name in (FAILURES, NOTES, SHEET, OPTIONS):
+            (part / name).unlink(missing_ok=True)
         with suppress(OSError):  # not empty: somebody's own files
             part.rmdir()
     finish(items, folder)
@@ -113,12 +107,12 @@ def finish(items: Sequence[RoiItem], folder: Path) -> None:
 
 
 def line(key: str, path: str, text: str) -> str:
-    """A row of a table of failures or notes."""
+    """Format a row of a table of failures or notes."""
     return "\t".join(" ".join(cell.split()) for cell in (key, path, text)) + "\n"
 
 
 def read_rows(path: Path) -> _Rows:
-    """A table of failures, empty if it is missing; a line cut short is dropped."""
+    """Read a table of failures, empty if it is missing; a line cut short is dropped."""
     if not path.is_file():
         return {}
     *lines, _ = path.read_text(encoding="utf-8").split("\n")

@@ -7,22 +7,15 @@ import cv2
 import numpy as np
 
 from speechattn.data.crops.store import CropStore
+from speechattn.files import replacing
 
 _LABEL = 150  # pixels left of each row
 
 
 def write_contact_sheet(
-    store: CropStore, keys: Sequence[str], path: str | Path, clips: int = 24, columns: int = 10
+    store: CropStore, keys: Sequence[str], path: str | Path, *, clips: int = 24, columns: int = 10
 ) -> None:
-    """Write a picture with a row of crops for each of some clips.
-
-    Args:
-        store: where the crops are.
-        keys: clips to choose from; `clips` of them, evenly spaced, are shown.
-        path: PNG file to write.
-        clips: most rows.
-        columns: crops in a row, evenly spaced over the clip.
-    """
+    """Write a PNG picture with a row of crops for each of some clips, both evenly spaced."""
     chosen = [keys[i] for i in _spread(len(keys), clips)]
     rows = []
     for key in chosen:
@@ -36,13 +29,11 @@ def write_contact_sheet(
             spot = (4, min(16 * (i + 1), height - 4))
             cv2.putText(label, line, spot, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 0, 1, cv2.LINE_AA)
         rows.append(np.concatenate([label, *picked], axis=1))
-    path = Path(path)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    cv2.imwrite(str(partial), np.concatenate(rows))
-    partial.replace(path)
+    with replacing(path) as part:
+        cv2.imwrite(str(part), np.concatenate(rows))
 
 
 def _spread(length: int, count: int, exact: bool = False) -> list[int]:
-    """`count` indices over `range(length)`, or fewer when there are fewer (unless `exact`)."""
+    """Spread `count` indices over `range(length)`; fewer if there are fewer, unless `exact`."""
     count = count if exact else min(count, length)
     return [int((i + 0.5) * length / count) for i in range(count)]

@@ -3,8 +3,6 @@
 Which face is the speaker is known only at the end, while the pictures cannot be kept until then:
 so every face is cropped on the way (a crop is 9 kB, a 1080p picture 2 MB) from a short window of
 pictures, and the crops of the chosen face are handed out. Those of a long video wait on disk.
-
-Legend: T frames of the video, K frames between two locations of the face.
 """
 
 from collections import deque
@@ -12,17 +10,13 @@ from collections import deque
 import numpy as np
 
 from speechattn.data.crops.roi.crop import crop_transform, warp
+from speechattn.data.crops.roi.crop_buffer import MEMORY_LIMIT, CropBuffer, SpillFile
 from speechattn.data.crops.roi.detector import Face, overlap
 from speechattn.data.crops.roi.options import RoiOptions
-from speechattn.data.crops.roi.spool import Crops, Spool
 
 
-class Window:
-    """The last pictures of the video, by frame number.
-
-    Args:
-        length: how many are kept.
-    """
+class RecentFrames:
+    """The last `length` pictures of the video, by frame number."""
 
     def __init__(self, length: int):
         self._pictures: deque[np.ndarray] = deque(maxlen=length)
@@ -35,7 +29,7 @@ class Window:
 
     @property
     def start(self) -> int:
-        """Number of the oldest picture that is still here."""
+        """Return the number of the oldest picture that is kept."""
         return self.end - len(self._pictures)
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -45,37 +39,34 @@ class Window:
 class Track:
     """One face from where it is first seen to where it is lost.
 
-    Args:
-        face: as first seen.
-        index: frame in which it was.
-        window: pictures; the crops begin with the oldest.
-        options: see `RoiOptions`.
-        spool: takes the crops once there are many.
+    It was first seen in frame `index`; the crops begin with the oldest of the recent pictures.
     """
 
-    def __init__(self, face: Face, index: int, window: Window, options: RoiOptions, spool: Spool):
-        self._window, self._options = window, options
+    def __init__(
+        self, face: Face, index: int, recent: RecentFrames, *, options: RoiOptions, spill: SpillFile
+    ):
+        self._recent, self._options = recent, options
         self._dense = [face.points]  # one (5, 2) a frame from `_first` to `last`
         self._first = self.last = index
         self.box = face.box
         self.seen = 1
         self._area = face.area
-        self.start = window.start
-        self.crops = Crops(spool)
+        self.start = recent.start
+        self.crops = CropBuffer(spill)
         self.landmarks: list[np.ndarray] = []
 
     @property
     def area(self) -> float:
-        """Mean area of the face's box, square pixels."""
+        """Return the mean area of the face's box, square pixels."""
         return self._area / self.seen
 
     @property
     def end(self) -> int:
-        """Frame after the last one cropped."""
+        """Return the frame after the last one cropped."""
         return self.start + len(self.crops)
 
     def extend(self, face: Face, index: int) -> None:
-        """The face seen again in frame `index`; crops what is settled by that."""
+        """Add the face as seen in frame `index`, and crop what is settled by that."""
         before, step = self._dense[-1], index - self.last
         for i in range(1, step + 1):
             self._dense.append(before + (face.points - before) * np.float32(i / step))
@@ -85,15 +76,14 @@ class Track:
         self.crop_until(index - self._options.smoothing // 2 + 1)
 
     def crop_until(self, stop: int) -> None:
-        """Crops the frames before `stop`; where the face was not seen yet or any more, its place
-        is the first or last that is known."""
+        """Crop the frames before `stop`; the first and last place of the face hold beyond it."""
         half, size = self._options.smoothing // 2, self._options.size
         for index in range(self.end, stop):
             around = np.arange(index - half, index + half + 1) - self._first
             around = around.clip(0, len(self._dense) - 1)
             points = np.mean([self._dense[i] for i in around], axis=0, dtype=np.float64)
             transform = crop_transform(points, size, self._options.mouth_width)
-            self.crops.append(warp(self._window[index], transform, size))
+            self.crops.append(warp(self._recent[index], transform, size))
             self.landmarks.append(points.astype(np.float32))
 
 
@@ -102,26 +92,27 @@ class Tracker:
 
     Args:
         options: see `RoiOptions`.
-        every: K, frames between two calls of `update`.
+        every: frames between two calls of `update`.
+        memory_limit: bytes of crops held in memory before they go to a temporary file.
     """
 
-    def __init__(self, options: RoiOptions, every: int):
+    def __init__(self, options: RoiOptions, every: int, memory_limit: int = MEMORY_LIMIT):
         self._options = options
         self._max_gap = max(round(options.max_gap * options.fps), every)
         # Enough for a face that returns after the longest gap, one step late, half a smoothing
         # window back; a new face is cropped that far back too.
-        self.window = Window(self._max_gap + every + options.smoothing // 2 + 1)
+        self.recent = RecentFrames(self._max_gap + every + options.smoothing // 2 + 1)
         self.tracks: list[Track] = []
-        self._spool = Spool()
+        self._spill = SpillFile(memory_limit)
         self._live: list[Track] = []
 
     def update(self, faces: list[Face]) -> None:
-        """The faces in the newest picture of the window."""
-        index = self.window.end - 1
+        """Link the faces in the newest picture to the tracks."""
+        index = self.recent.end - 1
         for track in [t for t in self._live if index - t.last > self._max_gap]:
             track.crop_until(index)
             self._live.remove(track)
-            if self._spool.full:
+            if self._spill.needed:
                 track.crops.flush()
         pairs = [
             (overlap(track.box, face.box), track, face) for track in self._live for face in faces
@@ -135,12 +126,12 @@ class Tracker:
                 free_tracks.remove(track)
                 free_faces = [f for f in free_faces if f is not face]
         for face in free_faces:
-            track = Track(face, index, self.window, self._options, self._spool)
+            track = Track(face, index, self.recent, options=self._options, spill=self._spill)
             self._live.append(track)
             self.tracks.append(track)
 
     def finish(self) -> list[Track]:
-        """All faces, those that are still there cropped to the end of the video."""
+        """Return all tracks, those still live cropped to the end of the video."""
         for track in self._live:
-            track.crop_until(self.window.end)
+            track.crop_until(self.recent.end)
         return self.tracks

@@ -1,4 +1,4 @@
-"""The processes that crop: one video in, one outcome out, whatever the video does to them."""
+"""The processes that crop: one video in, one outcome out, even if the video kills its process."""
 
 import logging
 import multiprocessing
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 import cv2
 
-from speechattn.data.crops.roi.cropper import MouthCrop, MouthCropper, StaleFaces
+from speechattn.data.crops.roi.cropper import MouthCrop, MouthCropper, StaleDetections
 from speechattn.data.crops.roi.detector import FaceDetector
 from speechattn.data.crops.roi.faces import (
-    SeenFaces,
+    CachedFaces,
     decode_faces,
+    detector_number,
     encode_faces,
     file_state,
-    made_by,
 )
 from speechattn.data.crops.roi.mtcnn import MtcnnDetector
 from speechattn.data.crops.roi.options import RoiOptions
@@ -56,42 +56,28 @@ class RoiItem:
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is given: a video, and its faces if an earlier run kept them."""
+    """A video for a worker, and its faces if an earlier run kept them."""
 
     item: RoiItem
-    known: SeenFaces | None = None
+    cached: CachedFaces | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a video.
+    """The result of one video."""
 
-    Attributes:
-        crop: its crops, or None.
-        reason: why there are none.
-        faces: what the detector saw, or an earlier run.
-        seconds: time that it took.
-    """
-
-    crop: EncodedCrop | None = None
-    reason: str = ""
-    faces: SeenFaces | None = None
-    seconds: float = 0.0
+    crop: EncodedCrop | None = None  # its crops, or None
+    reason: str = ""  # why there are none
+    faces: CachedFaces | None = None  # the detections, of this run or an earlier one
+    seconds: float = 0.0  # time that it took
 
 
 def crop_all(
-    tasks: Iterable[Task],
-    options: RoiOptions,
-    detector: DetectorFactory | None,
-    workers: int,
+    tasks: Iterable[Task], options: RoiOptions, detector: DetectorFactory | None, workers: int
 ) -> Generator[tuple[RoiItem, Outcome], None, None]:
-    """Outcomes as they come, in no certain order; a video that kills its worker has one too.
+    """Yield outcomes as they come, in no certain order; a video that kills its worker has one too.
 
-    Args:
-        tasks: the videos.
-        options: see `RoiOptions`.
-        detector: makes a face detector, called in each worker; None for MTCNN.
-        workers: processes; 0 for this one.
+    `detector` is called in each worker, None for MTCNN; without `workers` this process works.
     """
     tasks = iter(tasks)
     if workers <= 0:
@@ -103,47 +89,41 @@ def crop_all(
         # A worker that dies (a fault inside a codec) takes the pool with it and does not say on
         # which file: those it may have been are then tried one at a time. If all hang, alike.
         suspects: list[Task] = []
-        yield from _pool(tasks, options, detector, workers, suspects)
+        yield from _pool(tasks, options, detector, workers, suspects=suspects)
         ended = not suspects
         for task in suspects:
             died: list[Task] = []
-            yield from _pool(iter([task]), options, detector, 1, died)
+            yield from _pool(iter([task]), options, detector, 1, suspects=died)
             if died:
                 reason = "its worker process died or hung (a fault in the video decoder?)"
                 yield task.item, Outcome(reason=reason)
 
 
 class _Worker:
-    """Crops one video after the other.
-
-    Args:
-        options: see `RoiOptions`.
-        detector: see `crop_all`.
-    """
+    """Crops one video after the other."""
 
     def __init__(self, options: RoiOptions, detector: DetectorFactory | None):
         make = detector or MtcnnDetector
         name = getattr(make, "__qualname__", None) or repr(make)
-        self._made = made_by(name, options)
+        self._number = detector_number(name, options)
         self._cropper = MouthCropper(options, make())
 
     def __call__(self, task: Task) -> Outcome:
         begun = time.perf_counter()
         item = task.item
-        size, changed = file_state(item.path)
-        state = (size, changed, self._made)
-        known = task.known
-        if known and (known.size, known.changed, known.made) != state:
-            known = None
+        state = (*file_state(item.path), self._number)
+        cached = task.cached
+        if cached and (cached.size, cached.modified, cached.detector) != state:
+            cached = None
         crop, reason = None, ""
         try:
-            if item.landmarks is None and known and not known.looks:
-                raise NoFaceError(item.path, known.data.decode())
-            crop = self._crop(item, known)
+            if item.landmarks is None and cached and not cached.pictures:
+                raise NoFaceError(item.path, cached.data.decode())
+            crop = self._crop(item, cached)
         except NoFaceError as error:
             reason = error.reason
             if item.landmarks is None:
-                known = SeenFaces(0, *state, reason.encode())
+                cached = CachedFaces(0, *state, reason.encode())
         except MediaError as error:
             # The path has a column of its own, unless it is the landmark file's.
             reason = error.reason if error.path == str(item.path) else str(error)
@@ -151,17 +131,19 @@ class _Worker:
             _log.exception("%s: unexpected error", item.path)
             reason = f"unexpected error: {error!r}"
         if crop is None:
-            return Outcome(reason=reason, faces=known, seconds=time.perf_counter() - begun)
-        if crop.looks:
-            known = SeenFaces(len(crop.looks), *state, encode_faces(crop.looks))
+            return Outcome(reason=reason, faces=cached, seconds=time.perf_counter() - begun)
+        if crop.detections:
+            data = encode_faces(crop.detections)
+            cached = CachedFaces(len(crop.detections), *state, data)
         packed = encode(crop.frames, crop.fps, crop.detected, crop.note)
-        return Outcome(packed, "", known, time.perf_counter() - begun)
+        return Outcome(packed, "", cached, time.perf_counter() - begun)
 
-    def _crop(self, item: RoiItem, known: SeenFaces | None) -> MouthCrop:
-        if item.landmarks is None and known:
+    def _crop(self, item: RoiItem, cached: CachedFaces | None) -> MouthCrop:
+        if item.landmarks is None and cached:
             try:
-                return self._cropper.crop(item.path, looks=decode_faces(known.data, known.looks))
-            except StaleFaces as error:
+                detections = decode_faces(cached.data, cached.pictures)
+                return self._cropper.crop(item.path, detections=detections)
+            except StaleDetections as error:
                 _log.debug("detecting again: %s", error)
         return self._cropper.crop(item.path, item.landmarks)
 
@@ -209,10 +191,13 @@ def _pool(
     options: RoiOptions,
     detector: DetectorFactory | None,
     workers: int,
+    *,
     suspects: list[Task],
 ) -> Generator[tuple[RoiItem, Outcome], None, None]:
-    """Outcomes as they come, until all are there or a worker dies or hangs; `suspects` then gets
-    the tasks that were under way."""
+    """Yield outcomes until all are there or a worker dies or hangs.
+
+    `suspects` then gets the tasks that were under way.
+    """
     task = next(tasks, None)
     if task is None:
         return
@@ -264,7 +249,7 @@ def _patience(task: Task) -> float:
 
 @contextmanager
 def _single_threaded() -> Iterator[None]:
-    """Environment in which a spawned worker's libraries start one thread each."""
+    """Set the environment so that a spawned worker's libraries start one thread each."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))

@@ -21,7 +21,7 @@ def tracks(faces, talking: slice = slice(0), frames: int = 30):
     for i in range(frames):
         picture = still.copy()
         picture[:, talking] += np.uint8(30 * (i % 2))
-        tracker.window.append(picture)
+        tracker.recent.append(picture)
         tracker.update([f for f, first in faces if i >= first])
     tracker.finish()
     return tracker.tracks

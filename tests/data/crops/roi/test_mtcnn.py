@@ -167,7 +167,7 @@ def test_mediapipe_says_how_to_install(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ConfigError, match="pip install .mediapipe"):
+    with pytest.raises(ConfigError, match=r"pip install .speechattn\[mediapipe\]"):
         MediaPipeDetector()
 
 

@@ -42,13 +42,13 @@ def test_ray_makes_the_same_crops(items, tmp_path):
     )
     try:
         folder = tmp_path / "crops"
-        merged = extract_on_ray(items, folder, OPTIONS, 1, Marker, num_shards=4)
-        again = extract_on_ray(items, folder, OPTIONS, 1, Marker, num_shards=3)
+        merged = extract_on_ray(items, folder, OPTIONS, 1, detector=Marker, num_shards=4)
+        again = extract_on_ray(items, folder, OPTIONS, 1, detector=Marker, num_shards=3)
     finally:
         ray.shutdown()
     assert (merged.done, merged.failed, merged.missing) == (8, 1, 0) and again == merged
     assert "worker process died or hung" in (folder / "failures.tsv").read_text()
-    extract(items[:8], tmp_path / "here", OPTIONS, 0, Marker, progress=False)
+    extract(items[:8], tmp_path / "here", OPTIONS, 0, detector=Marker, progress=False)
     store, here = CropStore(folder), CropStore(tmp_path / "here")
     for key in here:
         np.testing.assert_array_equal(store.read(key), here.read(key))

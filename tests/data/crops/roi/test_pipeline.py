@@ -49,7 +49,7 @@ def failures(folder) -> dict[str, str]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_crops_what_it_can_and_lists_the_rest(tmp_path, items, workers):
     folder = tmp_path / "crops"
-    summary = extract(items, folder, OPTIONS, workers, Marker, progress=False)
+    summary = extract(items, folder, OPTIONS, workers, detector=Marker, progress=False)
     assert (summary.done, summary.skipped, summary.failed) == (4, 0, 3)
     assert summary.frames == 8 + 13 + 18 + 23
     store = CropStore(folder)
@@ -71,31 +71,31 @@ def test_crops_what_it_can_and_lists_the_rest(tmp_path, items, workers):
 
 def test_runs_on_where_it_stopped(tmp_path, items):
     folder = tmp_path / "crops"
-    extract(items[:3], folder, OPTIONS, 0, Marker, progress=False)
+    extract(items[:3], folder, OPTIONS, 0, detector=Marker, progress=False)
     before = (folder / "crops-00000.bin").read_bytes()
     square_video(tmp_path / "dark.mp4", (220, 220, 220))  # what failed is tried again
-    summary = extract(items, folder, OPTIONS, 0, Marker, progress=False)
+    summary = extract(items, folder, OPTIONS, 0, detector=Marker, progress=False)
     assert (summary.done, summary.skipped, summary.failed) == (3, 2, 2)
     assert (folder / "crops-00000.bin").read_bytes().startswith(before)
     assert set(failures(folder)) == {"empty", "gone"}
-    summary = extract(items, folder, OPTIONS, 2, Marker, progress=False)
+    summary = extract(items, folder, OPTIONS, 2, detector=Marker, progress=False)
     assert (summary.done, summary.skipped, summary.failed) == (0, 5, 2)
 
 
 def test_other_options_are_refused(tmp_path, items):
     folder = tmp_path / "crops"
-    extract(items[:1], folder, OPTIONS, 0, Marker, progress=False)
+    extract(items[:1], folder, OPTIONS, 0, detector=Marker, progress=False)
     with pytest.raises(ConfigError, match="smoothing was 3, is 5"):
-        extract(items, folder, RoiOptions(size=32, smoothing=5), 0, Marker, progress=False)
+        extract(items, folder, RoiOptions(size=32, smoothing=5), 0, detector=Marker, progress=False)
     with pytest.raises(ValueError, match="twice"):
-        extract([items[0]] * 2, tmp_path / "other", OPTIONS, 0, Marker, progress=False)
+        extract([items[0]] * 2, tmp_path / "other", OPTIONS, 0, detector=Marker, progress=False)
 
 
 def test_a_video_that_kills_its_worker_is_a_failure(tmp_path, items):
     deadly = RoiItem("deadly", square_video(tmp_path / "deadly.mp4", (255, 0, 0)))
     items.insert(2, deadly)
     folder = tmp_path / "crops"
-    summary = extract(items, folder, OPTIONS, 2, Marker, progress=False)
+    summary = extract(items, folder, OPTIONS, 2, detector=Marker, progress=False)
     assert (summary.done, summary.failed) == (4, 4)
     assert "worker process died" in failures(folder)["deadly"]
 
@@ -104,7 +104,7 @@ def test_a_video_that_hangs_its_worker_is_a_failure(tmp_path, items, monkeypatch
     monkeypatch.setattr("speechattn.data.crops.roi.workers._PATIENCE_UNKNOWN", 3.0)
     hanging = RoiItem("hanging", square_video(tmp_path / "hanging.mp4", (0, 0, 255)))
     folder = tmp_path / "crops"
-    summary = extract([hanging, *items], folder, OPTIONS, 2, Marker, progress=False)
+    summary = extract([hanging, *items], folder, OPTIONS, 2, detector=Marker, progress=False)
     assert (summary.done, summary.failed) == (4, 4)
     assert "died or hung" in failures(folder)["hanging"]
 
@@ -115,14 +115,14 @@ def test_unexpected_errors_are_failures_too(tmp_path, items):
             raise RuntimeError("two\nlines")
 
     folder = tmp_path / "crops"
-    summary = extract(items[:1], folder, OPTIONS, 0, Broken, progress=False)
+    summary = extract(items[:1], folder, OPTIONS, 0, detector=Broken, progress=False)
     assert summary.failed == 1 and "two\\nlines" in failures(folder)["k0"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_detector_that_cannot_be_made_stops_the_run(tmp_path, items, workers):
     with pytest.raises(ConfigError, match="pip install something"):
-        extract(items, tmp_path / "crops", OPTIONS, workers, Unavailable, progress=False)
+        extract(items, tmp_path / "crops", OPTIONS, workers, detector=Unavailable, progress=False)
 
 
 def test_workers_that_do_not_start_are_told(tmp_path, items):
@@ -132,7 +132,7 @@ def test_workers_that_do_not_start_are_told(tmp_path, items):
 
     Local.__qualname__ = "Nowhere"
     with pytest.raises((SpeechattnError, AttributeError, pickle.PicklingError)):
-        extract(items, tmp_path / "crops", OPTIONS, 1, Local, progress=False)
+        extract(items, tmp_path / "crops", OPTIONS, 1, detector=Local, progress=False)
 
 
 def test_landmark_files_travel_with_the_item(tmp_path, items):
@@ -163,7 +163,8 @@ def test_interrupt_leaves_a_store_to_go_on_with(tmp_path, workers):
             if __name__ == "__main__":
                 items = [RoiItem(f"k{i}", path) for i, path in enumerate(sys.argv[5:])]
                 options = RoiOptions(size=32, smoothing=3)
-                extract(items, sys.argv[3], options, int(sys.argv[4]), Marker, progress=False)
+                workers = int(sys.argv[4])
+                extract(items, sys.argv[3], options, workers, detector=Marker, progress=False)
             """
         )
     )
@@ -188,5 +189,5 @@ def test_interrupt_leaves_a_store_to_go_on_with(tmp_path, workers):
     assert 3 <= done < 40
     assert (folder / "contact_sheet.png").exists()
     items = [RoiItem(f"k{i}", path) for i, path in enumerate(paths)]
-    summary = extract(items, folder, OPTIONS, 0, Marker, progress=False)
+    summary = extract(items, folder, OPTIONS, 0, detector=Marker, progress=False)
     assert summary.skipped == done and summary.done == 40 - done

@@ -72,7 +72,7 @@ def square(tmp_path):
 
 def test_a_store_holds_the_largest_and_can_be_gone_on_with_for_other_scales(tmp_path, square):
     options = RoiOptions(scales=SCALES, smoothing=3)
-    extract([RoiItem("k", square)], tmp_path / "crops", options, 0, Marker, progress=False)
+    extract([RoiItem("k", square)], tmp_path / "crops", options, 0, detector=Marker, progress=False)
     stored = CropStore(tmp_path / "crops").read("k")
     assert stored.shape == (12, 128, 128)
     direct = MouthCropper(RoiOptions(smoothing=3), Marker()).crop(square).frames

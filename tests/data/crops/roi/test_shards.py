@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import speechattn
+from speechattn.data.crops.blobs import part_name
 from speechattn.data.crops.roi import RoiItem, RoiOptions, estimate, extract, merge_shards
 from speechattn.data.crops.roi.estimation import SAMPLE, estimate_run, spread_first
-from speechattn.data.crops.roi.shards import shard_folder, shard_items, shard_of
+from speechattn.data.crops.roi.shards import shard_items, shard_of
 from speechattn.data.crops.roi.workers import Outcome
 from speechattn.data.crops.store import CropStore, encode
 from speechattn.errors import ConfigError, SpeechattnError
@@ -51,7 +52,7 @@ def corpus(tmp_path_factory):
     (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     (folder / "zero.mp4").write_bytes(b"")
     items += [RoiItem(key, str(folder / f"{key}.mp4")) for key in ("cut", "zero", "gone")]
-    extract(items, folder / "crops", OPTIONS, 0, Marker, progress=False)
+    extract(items, folder / "crops", OPTIONS, 0, detector=Marker, progress=False)
     return items, folder / "crops"
 
 
@@ -85,7 +86,7 @@ def test_shards_together_are_one_run(corpus, tmp_path):
     totals = Counter()
     for shard in (2, 0, 1):  # in any order
         summary = extract(
-            items, tmp_path, OPTIONS, 0, Marker, progress=False, num_shards=3, shard=shard
+            items, tmp_path, OPTIONS, 0, detector=Marker, progress=False, num_shards=3, shard=shard
         )
         totals.update(done=summary.done, failed=summary.failed)
     assert totals == {"done": 25, "failed": 4}
@@ -101,7 +102,7 @@ def test_shards_together_are_one_run(corpus, tmp_path):
     # Another number of jobs finds everything done, and the faces of what failed are known.
     for shard in range(2):
         again = extract(
-            items, tmp_path, OPTIONS, 0, Marker, progress=False, num_shards=2, shard=shard
+            items, tmp_path, OPTIONS, 0, detector=Marker, progress=False, num_shards=2, shard=shard
         )
         assert again.done == 0
 
@@ -109,20 +110,22 @@ def test_shards_together_are_one_run(corpus, tmp_path):
 def test_a_job_that_never_ran_is_told_and_made_up_for(corpus, tmp_path):
     items, whole = corpus
     for shard in (0, 2):
-        extract(items, tmp_path, OPTIONS, 0, Marker, progress=False, num_shards=3, shard=shard)
+        extract(
+            items, tmp_path, OPTIONS, 0, detector=Marker, progress=False, num_shards=3, shard=shard
+        )
     lost = shard_items(items, 3, 1)
     assert merge_shards(items, tmp_path).missing == len(lost)
-    summary = extract(items, tmp_path, OPTIONS, 0, Marker, progress=False)
+    summary = extract(items, tmp_path, OPTIONS, 0, detector=Marker, progress=False)
     assert summary.skipped == 25 - summary.done and content(tmp_path) == content(whole)
     assert rows(tmp_path / "failures.tsv") == rows(whole / "failures.tsv")
 
 
 def test_shards_of_other_options_are_refused(corpus, tmp_path):
     items, _ = corpus
-    extract(items, tmp_path, OPTIONS, 0, Marker, progress=False, num_shards=3, shard=0)
+    extract(items, tmp_path, OPTIONS, 0, detector=Marker, progress=False, num_shards=3, shard=0)
     with pytest.raises(ConfigError, match="smoothing was 3, is 5"):
         other = RoiOptions(size=32, smoothing=5)
-        extract(items, tmp_path, other, 0, Marker, progress=False, num_shards=3, shard=1)
+        extract(items, tmp_path, other, 0, detector=Marker, progress=False, num_shards=3, shard=1)
     with pytest.raises(SpeechattnError, match="neither crops nor shards"):
         merge_shards(items, tmp_path / "elsewhere")
 
@@ -137,7 +140,8 @@ SCRIPT = textwrap.dedent(
         items = [RoiItem(*pair) for pair in json.loads(sys.argv[4])]
         options = RoiOptions(size=32, smoothing=3)
         shard = None if sys.argv[6] == "all" else int(sys.argv[6])
-        extract(items, sys.argv[3], options, int(sys.argv[5]), Marker, False, (), 2, shard)
+        extract(items, sys.argv[3], options, int(sys.argv[5]), detector=Marker, progress=False,
+                num_shards=2, shard=shard)
     """
 )
 
@@ -161,7 +165,7 @@ def test_killed_at_any_moment_it_goes_on(corpus, tmp_path, workers, shard, kills
     command = [str(part) for part in (sys.executable, *arguments, workers, shard)]
     index = folder / "index.jsonl"
     if shard != "all":
-        index = shard_folder(folder, 2, int(shard)) / "index.jsonl"
+        index = folder / part_name(int(shard), 2) / "index.jsonl"
     chance = random.Random(workers)
     killed, counts = 0, [0]
     code = None
@@ -213,36 +217,36 @@ def test_estimate_by_hand(tmp_path):
     crop = encode(noise, 25)
     outcomes = [Outcome(crop, seconds=1.0)] * 3 + [Outcome(reason="bad", seconds=0.5)]
     items = [RoiItem(str(i), "", seconds=2.0) for i in range(1000)]
-    found = estimate_run(items, outcomes, 25, 4, tmp_path / "not" / "there")
+    found = estimate_run(items, outcomes, 25, workers=4, folder=tmp_path / "not" / "there")
     # 3.5 s for three of four clips; 1000 clips, 4 workers.
     assert found.seconds == pytest.approx(3.5 / 4 * 1000 / 4)
     assert found.disk == pytest.approx(0.75 * 1000 * sum(map(len, crop.blocks)))
     assert found.video_seconds == 2000 and found.measured == 4 and found.free > 0
-    unknown = estimate_run([RoiItem("a", "")] * 1000, outcomes, 25, 4, tmp_path)
+    unknown = estimate_run([RoiItem("a", "")] * 1000, outcomes, 25, workers=4, folder=tmp_path)
     assert unknown.seconds == pytest.approx(found.seconds) and unknown.disk == found.disk
     assert "1000 videos, 33 min of video: about 4 min with 4 workers" in str(found)
-    assert estimate_run(items, outcomes[3:], 25, 4, tmp_path) is None
+    assert estimate_run(items, outcomes[3:], 25, workers=4, folder=tmp_path) is None
 
 
 def test_a_dry_run_keeps_nothing(corpus, tmp_path):
     items, whole = corpus
-    found = estimate(items, tmp_path / "crops", OPTIONS, 0, Marker)
+    found = estimate(items, tmp_path / "crops", OPTIONS, 0, detector=Marker)
     assert not (tmp_path / "crops").exists()
     assert found.clips == len(items) and found.measured == SAMPLE
     size = sum(path.stat().st_size for path in whole.glob("*.bin"))  # crops and faces
     assert 0.7 * size < found.disk < 1.4 * size
-    assert estimate(items, whole, OPTIONS, 0, Marker) is None  # only failures are left
+    assert estimate(items, whole, OPTIONS, 0, detector=Marker) is None  # only failures are left
     with pytest.raises(ConfigError):
-        estimate(items, whole, RoiOptions(size=48), 0, Marker)
+        estimate(items, whole, RoiOptions(size=48), 0, detector=Marker)
 
 
 def test_a_full_disk_is_told_before_it_is_full(corpus, tmp_path, monkeypatch, caplog):
     items, _ = corpus
     with caplog.at_level("INFO", logger="speechattn"):
-        extract(items, tmp_path / "fits", OPTIONS, 0, Marker, progress=False)
+        extract(items, tmp_path / "fits", OPTIONS, 0, detector=Marker, progress=False)
     assert "of disk (" in caplog.text and f"measured on {SAMPLE} of them" in caplog.text
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("speechattn.data.crops.roi.estimation.shutil.disk_usage", lambda _: usage)
     with pytest.raises(SpeechattnError, match="the disk is too small"):
-        extract(items, tmp_path / "full", OPTIONS, 0, Marker, progress=False)
+        extract(items, tmp_path / "full", OPTIONS, 0, detector=Marker, progress=False)
     assert len(CropStore(tmp_path / "full")) > 5

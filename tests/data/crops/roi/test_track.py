@@ -26,7 +26,7 @@ def run(frames: int, faces_at, options: RoiOptions, every: int = 1):
     """Feed `frames` pictures; `faces_at(i)` are the faces in picture i."""
     tracker = Tracker(options, every)
     for i in range(frames):
-        tracker.window.append(picture(i))
+        tracker.recent.append(picture(i))
         if i % every == 0:
             tracker.update(faces_at(i))
     tracks = tracker.finish()
@@ -128,10 +128,10 @@ def test_memory_does_not_grow_with_length():
     tracker = Tracker(options, 2)
     kept = []
     for i in range(300):
-        tracker.window.append(np.zeros((20, 20), np.uint8))
+        tracker.recent.append(np.zeros((20, 20), np.uint8))
         if i % 2 == 0:
             tracker.update([] if i % 50 > 30 else [face(5, 5, 10)])
-        kept.append(tracker.window.end - tracker.window.start)
+        kept.append(tracker.recent.end - tracker.recent.start)
     assert max(kept) == kept[-1] == 25 + 2 + 6 + 1
 
 

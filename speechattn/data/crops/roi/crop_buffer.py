@@ -7,43 +7,38 @@ import numpy as np
 
 from speechattn.errors import SpeechattnError
 
-# Bytes of crops that are kept in memory before the first goes to disk: five minutes of one face.
-KEPT = 64 << 20
+# Bytes of crops held in memory before the first go to disk: five minutes of one face.
+MEMORY_LIMIT = 64 << 20
 # Crops that are written and read at a time.
 BLOCK = 64
 
 
-class Spool:
+class SpillFile:
     """A temporary file that the faces of a video share; there is none until it is needed.
 
     It lies where temporary files do (TMPDIR) and has no name: it is gone with the process.
 
     Args:
-        limit: bytes that may be kept in memory, over all faces.
+        limit: bytes held in memory at most, over all faces.
     """
 
-    def __init__(self, limit: int = KEPT):
+    def __init__(self, limit: int = MEMORY_LIMIT):
         self.limit = limit
-        self.kept = 0
+        self.in_memory = 0
+        self.on_disk = 0
         self._file = None
-        self._end = 0
 
     @property
-    def used(self) -> int:
-        """Bytes on disk."""
-        return self._end
-
-    @property
-    def full(self) -> bool:
-        """Whether more is kept in memory than may be."""
-        return self.kept > self.limit
+    def needed(self) -> bool:
+        """Return whether more is in memory than the limit."""
+        return self.in_memory > self.limit
 
     def write(self, block: np.ndarray) -> int:
-        """Append an array; where it is."""
+        """Append an array and return its offset."""
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile()
-            self._file.seek(self._end)
+            self._file.seek(self.on_disk)
             self._file.write(block.data)
             self._file.flush()
         except OSError as error:
@@ -51,35 +46,35 @@ class Spool:
                 f"{tempfile.gettempdir()}: no room for the mouth crops of a long video ({error}); "
                 "set TMPDIR to a folder with more, 830 MB for an hour of one face"
             ) from error
-        offset, self._end = self._end, self._end + block.nbytes
+        offset, self.on_disk = self.on_disk, self.on_disk + block.nbytes
         return offset
 
     def read(self, offset: int, shape: Sequence[int]) -> np.ndarray:
-        """The uint8 array that was written there."""
+        """Read the uint8 array that was written at an offset."""
         self._file.seek(offset)
-        found = np.frombuffer(self._file.read(int(np.prod(shape))), dtype=np.uint8)
-        return found.reshape(shape)
+        data = np.frombuffer(self._file.read(int(np.prod(shape))), dtype=np.uint8)
+        return data.reshape(shape)
 
 
-class Crops(Sequence):
+class CropBuffer(Sequence):
     """The crops of one face, uint8 (side, side) each, in memory or on disk.
 
     Args:
-        spool: where they go once there are many.
+        spill: takes whole blocks once there are many.
     """
 
-    def __init__(self, spool: Spool):
-        self._spool = spool
+    def __init__(self, spill: SpillFile):
+        self._spill = spill
         self._offsets: list[int] = []  # of blocks of BLOCK crops, the first ones of the face
         self._tail: list[np.ndarray] = []
         self._shape: tuple[int, ...] = ()
 
     def append(self, crop: np.ndarray) -> None:
-        """Add the next one."""
+        """Add the next crop."""
         self._tail.append(crop)
         self._shape = crop.shape
-        self._spool.kept += crop.nbytes
-        if self._spool.full:
+        self._spill.in_memory += crop.nbytes
+        if self._spill.needed:
             self.flush()
 
     def flush(self) -> None:
@@ -87,8 +82,8 @@ class Crops(Sequence):
         whole = len(self._tail) // BLOCK * BLOCK
         for start in range(0, whole, BLOCK):
             block = np.stack(self._tail[start : start + BLOCK])
-            self._offsets.append(self._spool.write(block))
-            self._spool.kept -= block.nbytes
+            self._offsets.append(self._spill.write(block))
+            self._spill.in_memory -= block.nbytes
         del self._tail[:whole]
 
     def __len__(self) -> int:
@@ -104,14 +99,14 @@ class Crops(Sequence):
         if block >= len(self._offsets):
             return self._tail[index % len(self) - len(self._offsets) * BLOCK]
         size = int(np.prod(self._shape))
-        return self._spool.read(self._offsets[block] + place * size, self._shape)
+        return self._spill.read(self._offsets[block] + place * size, self._shape)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for block in self.blocks():
             yield from block
 
     def blocks(self, before: int = 0, after: int = 0) -> Iterator[np.ndarray]:
-        """All crops in order, uint8 (n, side, side) at a time, read as they are asked for.
+        """Yield all crops in order, uint8 (n, side, side) at a time, read as they are asked for.
 
         Args:
             before: how often the first one is repeated.
@@ -119,7 +114,7 @@ class Crops(Sequence):
         """
         yield from self._repeated(0, before)
         for offset in self._offsets:
-            yield self._spool.read(offset, (BLOCK, *self._shape))
+            yield self._spill.read(offset, (BLOCK, *self._shape))
         if self._tail:
             yield np.stack(self._tail)
         yield from self._repeated(-1, after)
@@ -129,10 +124,10 @@ class Crops(Sequence):
             yield np.repeat(self[index][None], min(BLOCK, times - start), 0)
 
     def array(self, before: int = 0, after: int = 0) -> np.ndarray:
-        """All crops in memory, uint8 (before + T + after, side, side); see `blocks`."""
-        found = np.empty((before + len(self) + after, *self._shape), dtype=np.uint8)
-        at = 0
+        """Read all crops, uint8 (before + T + after, side, side); see `blocks`."""
+        out = np.empty((before + len(self) + after, *self._shape), dtype=np.uint8)
+        start = 0
         for block in self.blocks(before, after):
-            found[at : at + len(block)] = block
-            at += len(block)
-        return found
+            out[start : start + len(block)] = block
+            start += len(block)
+        return out

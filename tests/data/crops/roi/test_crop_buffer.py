@@ -7,10 +7,10 @@ import av
 import numpy as np
 import pytest
 
+from speechattn.data.crops.roi.crop_buffer import BLOCK, CropBuffer, SpillFile
 from speechattn.data.crops.roi.cropper import MouthCropper
 from speechattn.data.crops.roi.detector import Face
 from speechattn.data.crops.roi.options import RoiOptions
-from speechattn.data.crops.roi.spool import BLOCK, Crops, Spool
 from speechattn.data.crops.roi.track import Tracker
 from speechattn.errors import SpeechattnError
 
@@ -19,8 +19,8 @@ def pictures(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 6, 6), dtype=np.uint8)
 
 
-def filled(spool: Spool, crops: np.ndarray) -> Crops:
-    found = Crops(spool)
+def filled(spill: SpillFile, crops: np.ndarray) -> CropBuffer:
+    found = CropBuffer(spill)
     for crop in crops:
         found.append(crop)
     return found
@@ -30,8 +30,8 @@ def filled(spool: Spool, crops: np.ndarray) -> Crops:
 @pytest.mark.parametrize("count", [1, BLOCK - 1, BLOCK, 2 * BLOCK + 5, 300])
 def test_what_goes_in_comes_out(limit, count):
     expected = pictures(count)
-    spool = Spool(limit)
-    crops = filled(spool, expected)
+    spill = SpillFile(limit)
+    crops = filled(spill, expected)
     assert len(crops) == count
     np.testing.assert_array_equal(np.stack(list(crops)), expected)
     np.testing.assert_array_equal(np.stack(crops), expected)
@@ -51,25 +51,25 @@ def test_what_goes_in_comes_out(limit, count):
     with pytest.raises(IndexError):
         crops[count]
     # In memory up to the limit, and what does not make a block; the rest on disk, once.
-    assert spool.kept + spool.used == 36 * count
-    assert spool.kept <= max(limit, 36 * BLOCK) + 36
-    assert (spool.used > 0) == (count >= BLOCK and 36 * count > limit)
+    assert spill.in_memory + spill.on_disk == 36 * count
+    assert spill.in_memory <= max(limit, 36 * BLOCK) + 36
+    assert (spill.on_disk > 0) == (count >= BLOCK and 36 * count > limit)
 
 
 def test_faces_share_a_file():
     one, two = pictures(200, 1), pictures(170, 2)
-    spool = Spool(36 * 100)
-    first, second = Crops(spool), Crops(spool)
+    spill = SpillFile(36 * 100)
+    first, second = CropBuffer(spill), CropBuffer(spill)
     for i in range(200):
         first.append(one[i])
         if i < 170:
             second.append(two[i])
     np.testing.assert_array_equal(first.array(), one)
     np.testing.assert_array_equal(second.array(), two)
-    assert spool.used >= 36 * 4 * BLOCK
+    assert spill.on_disk >= 36 * 4 * BLOCK
 
 
-def test_a_video_in_pieces(tmp_path, monkeypatch):
+def test_a_video_in_pieces(tmp_path):
     """The cropper's stream is its crop, also where the face comes late and goes early."""
 
     class Late:
@@ -87,17 +87,16 @@ def test_a_video_in_pieces(tmp_path, monkeypatch):
             picture[40:80] //= 2
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode())
-    monkeypatch.setattr(Spool.__init__, "__defaults__", (256 * 10,))
     options = RoiOptions(size=16, max_gap=0.4)
     expected = MouthCropper(options, Late()).crop(path).frames
-    pieces = list(MouthCropper(options, Late()).stream(path))
+    pieces = list(MouthCropper(options, Late(), memory_limit=256 * 10).stream(path))
     np.testing.assert_array_equal(np.concatenate(pieces), expected)
     assert len(expected) == 250 and len(pieces) > 3
 
 
 def test_a_short_video_needs_no_file(monkeypatch):
     monkeypatch.setattr(tempfile, "TemporaryFile", None)
-    filled(Spool(), pictures(300))
+    filled(SpillFile(), pictures(300))
 
 
 def test_no_room(monkeypatch):
@@ -106,21 +105,21 @@ def test_no_room(monkeypatch):
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(SpeechattnError, match=r"No space left.*TMPDIR"):
-        filled(Spool(0), pictures(300))
+        filled(SpillFile(0), pictures(300))
 
 
 def test_nothing_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    crops = filled(Spool(0), pictures(300))
+    crops = filled(SpillFile(0), pictures(300))
     assert os.listdir(tmp_path) == [] and len(crops.array()) == 300
 
 
-def follow(frames: int):
+def follow(frames: int, **limit: int):
     points = np.array([[30, 40], [60, 40], [45, 55], [33, 70], [57, 70]], dtype=np.float32)
     rng = np.random.default_rng(0)
-    tracker = Tracker(RoiOptions(size=16, smoothing=5, max_gap=0.4), 1)
+    tracker = Tracker(RoiOptions(size=16, smoothing=5, max_gap=0.4), 1, **limit)
     for i in range(frames):
-        tracker.window.append(rng.integers(0, 256, (100, 200), dtype=np.uint8))
+        tracker.recent.append(rng.integers(0, 256, (100, 200), dtype=np.uint8))
         moved = points + 0.1 * i
         seen = [Face(np.array([20, 20, 70, 90], dtype=np.float32), 0.9, moved)]
         if i % 100 < 80:  # a second face, again and again
@@ -129,13 +128,12 @@ def follow(frames: int):
     return tracker, tracker.finish()[0]
 
 
-def test_tracks(monkeypatch):
+def test_tracks():
     plain, kept = follow(400)
-    monkeypatch.setattr(Spool.__init__, "__defaults__", (256 * 10,))
-    spooled, track = follow(400)
-    assert plain._spool.used == 0 and spooled._spool.used > 256 * 500
+    spilled, track = follow(400, memory_limit=256 * 10)
+    assert plain._spill.on_disk == 0 and spilled._spill.on_disk > 256 * 500
     # What stays is less than a block of each face that there was.
-    assert spooled._spool.kept <= 256 * (BLOCK * len(spooled.tracks) + 10)
+    assert spilled._spill.in_memory <= 256 * (BLOCK * len(spilled.tracks) + 10)
     np.testing.assert_array_equal(track.crops.array(), kept.crops.array())
-    for ours, theirs in zip(spooled.tracks, plain.tracks, strict=True):
+    for ours, theirs in zip(spilled.tracks, plain.tracks, strict=True):
         np.testing.assert_array_equal(np.stack(ours.crops), np.stack(theirs.crops))

@@ -1,37 +1,34 @@
-"""What became of a corpus: the list of what was left out, and the counts of what was not."""
+"""The report on a prepared corpus: the list of what was left out, and counts of the rest."""
 
 import json
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechattn.data.corpora.media import MediaFacts
+from speechattn.files import write_text
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Something of a corpus that was left out: a file as the corpus names it, a line, a reason.
+    """A file or line of a corpus that was left out, or kept in spite of a fault."""
 
-    `kept` if it was not left out, but has a fault.
-    """
-
-    file: str
-    line: int | None
-    reason: str
-    kept: bool = False
+    file: str  # as the corpus names it
+    line: int | None  # number of the line, where it is one of a table
+    reason: str  # of what is wrong
+    kept: bool = False  # it was not left out
 
 
 def write_failures(failures: Sequence[Failure], path: Path) -> None:
-    """Write the list, even when empty: an old one would tell of faults long mended."""
+    """Write the list, even when empty: an old one would name faults that were mended."""
     rows = [("file", "line", "reason")]
     rows += [(f.file, str(f.line or ""), f.reason) for f in failures]
     # A file name may hold a tab or a line break, and a reason anything.
     text = "".join("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
-    write_text(path, text)
+    write_text(path, text, errors="backslashreplace")
     lost = [failure for failure in failures if not failure.kept]
     for failure in lost[:10]:
         where = f" (line {failure.line})" if failure.line else ""
@@ -43,15 +40,8 @@ def write_failures(failures: Sequence[Failure], path: Path) -> None:
 
 
 def printable(name: str) -> str:
-    """A file name whose bytes may not be UTF-8, fit to be printed."""
+    """Escape the bytes of a file name that are not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file so that an interrupted run leaves the old one or none."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-    os.replace(partial, path)
 
 
 def write_summary(
@@ -66,17 +56,17 @@ def write_summary(
         failures: what was left out, and what was kept with a fault.
         output_dir: its folder.
     """
-    splits = dict(_counts(rows))
+    splits = {name: _counts(clips) for name, clips in rows.items()}
     kept = sum(failure.kept for failure in failures)
     summary = {"splits": splits, "failures": len(failures) - kept, "remarks": kept}
     text = json.dumps(summary, indent=2, ensure_ascii=False)
-    write_text(output_dir / "summary.json", text + "\n")
+    write_text(output_dir / "summary.json", text + "\n", errors="backslashreplace")
     for name, counts in splits.items():
         log.info("%s: %s", name, ", ".join(f"{value} {key}" for key, value in counts.items()))
 
 
 def read_summary(output_dir: str | Path) -> dict:
-    """The counts of a prepared corpus.
+    """Read the counts of a prepared corpus.
 
     Returns:
         `{"splits": {name: {"utterances", "hours", "speakers", "silent"}}, "failures": int,
@@ -85,15 +75,11 @@ def read_summary(output_dir: str | Path) -> dict:
     return json.loads((Path(output_dir) / "summary.json").read_text(encoding="utf-8"))
 
 
-def _counts(rows: Mapping[str, Sequence[tuple[str, MediaFacts]]]) -> Iterator[tuple[str, dict]]:
-    for name, clips in rows.items():
-        facts = [known for _, known in clips]
-        yield (
-            name,
-            {
-                "utterances": len(clips),
-                "hours": round(sum(f.num_samples / f.sample_rate for f in facts) / 3600, 4),
-                "speakers": len({speaker for speaker, _ in clips}),
-                "silent": sum(not f.has_audio for f in facts),
-            },
-        )
+def _counts(rows: Sequence[tuple[str, MediaFacts]]) -> dict[str, float]:
+    facts = [one for _, one in rows]
+    return {
+        "utterances": len(rows),
+        "hours": round(sum(f.num_samples / f.sample_rate for f in facts) / 3600, 4),
+        "speakers": len({speaker for speaker, _ in rows}),
+        "silent": sum(not f.has_audio for f in facts),
+    }

@@ -1,22 +1,15 @@
-"""The command line: help, exit statuses, and what it imports."""
+"""Commands on small inputs, their output and exit statuses."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import soundfile
 import yaml
 
-from speechattn import __version__
-from speechattn.cli import main, make_parser
+from speechattn import cli
+from speechattn.cli import main
 from speechattn.data.tables import write_table
-
-COMMANDS = (
-    "synth-corpus prepare roi tokens train average combine import-checkpoint decode score "
-    "fuse transcribe export report doctor".split()
-)
 
 
 @pytest.fixture
@@ -25,32 +18,6 @@ def tables(tmp_path):
     write_table(tmp_path / "ref.tsv", texts, {"u1": "s1", "u2": "s2"})
     write_table(tmp_path / "hyp.tsv", {**texts, "u2": "set red two please"})
     return tmp_path
-
-
-def exit_status(arguments) -> int:
-    with pytest.raises(SystemExit) as raised:
-        main(arguments)
-    return raised.value.code
-
-
-def test_help_names_every_command(capsys):
-    assert exit_status(["--help"]) == 0
-    text = capsys.readouterr().out
-    assert all(command in text for command in COMMANDS)
-    for command in COMMANDS:
-        assert exit_status([command, "--help"]) == 0
-        assert "usage: speechattn " + command in capsys.readouterr().out
-
-
-def test_version(capsys):
-    assert exit_status(["--version"]) == 0
-    assert capsys.readouterr().out.strip() == __version__
-
-
-def test_wrong_usage(capsys):
-    for arguments in ([], ["sing"], ["score", "--unit", "phone"], ["transcribe", "x.wav"]):
-        assert exit_status(arguments) == 2
-    capsys.readouterr()
 
 
 def test_score(tables, capsys):
@@ -81,23 +48,6 @@ def test_score_exit_statuses(tables, capsys):
     assert main(["score", "--ref", str(tables / "ref.tsv")]) == 1
     assert main(["score", "--ref", str(tables / "no.tsv"), "--hyp", str(tables / "hyp.tsv")]) == 1
     assert "no.tsv" in capsys.readouterr().err
-
-
-def test_score_does_not_import_torch(tables):
-    script = (
-        "import sys; from speechattn.cli import main; "
-        "status = main(sys.argv[1:]); "
-        "heavy = {'torch', 'lhotse', 'lightning', 'cv2', 'av'} & set(sys.modules); "
-        "sys.exit(f'imported {heavy}' if heavy else status)"
-    )
-    for arguments in (
-        ["score", "--ref", str(tables / "ref.tsv"), "--hyp", str(tables / "hyp.tsv")],
-        ["score", "--decode-dir", str(tables)],
-    ):
-        run = subprocess.run(
-            [sys.executable, "-c", script, *arguments], capture_output=True, text=True
-        )
-        assert run.returncode == 0, run.stderr
 
 
 # ------------------------------------------------------------------------------ transcribe
@@ -151,16 +101,26 @@ def test_transcribe_into_a_folder(tiny_model_dir, sounds, capsys):
     assert "a.wav" in capsys.readouterr().err
 
 
-def test_transcribe_options(tiny_model_dir, sounds, capsys):
-    model = str(tiny_model_dir("audio"))
-    options = sounds / "options.yaml"
-    options.write_text("method: ctc_greedy\n")
-    arguments = ["transcribe", "--model", model, str(sounds / "a.wav"), "--options", str(options)]
-    assert main(arguments) == 0
-    options.write_text("beem_size: 3\n")
-    capsys.readouterr()
-    assert main(arguments) == 1
-    assert "beem_size" in capsys.readouterr().err
+def test_the_search_of_a_command(tiny_model_dir, sounds, capsys):
+    transcribe = ["transcribe", "--model", str(tiny_model_dir("audio")), str(sounds / "a.wav")]
+    file = sounds / "search.yaml"
+    file.write_text("search: CtcGreedySearch\n")
+    assert main([*transcribe, "--search", str(file)]) == 0
+    greedy = capsys.readouterr().out
+    assert main([*transcribe, "--search", "CtcGreedySearch"]) == 0
+    assert capsys.readouterr().out == greedy
+    beam = ["--search", "CtcBeamSearch", "--set", "search.beam_size=2", "--set", "nbest=2"]
+    assert main([*transcribe, *beam]) == 0
+    for wrong, message in (
+        (
+            ["--set", "beem_size=3"],
+            "beem_size: no such option of JointSearch; did you mean beam_size?",
+        ),
+        (["--search", "CtcBeem"], "did you mean CtcBeamSearch?"),
+    ):
+        capsys.readouterr()
+        assert main([*transcribe, *wrong]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_no_model(sounds, capsys):
@@ -174,12 +134,12 @@ def test_no_model(sounds, capsys):
 def test_tokens_train_average_decode_score(tiny_corpus, tiny_model, tmp_path, capsys):
     data, exp = tiny_corpus.folder, tmp_path / "exp"
     config = tmp_path / "c.yaml"
-    sections = {"model": tiny_model("audio"), "decode": {"beam_size": 2}}
+    sections = {"model": tiny_model("audio"), "search": {"class_path": "JointSearch"}}
     config.write_text(yaml.safe_dump(sections))
     train_cuts, dev_cuts = data / "cuts_train.jsonl.gz", data / "cuts_dev.jsonl.gz"
     tokens, model, decoded = tmp_path / "tokens", exp / "model", exp / "decode_dev"
     common = f"--config {config} --tokens {tokens} --exp {exp}"
-    common += " --set training.max_epochs=1 --set data.num_workers=0"
+    common += " --set training.max_epochs=1 --set data.num_workers=0 --set search.beam_size=2"
     for line in (
         f"tokens {train_cuts} --output {tokens}",
         f"train {common} --train-cuts {train_cuts} --valid-cuts {dev_cuts}",
@@ -224,16 +184,13 @@ def test_errors_are_one_line(
     assert message in err and f"speechattn {line.split()[0]}: " in err
 
 
-def test_interrupt(tables, monkeypatch, capsys):
-    parser = make_parser()
-
-    def interrupted(args):
+def test_interrupt(monkeypatch, capsys):
+    def interrupted() -> None:
+        """Wait."""
         raise KeyboardInterrupt
 
-    parsed = parser.parse_args(["score"])
-    parsed.run = interrupted
-    monkeypatch.setattr(type(parser), "parse_args", lambda self, arguments: parsed)
-    assert main([]) == 130
+    monkeypatch.setitem(cli.COMMANDS, "doctor", interrupted)
+    assert main(["doctor"]) == 130
     assert "run it again" in capsys.readouterr().err
 
 
