@@ -185,7 +185,7 @@ def _explain(text: str, kind: type, config: Mapping[str, Any], section: str) -> 
             shown, owner, name = [*shown, name], _class_of(owner, name), more.pop(0)
         shown, _ = _written([*(shown or [section]), name], {section: config})
         of = "" if owner is kind else f" of {owner.__name__}"
-        valid = inspect.signature(owner).parameters
+        valid: Iterable[str] = inspect.signature(owner).parameters
         return f"{'.'.join(shown)}: {no_such('option' + of, name, valid)}"
     if match := re.search(r"module '(.+)' has no attribute '(\w+)'", reason):
         valid = getattr(sys.modules[match[1]], "__all__", ())
@@ -224,7 +224,7 @@ def _imported(path: str) -> type | None:
 
 def _class_of(owner: type, name: str) -> type:
     """Return the class of a constructor's argument, of `X | None` the X."""
-    hint = get_type_hints(owner.__init__)[name]
+    hint: type = get_type_hints(owner.__init__)[name]  # type: ignore[misc]
     return next((kind for kind in get_args(hint) if kind is not type(None)), hint)
 
 

@@ -81,34 +81,7 @@ NO_VERB = re.compile(
 
 # What breaks a rule and is known to. An entry that no longer does has to go.
 KNOWN: dict[str, set[str]] = {
-    "arrows": {
-        "speechattn.kernels.lattice.graph_total -> speechattn.decoding.fst.arcs",
-        "speechattn.training.fit -> speechattn.transcribe.long_files",
-    },
-    "heavy imports": {"lhotse"},
-    "long files": {
-        "speechattn/kernels/triton/gated_linear.py",
-    },
     "long package": {"speechattn"},
-    "long functions": {
-        "speechattn/kernels/triton/gated_linear.py _gradients",
-        "speechattn/model/speech_model.py __init__",
-        "speechattn/synth/mouth.py draw_mouth",
-    },
-    "docstrings": {
-        "attention",
-        "data",
-        "decoders",
-        "decoding",
-        "encoders",
-        "frontends",
-        "k2",
-        "kernels",
-        "masks",
-        "model",
-        "synth",
-        "transcribe",
-    },
 }
 
 

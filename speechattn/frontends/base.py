@@ -132,4 +132,5 @@ class Frontend(nn.Module):
             (B, stop - start, output_size).
         """
         lengths = torch.full((len(x),), x.shape[1], device=x.device)
-        return self(x, lengths)[0][:, start:stop]
+        y: Tensor = self(x, lengths)[0]
+        return y[:, start:stop]
