@@ -126,7 +126,7 @@ def test_foreign_class_path(tiny_model, path):
 @pytest.mark.parametrize(
     "path",
     [
-        "speechattn.training.fit.os.system",
+        "speechattn.files.os.system",
         "speechattn.model.speech_model.nn.Linear",
         "speechattn.encoders.ConformerEncoder",
         "speechattn.model.directory.load_file",

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from speechattn.data.tokenizers import CharTokenizer
 
 from speechattn import Transcriber
 from speechattn.data.batches.batch import Item, collate
+from speechattn.data.tokenizers import CharTokenizer
 from speechattn.decoding import CtcGreedySearch
 from speechattn.errors import ConfigError
 from speechattn.model.directory import build_model, save_model_dir
