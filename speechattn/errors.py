@@ -53,7 +53,7 @@ def no_such(kind: str, name: str, valid: Iterable[str]) -> str:
     valid = list(valid)
     nearest = get_close_matches(name, valid, n=1, cutoff=0.65)
     hint = f"; did you mean {nearest[0]}?" if nearest else "."
-    return f"no such {kind}{hint} Valid: {', '.join(valid)}"
+    return f"no such {kind}{hint}" + (f" Valid: {', '.join(valid)}" if valid else "")
 
 
 def require(good: bool, key: str, value: object, wanted: str) -> None:

@@ -104,7 +104,7 @@ def write_table(
 
 
 def _count_columns(path: Path, rows: list[tuple[int, str]]) -> tuple[int, int]:
-    """Number of columns of the table, and the first line that shows it."""
+    """Return the number of columns of the table, and the first line that shows it."""
     for number, line in rows:
         columns = line.count("\t") + 1
         if columns in (2, 3):

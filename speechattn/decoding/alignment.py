@@ -69,7 +69,7 @@ def token_times(log_probs: Tensor, tokens: list[int], frame_shift: float) -> lis
 def surest_times(
     outputs: Sequence[ModelOutput], row: int, tokens: list[int]
 ) -> tuple[ModelOutput, list[TokenTime]]:
-    """`token_times` of one utterance by the model that is surest of these tokens, and that model.
+    """Return the model that is surest of these tokens, and its `token_times` of one utterance.
 
     Raises:
         AlignmentError: too few frames for so many tokens, in every model.
@@ -89,7 +89,7 @@ def surest_times(
 def hypothesis_times(
     outputs: Sequence[ModelOutput], row: int, found: Hypothesis
 ) -> list[TokenTime]:
-    """When the tokens of a hypothesis were said.
+    """Return when the tokens of a hypothesis were said.
 
     A search that knows the frame of each token, or how sure it is, says so. For others the CTC
     alignment does, see `surest_times`.

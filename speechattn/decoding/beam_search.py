@@ -44,7 +44,7 @@ class Beam:
 
     @classmethod
     def of(cls, batch: int, hypotheses: int, parts: int, score: float, device) -> "Beam":
-        """Hypotheses of no tokens."""
+        """Return hypotheses of no tokens."""
         return cls(
             torch.zeros(batch, hypotheses, 0, dtype=torch.int64, device=device),
             torch.full((batch, hypotheses), score, dtype=torch.float64, device=device),
@@ -88,7 +88,7 @@ def beam_search(
     max_length_ratio: float = 0.0,
     pre_beam_ratio: float = 1.5,
 ) -> list[list[Hypothesis]]:
-    """Beam search over a weighted sum of scorers and the length bonus.
+    """Search over a weighted sum of scorers and the length bonus.
 
     Args:
         full: scorers of all tokens with their weights, by name. A weight below 0 takes a score
@@ -278,7 +278,7 @@ class _Search:
         return Beam(tokens, score, new_parts), origin
 
     def _done(self, beam: Beam, ended: Beam, recent: Tensor, remaining: Tensor) -> Tensor:
-        """Utterances of which the search may end, (B,) bool.
+        """Return of which utterances the search may end, (B,) bool.
 
         Scores fall with every token but for what is given as a bonus, so no running hypothesis ends
         above its score plus the most that the `remaining` tokens can gain. Where that makes the

@@ -85,11 +85,11 @@ class ContextGraph:
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """Return V."""
         return len(self.arcs.root)
 
     def to(self, device: torch.device | str) -> "ContextGraph":
-        """On another device."""
+        """Copy to another device."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "bonus"}
         return replace(self, **{name: value.to(device) for name, value in values.items()})
 

@@ -151,7 +151,7 @@ class PrefixBeam:
 
     @property
     def total(self) -> Tensor:
-        """(B, K) float64, log-probability of each prefix, -inf in an empty place."""
+        """Return (B, K) float64, log-probability of each prefix, -inf in an empty place."""
         return self._bits.view(torch.float64)[:, TOTAL, 1:] + self._skipped
 
     def accept(self, log_probs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

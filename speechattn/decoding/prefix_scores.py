@@ -64,7 +64,7 @@ class PrefixScores:
         self.parts = [torch.zeros_like(self.added) for _ in self.names]
 
     def rank(self, scores: Tensor, units: Tensor) -> Tensor:
-        """CTC scores of candidates with the weighted others added.
+        """Return the CTC scores of candidates, the weighted others added.
 
         Args:
             scores: (B, K, 1 + S); the first is of the prefix that stays.
@@ -85,7 +85,7 @@ class PrefixScores:
         return (scores + added).flatten(1)
 
     def follow(self, index: Tensor, origin: Tensor, token: Tensor, grows: Tensor) -> None:
-        """Moves on to the next beam.
+        """Move on to the next beam.
 
         Args:
             index: (B, K), of each place's candidate among those ranked last.

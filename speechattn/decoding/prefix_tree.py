@@ -84,7 +84,7 @@ def tree_scores(
     lengths: Tensor,
     vocab_size: int,
 ) -> list[list[float]]:
-    """Log-probability of each sequence, <eos> included.
+    """Return the log-probability of each sequence, <eos> included.
 
     Args:
         predict: `Decoder.predict_tree`, or that of the other direction.

@@ -113,7 +113,7 @@ def add_lm(
 
 
 def lm_scores(lm: TransformerLm, nbest: list[list[Hypothesis]]) -> list[list[float]]:
-    """Log-probability of each hypothesis by a language model, <eos> included."""
+    """Return the log-probability of each hypothesis by a language model, <eos> included."""
 
     def score(tokens: Tensor, token_lengths: Tensor, rows: Tensor) -> Tensor:
         return sequence_scores(lm, tokens, token_lengths)
@@ -122,14 +122,14 @@ def lm_scores(lm: TransformerLm, nbest: list[list[Hypothesis]]) -> list[list[flo
 
 
 def decoder_scores(output: ModelOutput, nbest: list[list[Hypothesis]]) -> list[list[float]]:
-    """Log-probability of each hypothesis left to right, <eos> included."""
+    """Return the log-probability of each hypothesis left to right, <eos> included."""
     sequences = [[h.tokens for h in hypotheses] for hypotheses in nbest]
     predict = output.decoder.predict_tree
     return tree_scores(predict, sequences, output.hidden, output.lengths, output.decoder.vocab_size)
 
 
 def reverse_scores(output: ModelOutput, nbest: list[list[Hypothesis]]) -> list[list[float]]:
-    """Log-probability of each hypothesis right to left, <eos> included."""
+    """Return the log-probability of each hypothesis right to left, <eos> included."""
     sequences = [[h.tokens[::-1] for h in hypotheses] for hypotheses in nbest]
     predict = output.decoder.reverse_tree
     return tree_scores(predict, sequences, output.hidden, output.lengths, output.decoder.vocab_size)

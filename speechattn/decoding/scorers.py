@@ -143,7 +143,7 @@ class CtcPrefixScorer:
         )
 
     def score(self, candidates: Tensor, state: CtcState) -> Tensor:
-        """Log-probability of each candidate after the prefix, (N, S) float64.
+        """Return the log-probability of each candidate after the prefix, (N, S) float64.
 
         <eos> is the end of the utterance: all frames spell the prefix and nothing more. Blank is
         no token: -inf.
@@ -171,7 +171,7 @@ class CtcPrefixScorer:
         return CtcState(torch.logaddexp(new_label, new_blank), new_blank, prefix, token, row)
 
     def _enter(self, before: Tensor, candidates: Tensor, row: Tensor) -> Tensor:
-        """log of the sum over t of exp(before[t]) p(candidate, t): (N, T), (N, S) -> (N, S).
+        """Sum exp(before[t]) p(candidate, t) over t, in logs: (N, T), (N, S) -> (N, S).
 
         One product of probabilities, the largest of `before` taken out. What comes out so small
         that an addend may have been lost below float32's range is summed as logarithms instead.
@@ -192,7 +192,7 @@ class CtcPrefixScorer:
         return scores
 
     def _before(self, history: Tensor, last: Tensor) -> Tensor:
-        """Log-probability of having spelt the prefix before each frame, (N, T) -> (N, T)."""
+        """Return log-probabilities of the prefix before each frame, (N, T) -> (N, T)."""
         # Before the first frame only the empty prefix has been spelt.
         first = torch.where(last < 0, 0.0, -math.inf).to(history)[:, None]
         return torch.cat([first, history[:, :-1]], 1)
@@ -202,7 +202,7 @@ class CtcPrefixScorer:
 
 
 def _possible(score: Tensor, prefix: Tensor) -> Tensor:
-    """`score`, or -inf where it, or the prefix it extends, has probability 0."""
+    """Return `score`, or -inf where it or the prefix that it extends has probability 0."""
     return score.masked_fill(~(score > prefix + LOG_FLOOR / 2) | (prefix == -math.inf), -math.inf)
 
 
@@ -211,13 +211,13 @@ def _or_zero(prefix: Tensor) -> Tensor:
 
 
 def _recursion(enter: Tensor, total: Tensor) -> Tensor:
-    """g[t] = x[t] + logaddexp(g[t-1], enter[t]), with `total` the cumulative sum of x; (M, T)."""
+    """Compute g[t] = x[t] + logaddexp(g[t-1], enter[t]), (M, T); `total` is the sum of x so far."""
     before = torch.cat([torch.zeros_like(total[:, :1]), total[:, :-1]], 1)
     return total + torch.logcumsumexp(enter - before, -1)
 
 
 def _log_dot(a: Tensor, x: Tensor) -> Tensor:
-    """log of the sum over the last axis of exp(a + x), in a's precision.
+    """Sum exp(a + x) over the last axis, in logs and in a's precision.
 
     `a` is float64 and may be thousands below zero; its largest value is taken out, so that the
     bulk can be added in x's single precision.

@@ -262,6 +262,6 @@ def _collect(
 
 
 def _hypothesis(said: list[int], slots: int, score: float, scores: dict[str, float]) -> Hypothesis:
-    """From what was said in each frame's `slots`, blank for nothing."""
+    """Build a hypothesis of what each frame's `slots` hold, blank for nothing."""
     at = [i for i, token in enumerate(said) if token != BLANK]
     return Hypothesis([said[i] for i in at], score, scores, [i // slots for i in at])

@@ -62,11 +62,7 @@ class Encoder(nn.Module):
         return self.encode(x, lengths)[:2]
 
     def encode(
-        self,
-        x: Tensor,
-        lengths: Tensor,
-        head: Head | None = None,
-        chunks: Chunks | None = None,
+        self, x: Tensor, lengths: Tensor, head: Head | None = None, chunks: Chunks | None = None
     ) -> EncoderOutput:
         """Encode whole sequences.
 

@@ -218,11 +218,7 @@ class EfficientConformerEncoder(Encoder):
             self.stages.append(nn.ModuleList(stage))
 
     def encode(
-        self,
-        x: Tensor,
-        lengths: Tensor,
-        head: Head | None = None,
-        chunks: Chunks | None = None,
+        self, x: Tensor, lengths: Tensor, head: Head | None = None, chunks: Chunks | None = None
     ) -> EncoderOutput:
         if chunks is not None:
             raise ValueError("EfficientConformerEncoder needs whole sequences, it has no chunks")

@@ -196,11 +196,7 @@ class StackedEncoder(Encoder):
         return (frames - 1) * self.input.factor + self.input.shortest
 
     def encode(
-        self,
-        x: Tensor,
-        lengths: Tensor,
-        head: Head | None = None,
-        chunks: Chunks | None = None,
+        self, x: Tensor, lengths: Tensor, head: Head | None = None, chunks: Chunks | None = None
     ) -> EncoderOutput:
         self._check_head(head)
         x = clean_input(x, lengths)

@@ -21,12 +21,7 @@ from speechattn.frontends.resnet3d import (
     PackedResNet,
     plain_stem,
 )
-from speechattn.frontends.temporal import (
-    Clips,
-    SpatioTemporalConv,
-    TemporalName,
-    TemporalShift,
-)
+from speechattn.frontends.temporal import Clips, SpatioTemporalConv, TemporalName, TemporalShift
 
 
 def deep_stem(image_channels: int, channels: int, activation: Activation) -> list[nn.Module]:

@@ -42,7 +42,7 @@ class Stream(nn.Module):
     def forward(
         self, x: Tensor, lengths: Tensor, head: Callable[[Tensor], Tensor] | None = None
     ) -> EncoderOutput:
-        """Raw input to hidden frames.
+        """Turn raw input into hidden frames.
 
         Args:
             x: (B, ...), in the frontend's form.
@@ -123,43 +123,10 @@ class SpeechModel(nn.Module):
             self.streams["audio"] = audio
         if video is not None:
             self.streams["video"] = video
-        for name, stream in self.streams.items():
-            step = stream.frontend.frame_shift or 1.0 / video_fps
-            if not math.isclose(
-                step * stream.encoder.subsampling_factor, frame_shift, rel_tol=1e-3
-            ):
-                raise ConfigError(
-                    f"frame_shift is {frame_shift:g} s, but a hidden frame of {name} takes "
-                    f"{step * stream.encoder.subsampling_factor:g} s (frontend {step:g} s, encoder "
-                    f"subsampling {stream.encoder.subsampling_factor})"
-                )
-        expected = (audio and audio.frontend.sample_rate) or sample_rate
-        if expected != sample_rate:
-            raise ConfigError(
-                f"sample_rate is {sample_rate} Hz, but the audio frontend expects {expected} Hz"
-            )
         self.fusion = fusion if len(self.streams) == 2 else None
         sizes = {name: stream.encoder.output_size for name, stream in self.streams.items()}
         self.output_size = self.fusion.output_size if self.fusion else next(iter(sizes.values()))
-        if self.fusion is not None and self.fusion.up.in_features != sum(sizes.values()):
-            raise ConfigError(
-                f"fusion.audio_size and fusion.video_size are {self.fusion.up.in_features} "
-                f"together, but the encoders give {sizes['audio']} and {sizes['video']}"
-            )
-        memory = decoder.memory_size if decoder is not None else None
-        if memory not in (None, self.output_size):
-            raise ConfigError(
-                f"decoder.init_args.memory_size is {memory}, but the hidden frames are "
-                f"{self.output_size} wide"
-            )
         self.decoder = decoder
-        if transducer is not None and transducer.memory_size != self.output_size:
-            raise ConfigError(
-                f"transducer.memory_size is {transducer.memory_size}, but the hidden frames are "
-                f"{self.output_size} wide"
-            )
-        if frame_reducer is not None and transducer is None:
-            raise ConfigError("frame_reducer drops frames for a `transducer`; there is none")
         self.transducer = transducer
         self.frame_reducer = frame_reducer
         self.dropout = nn.Dropout(ctc_dropout)
@@ -169,13 +136,47 @@ class SpeechModel(nn.Module):
         self.stream_ctc = nn.ModuleDict()
         if self.fusion is not None:
             self.stream_ctc.update({n: nn.Linear(size, vocab_size) for n, size in sizes.items()})
+        self._check_streams()
+        self._check_sizes(sizes)
+
+    def _check_streams(self) -> None:
         for name, stream in self.streams.items():
+            step = stream.frontend.frame_shift or 1.0 / self.video_fps
+            shift = step * stream.encoder.subsampling_factor
+            if not math.isclose(shift, self.frame_shift, rel_tol=1e-3):
+                raise ConfigError(
+                    f"frame_shift is {self.frame_shift:g} s, but a hidden frame of {name} takes "
+                    f"{shift:g} s (frontend {step:g} s, encoder subsampling "
+                    f"{stream.encoder.subsampling_factor})"
+                )
+            expected = stream.frontend.sample_rate or self.sample_rate
+            if name == "audio" and expected != self.sample_rate:
+                raise ConfigError(
+                    f"sample_rate is {self.sample_rate} Hz, but the audio frontend expects "
+                    f"{expected} Hz"
+                )
             units = stream.encoder.self_conditioning
-            if units not in (0, vocab_size):
+            if units not in (0, self.vocab_size):
                 raise ConfigError(
                     f"{name}.encoder.init_args.self_conditioning is {units}, but there are "
-                    f"{vocab_size} units"
+                    f"{self.vocab_size} units"
                 )
+
+    def _check_sizes(self, sizes: dict[str, int]) -> None:
+        if self.fusion is not None and self.fusion.up.in_features != sum(sizes.values()):
+            raise ConfigError(
+                f"fusion.audio_size and fusion.video_size are {self.fusion.up.in_features} "
+                f"together, but the encoders give {sizes['audio']} and {sizes['video']}"
+            )
+        heads = {"decoder.init_args": self.decoder, "transducer": self.transducer}
+        for key, head in heads.items():
+            if head is not None and head.memory_size not in (None, self.output_size):
+                raise ConfigError(
+                    f"{key}.memory_size is {head.memory_size}, but the hidden frames are "
+                    f"{self.output_size} wide"
+                )
+        if self.frame_reducer is not None and self.transducer is None:
+            raise ConfigError("frame_reducer drops frames for a `transducer`; there is none")
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -222,7 +223,7 @@ class SpeechModel(nn.Module):
         video: Tensor | None = None,
         video_lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Raw input to hidden frames.
+        """Turn raw input into hidden frames.
 
         Args:
             audio: (B, N) waveforms in [-1, 1], for a model of sound.
@@ -260,11 +261,11 @@ class SpeechModel(nn.Module):
         )
 
     def ctc_log_probs(self, hidden: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, V), log probabilities with blank at 0."""
+        """Return log probabilities with blank at 0, (B, T, D) -> (B, T, V)."""
         return _log_probs(self.ctc, self.dropout(hidden))
 
     def stream_log_probs(self, name: Modality, hidden: Tensor) -> Tensor:
-        """CTC log probabilities of one stream before fusion, (B, T, D) -> (B, T, V).
+        """Return CTC log probabilities of one stream before fusion, (B, T, D) -> (B, T, V).
 
         Without fusion there is one head, for the output and for intermediate layers.
         """

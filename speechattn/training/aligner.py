@@ -217,7 +217,7 @@ def fit_aligner(cuts: Path, tokenizer: Tokenizer, folder: Path, options: Aligner
         cuts,
         cuts,
         tokenizer,
-        ["audio"],
+        modalities=["audio"],
         sample_rate=RATE,
         seed=options.seed,
     )

@@ -150,7 +150,7 @@ def _moves(left, right, only_left, only_right, cost, i: int, j: int):
 def join_units(
     left: Sequence[Unit], right: Sequence[Unit], start: float, end: float, space: bool = False
 ) -> tuple[list[Unit], int]:
-    """Two windows' words as one sequence.
+    """Join two windows' words to one sequence.
 
     Args:
         left: all words up to the end of the first window.
@@ -182,7 +182,7 @@ def _best_cut(
     start: float,
     end: float,
 ) -> int:
-    """Before which column to change windows: near the middle, and where the windows agree."""
+    """Choose the column to change windows before: near the middle, where they agree."""
     agrees = [i is not None and j is not None and left[i].text == right[j].text for i, j in columns]
     # The borders of the overlap stand for a word on which nobody agrees.
     agrees = [False, *agrees, False]

@@ -173,7 +173,7 @@ class _Source:
         return stream.end / rate if stream.ended and stream.end <= last else None
 
     def window(self, start: int, stop: int | None, end: Fraction) -> Window:
-        """From step `start` to `stop`, or to the end of the file; `end` is that in seconds."""
+        """Cut from step `start` to `stop`, or to the end of the file; `end` is that in seconds."""
         begin = start * self.step
         audio = video = None
         if self._video is not None:

@@ -198,7 +198,7 @@ class CutBatches:
 
 
 def read_partial(path: Path) -> dict[str, str]:
-    """Texts by id that an earlier run decoded; a line cut short by its end is dropped."""
+    """Read the texts that an earlier run decoded, by id; drop a line that was cut short."""
     texts: dict[str, str] = {}
     if not path.exists():
         return texts

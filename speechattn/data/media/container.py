@@ -136,7 +136,7 @@ def audio_stream(container: Any) -> Any:
 
 
 def decode(path: str | Path, container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames of one stream; damage in the middle is an error, not a shorter file."""
+    """Decode the frames of one stream; damage in the middle is an error, not a shorter file."""
     decoded = 0
     for packet in container.demux(stream):
         broken = packet.is_corrupt

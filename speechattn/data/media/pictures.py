@@ -33,11 +33,11 @@ class Frame:
         self._source = source
 
     def rgb(self) -> np.ndarray:
-        """uint8 (H, W, 3), red first."""
+        """Return uint8 (H, W, 3), red first."""
         return self._convert("rgb24")
 
     def grey(self) -> np.ndarray:
-        """uint8 (H, W), full range."""
+        """Return uint8 (H, W), full range."""
         return self._convert("gray")
 
     def _convert(self, pixel_format: str) -> np.ndarray:
@@ -48,7 +48,7 @@ class Frame:
 
 
 def iter_frames(path: str | Path, fps: float = 25.0) -> Iterator[np.ndarray]:
-    """RGB pictures of a video at `fps`; see `iter_video`.
+    """Yield the RGB pictures of a video at `fps`; see `iter_video`.
 
     Args:
         path: the file.
@@ -92,7 +92,7 @@ def iter_video(path: str | Path, fps: float = 25.0) -> Iterator[Frame]:
 
 
 def _timed_frames(path: str | Path, container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
-    """(seconds, frame) in rising order of time; files without time stamps count frames."""
+    """Yield (seconds, frame) in order of time; without time stamps, frames are counted."""
     rate = float(stream.average_rate or stream.guessed_rate or 25)
     stated_end = float(container.duration / av.time_base) if container.duration else 0.0
     last, first = -np.inf, 0.0

@@ -34,7 +34,7 @@ class Rolling:
             self.start += len(self._kept.pop(0))
 
     def get(self, start: int, stop: int) -> np.ndarray:
-        """(stop - start, ...), fewer where the stream ends before; a copy.
+        """Return a copy of (stop - start, ...), fewer where the stream ends before.
 
         Raises:
             ValueError: the start was forgotten.

@@ -113,7 +113,7 @@ def _stream_container(path: str | Path, sample_rate: int) -> Iterator[np.ndarray
 
 
 def _timed_pieces(path, container, stream, sample_rate: int) -> Iterator[tuple[np.ndarray, float]]:
-    """Resampled sound, and with each piece the second at which all of it starts."""
+    """Yield resampled sound, and with each piece the second at which all of it starts."""
     resampler, start = _resampler(sample_rate), None
     for frame in decode(path, container, stream):
         if start is None:

@@ -40,14 +40,14 @@ class K2Search:
         return other
 
     def search(self, scores: np.ndarray) -> GraphPath:
-        """The best path of a recording's (T, V) log-probabilities."""
+        """Return the best path of a recording's (T, V) log-probabilities."""
         if not len(scores):
             return EMPTY_PATH
         (lattice,) = self.lattices([scores])
         return (None if lattice is None else best(lattice)) or LOST_PATH
 
     def lattices(self, scores: Sequence[np.ndarray]) -> list[Lattice | None]:
-        """What is not worse by `lattice_beam` than the best path of each recording (T, V).
+        """Return what is not worse by `lattice_beam` than the best path of each recording (T, V).
 
         Of recordings without frames, one without arcs; None where every path was lost.
         """
@@ -68,7 +68,7 @@ class K2Search:
 
 
 def lattice_of(found: Columns) -> Lattice | None:
-    """None where there is no path."""
+    """Return a lattice, None where there is no path."""
     if not len(found.source):
         return None
     arcs = (found.source, found.target, found.label, found.output, found.score, found.frame)

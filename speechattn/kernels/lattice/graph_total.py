@@ -9,12 +9,22 @@ Legend: see `speechattn.kernels`; S states.
 
 import warnings
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from speechattn.decoding.fst.arcs import Arcs
+
+class GraphArcs(Protocol):
+    """The arcs of a graph, as `speechattn.decoding.fst.arcs.Arcs` has them."""
+
+    states: int
+    source: np.ndarray
+    target: np.ndarray
+    label: np.ndarray
+    score: np.ndarray
+    final: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class GraphMatrices:
     final: Tensor
 
     @classmethod
-    def from_arcs(cls, arcs: Arcs) -> "GraphMatrices":
+    def from_arcs(cls, arcs: GraphArcs) -> "GraphMatrices":
         """Build the matrices of a graph.
 
         Raises:

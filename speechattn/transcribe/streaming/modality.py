@@ -6,14 +6,14 @@ Legend: T hidden frames, D width of a hidden frame, N inputs (samples or picture
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from speechattn.errors import ConfigError
 from speechattn.frontends.base import FrontendState
-from speechattn.model.speech_model import SpeechModel
+from speechattn.model.speech_model import Modality, SpeechModel, Stream
 
 
 class ModalityStream:
@@ -39,11 +39,11 @@ class ModalityStream:
     def __init__(
         self,
         model: SpeechModel,
-        name: str,
+        name: Modality,
         chunk_size: int | None = None,
         left_context: int | None = None,
     ):
-        stream = model.streams[name]
+        stream = cast(Stream, model.streams[name])
         self.frontend, self.encoder = stream.frontend, stream.encoder
         self.rate = model.sample_rate if name == "audio" else model.video_fps
         with _named(f"{name}.frontend"):

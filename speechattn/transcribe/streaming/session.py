@@ -127,7 +127,7 @@ class StreamingSession:
         self._begin()
 
     def _begin(self) -> None:
-        """Another utterance."""
+        """Start another utterance."""
         r = self.recogniser
         self.search = r.search.start_stream(r.model, r.device, r.fusion, self.limits)
         silence = self.limits.frames(self.options.silence_seconds)

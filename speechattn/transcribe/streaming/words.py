@@ -67,7 +67,7 @@ class WordAssembler:
         return final, text
 
     def quiet(self, found: StreamTokens, frames: int) -> int:
-        """Frames since the last token that is there, pending or not; 0 where there is none."""
+        """Return the frames since the last token, pending or not; 0 where there is none."""
         tokens = [*self._held, *found.pending]
         end = tokens[-1].end if tokens else self._end
         return frames - end if end else 0

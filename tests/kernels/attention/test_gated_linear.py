@@ -194,7 +194,7 @@ def test_halves_and_autocast():
     tensors, lengths = inputs([300, 0, 77], dtype=torch.float, gate=0.05, dk=16, dv=16)
     exact = gated_linear_attention(*tensors, lengths)
     halves = [x.detach().bfloat16().requires_grad_() for x in tensors[:3]]
-    y = gated_linear_attention(*halves, tensors[3], causal=lengths)
+    y = gated_linear_attention(*halves, tensors[3], lengths)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), exact, atol=1.0, rtol=0.05)
     assert (y - exact).square().mean() < 1e-4 * exact.square().mean()

@@ -273,7 +273,7 @@ def test_from_the_command_line(folder, caplog):
     assert main(["train-lm", *arguments, *texts, *change]) == 0
     assert main(["ngram", *texts, "--order", "3", "--output", str(folder / "lm.arpa")]) == 0
     assert "70 sentences" in caplog.text and caplog.text.count("perplexity") >= 3
-    fusion = read_fusion(TOKENIZER, folder / "lm.arpa", lm=folder / "exp" / "lm")
+    fusion = read_fusion(TOKENIZER, ngram=folder / "lm.arpa", lm=folder / "exp" / "lm")
     assert fusion.ngram.order == 3
     assert fusion.lm.vocab_size == fusion.ngram.vocab_size == TOKENIZER.vocab_size
     assert main(["ngram", *texts, "--order", "0", "--output", str(folder / "lm.arpa")]) == 1

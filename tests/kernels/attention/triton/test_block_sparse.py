@@ -147,12 +147,12 @@ def test_dropout(device):
 
 @pytest.mark.parametrize("columns", [5, 1500])
 def test_lists(columns, device):
-    from speechattn.kernels.attention.triton.block_lists import named
+    from speechattn.kernels.attention.triton.block_lists import block_lists
 
     torch.manual_seed(0)
     layout = torch.rand(1, 2, 3, columns, device=device) < 0.3
     for given in (layout, layout.transpose(2, 3)[:, :, :4]):
-        lists, counts = named(given)
+        lists, counts = block_lists(given)
         for row, found, count in zip(
             given.flatten(0, 2), lists.flatten(0, 2), counts.flatten(), strict=True
         ):

@@ -31,10 +31,10 @@ def cases(device, frames=8, tokens=3, units=4, spread=2.0, dtype=torch.double):
     return log_probs, *(x.to(device) for x in (lengths, texts, token_lengths, first_scores))
 
 
-def compare(expect, log_probs, *others, rtol=1e-9, **settings):
+def compare(expect, log_probs, *texts, rtol=1e-9, **settings):
     """Losses and gradients, with the definition in float64."""
     doubles = log_probs.detach().double().requires_grad_()
-    a, b = expect(doubles, *others, **settings), ctc(log_probs, *others, **settings)
+    a, b = expect(doubles, *texts, **settings), ctc(log_probs, *texts, **settings)
     fits = a.isfinite()
     assert fits.any() and b.isfinite().tolist() == fits.tolist()
     torch.testing.assert_close(b, a.to(b.dtype), rtol=rtol, atol=rtol)
@@ -51,7 +51,7 @@ def compare(expect, log_probs, *others, rtol=1e-9, **settings):
 def test_equals_definition(modified, repeat_score, device):
     log_probs, *texts, first_scores = cases(device)
     settings = {"repeat_score": repeat_score, "modified": modified}
-    b = compare(reference, log_probs, *texts, first_scores, **settings)
+    b = compare(reference, log_probs, *texts, first_scores=first_scores, **settings)
     assert b.isfinite().tolist() == [True, True, modified, True, True, False, True]
     if not modified:
         compare(reference, log_probs, *texts, **settings)
@@ -62,13 +62,13 @@ def test_equals_definition(modified, repeat_score, device):
 )
 def test_other_precisions(dtype, tolerance, device):
     log_probs, *texts, first_scores = cases(device, dtype=dtype)
-    b = compare(reference, log_probs, *texts, first_scores.to(dtype), rtol=tolerance)
+    b = compare(reference, log_probs, *texts, first_scores=first_scores.to(dtype), rtol=tolerance)
     assert b.dtype == torch.float32
 
 
 def test_more_columns_than_a_warp_has(device):
     log_probs, *texts, first_scores = cases(device, 16, 70, 4)
-    compare(fast, log_probs, *texts, first_scores, repeat_score=0.3)
+    compare(fast, log_probs, *texts, first_scores=first_scores, repeat_score=0.3)
 
 
 def test_what_stands_in_the_padding(device):
