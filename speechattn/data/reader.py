@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import IOBase
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -23,7 +24,7 @@ from speechattn.errors import MediaError
 
 Array = np.ndarray | Tensor
 # A path, sound or mouth crops as an array, both as a pair, or a media file's bytes.
-Source = str | Path | Array | tuple[Array | None, Array | None] | bytes | BinaryIO
+Source = str | Path | Array | tuple[Array | None, Array | None] | bytes | IOBase
 # A live source's next piece: sound, mouth crops, or a pair of which one may be None.
 Piece = Array | tuple[Array | None, Array | None]
 
@@ -37,7 +38,8 @@ class MediaSource(Protocol):
         name: what results and errors call it.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def duration(self) -> float:
         """Return its seconds as it states them, 0 where it does not."""
@@ -95,9 +97,9 @@ class MediaReader:
         """
         if isinstance(source, str | Path):
             yield _File(str(source), source, self)
-        elif isinstance(source, bytes | bytearray) or hasattr(source, "read"):
+        elif isinstance(source, bytes | bytearray | IOBase):
             name = str(getattr(source, "name", name))
-            content = source if isinstance(source, bytes | bytearray) else source.read()
+            content = source.read() if isinstance(source, IOBase) else source
             with _spooled(content) as path:
                 try:
                     yield _File(name, path, self)
@@ -155,7 +157,7 @@ class MediaReader:
                 crops = self.center(as_crops(part, self.cropper.options, name))
                 yield modality, torch.tensor(crops)[:, None]
 
-    def _of_arrays(self, source: Source, sample_rate: int | None, name: str) -> "_Arrays":
+    def _of_arrays(self, source: Piece, sample_rate: int | None, name: str) -> "_Arrays":
         arrays: dict[str, np.ndarray] = {}
         for modality, part in self._parts(source, name):
             if modality == "audio":
@@ -169,7 +171,7 @@ class MediaReader:
         for modality, needed, what in needs:
             if needed and not len(arrays.get(modality, ())):
                 raise MediaError(name, f"no {what} in it, and this model takes {what}")
-        return _Arrays(name, self, arrays.get("audio"), arrays.get("video"))
+        return _Arrays(name, self, arrays)
 
     def _parts(self, piece: Piece, name: str) -> Iterator[tuple[str, np.ndarray]]:
         for part in piece if isinstance(piece, tuple) else (piece,):
@@ -224,19 +226,18 @@ class _File:
 class _Arrays:
     name: str
     reader: MediaReader
-    audio: np.ndarray | None
-    video: np.ndarray | None
+    arrays: dict[str, np.ndarray]
 
     def duration(self) -> float:
-        if self.video is not None:
-            return len(self.video) / self.reader.video_fps
-        return len(self.audio) / self.reader.sample_rate
+        if "video" in self.arrays:
+            return len(self.arrays["video"]) / self.reader.video_fps
+        return len(self.arrays["audio"]) / self.reader.sample_rate
 
     def sound(self) -> Iterator[np.ndarray]:
-        yield self.audio
+        yield self.arrays["audio"]
 
     def crops(self) -> Iterator[np.ndarray]:
-        yield self.video
+        yield self.arrays["video"]
 
 
 @contextmanager
@@ -314,7 +315,8 @@ def pieces_of_pipe(file: BinaryIO, sample_rate: int, seconds: float = 0.1) -> It
         seconds: a piece at most.
     """
     rest = b""
-    while data := file.read1(2 * max(int(seconds * sample_rate), 1)):
+    read = getattr(file, "read1", file.read)  # as much as is there
+    while data := read(2 * max(int(seconds * sample_rate), 1)):
         data = rest + data
         whole = len(data) // 2 * 2
         rest = data[whole:]

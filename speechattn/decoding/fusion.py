@@ -1,7 +1,7 @@
 """Shallow fusion: language models, hot words and graphs that a search reads beside the models."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -38,12 +38,15 @@ class Fusion:
 
     def to(self, device: torch.device | str) -> "Fusion":
         """Return the same on a device."""
-        parts = (self.lm, self.ngram, self.hot_words)
-        parts = (None if part is None else part.to(device) for part in parts)
-        return Fusion(*parts, self.graph, self.sources)
+        return replace(
+            self,
+            lm=self.lm and self.lm.to(device),
+            ngram=self.ngram and self.ngram.to(device),
+            hot_words=self.hot_words and self.hot_words.to(device),
+        )
 
 
-NO_FUSION = Fusion()
+NO_FUSION: Fusion = Fusion()
 
 
 def read_fusion(

@@ -7,6 +7,7 @@ model what it thinks of a hypothesis, so that neither has to learn when to belie
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -49,7 +50,7 @@ class Ensemble(nn.Module):
         self.video_fps = self._common("video_fps", "video")
         self.sample_rate = self._common("sample_rate", "audio")
 
-    def _common(self, attribute: str, modality: Modality | None = None) -> float:
+    def _common(self, attribute: str, modality: Modality | None = None) -> Any:
         """Return what the models, or those of a modality if there are any, agree in."""
         values = {
             name: getattr(model, attribute)

@@ -19,6 +19,7 @@ from speechattn.decoding import (
     TokenTime,
     hypothesis_times,
 )
+from speechattn.deploy.exported import OnnxModel
 from speechattn.errors import ConfigError
 from speechattn.model import Ensemble, ModelOutput, SpeechModel
 from speechattn.transcribe.spans import mean_confidence, token_spans, word_spans
@@ -49,7 +50,7 @@ class Recogniser:
 
     def __init__(
         self,
-        model: SpeechModel | Ensemble,
+        model: SpeechModel | Ensemble | OnnxModel,
         tokenizer: Tokenizer,
         search: Search | None = None,
         fusion: Fusion = NO_FUSION,
@@ -111,6 +112,7 @@ class Recogniser:
         """Return the seconds of the i-th item's input."""
         if batch.video_lengths is not None:
             return int(batch.video_lengths[i]) / self.model.video_fps
+        assert batch.audio_lengths is not None
         return int(batch.audio_lengths[i]) / self.model.sample_rate
 
     def transcript(

@@ -1,7 +1,9 @@
 """Transcriber: a trained model directory and files in, transcripts out."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from io import IOBase
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -122,11 +124,12 @@ class Transcriber:
         Raises:
             MediaError: a single source cannot be used.
         """
-        if not isinstance(sources, list):
-            return self._transcribe_one(sources, sample_rate)
+        several = _as_list(sources)
+        if several is None:
+            return self._transcribe_one(cast(Source, sources), sample_rate)
         results: list[Transcript] = []
-        for start in range(0, len(sources), batch_size):
-            some = sources[start : start + batch_size]
+        for start in range(0, len(several), batch_size):
+            some = several[start : start + batch_size]
             results += self._transcribe_some(some, sample_rate, start)
         return results
 
@@ -186,3 +189,11 @@ class Transcriber:
         if media.duration() > self.long_form.max_seconds:
             return transcribe_long(self.recogniser, media, self.long_form)
         return self.recogniser.reader.read(media)
+
+
+def _as_list(sources: Source | Sequence[Source]) -> list[Source] | None:
+    """Return several sources; None for one, which may be a pair of arrays."""
+    if isinstance(sources, tuple):
+        named = any(isinstance(one, str | Path | bytes | IOBase) for one in sources)
+        return list(cast(Sequence[Source], sources)) if named else None
+    return sources if isinstance(sources, list) else None

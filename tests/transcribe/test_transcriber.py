@@ -360,6 +360,8 @@ def test_bytes_and_open_files(tiny_model_dir, media, modality, name):
         assert transcriber.transcribe(file) == wanted
     first, second = transcriber.transcribe([content, media / name])
     assert (first.id, first.text) == ("input 0", wanted.text) and second.text == wanted.text
+    pair = transcriber.transcribe((media / name, str(media / name)))
+    assert [(t.id, t.text) for t in pair] == [(wanted.id, wanted.text)] * 2
 
 
 def test_bytes_of_no_media_are_named(tiny_model_dir):

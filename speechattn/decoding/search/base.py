@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -35,7 +35,8 @@ class SearchedModel(Protocol):
         transducers: the transducer of each model, or None.
     """
 
-    vocab_size: int
+    @property
+    def vocab_size(self) -> int: ...
 
     @property
     def decoders(self) -> Sequence[Decoder | None]: ...
@@ -191,10 +192,12 @@ class Search(ABC):
             raise ConfigError(self._no_stream("it reads whole utterances"))
 
     def _no_stream(self, why: str) -> str:
-        usable = ", ".join(sorted(_streaming(Search)))
+        usable = ", ".join(sorted(_streaming(Search)))  # type: ignore[type-abstract]
         return f"search: {type(self).__name__} cannot stream, {why}; use one of {usable}"
 
-    def _check_resource(self, resource, what: str, options: Sequence[str], vocab_size: int) -> None:
+    def _check_resource(
+        self, resource: Any, what: str, options: Sequence[str], vocab_size: int
+    ) -> None:
         weights = {name: getattr(self, name) for name in options if hasattr(self, name)}
         used = [name for name, weight in weights.items() if weight > 0]
         if resource is None:
@@ -274,6 +277,7 @@ class NbestSearch(Search):
     ) -> list[list[Hypothesis]]:
         """Rank the hypotheses of the first pass anew, best first."""
         if self.lm_rescore_weight > 0:
+            assert fusion.lm is not None  # `check` saw to it
             found = add_lm(fusion.lm, found, self.lm_rescore_weight)
         if self.risk_scale > 0:
             found = least_risk(found, self.risk_scale)
@@ -330,10 +334,10 @@ class FusedSearch(NbestSearch):
     def scorers_of(self, batch: int, fusion: Fusion) -> dict[str, tuple[Scorer, float]]:
         """Return the scorers that need no model's output, for B utterances."""
         found: dict[str, tuple[Scorer, float]] = {}
-        if self.lm_weight > 0:
+        if self.lm_weight > 0 and fusion.lm:
             found["lm"] = LmScorer(fusion.lm, batch), self.lm_weight
-        if self.ngram_weight > 0:
+        if self.ngram_weight > 0 and fusion.ngram:
             found["ngram"] = NgramScorer(fusion.ngram, batch), self.ngram_weight
-        if self.hot_words_weight > 0:
+        if self.hot_words_weight > 0 and fusion.hot_words:
             found["hot_words"] = BoostScorer(fusion.hot_words, batch), self.hot_words_weight
         return found

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -73,7 +73,9 @@ class GraphSearch(NbestSearch):
                 "search.ngram_weight go together"
             )
 
-    def _check_resource(self, resource, what: str, options: Sequence[str], vocab_size: int) -> None:
+    def _check_resource(
+        self, resource: Any, what: str, options: Sequence[str], vocab_size: int
+    ) -> None:
         # `ngram_weight` is of the words' model, which `check` looks at.
         options = [name for name in options if name != "ngram_weight"]
         super()._check_resource(resource, what, options, vocab_size)

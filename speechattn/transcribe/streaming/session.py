@@ -120,7 +120,7 @@ class StreamingSession:
             pending_seconds=self.options.pending_seconds,
         )
         chunks = self.options.chunk_size, self.options.left_context
-        self.streams = {
+        self.streams: dict[str, ModalityStream] = {
             name: ModalityStream(self.model, name, *chunks) for name in self.model.modalities
         }
         self.frames = 0
@@ -199,7 +199,8 @@ class StreamingSession:
         if self.model.fusion is None or not frames:
             return next(iter(hidden.values()))
         lengths = torch.tensor([frames], device=hidden["audio"].device)
-        return self.model.fusion(hidden["audio"], lengths, hidden["video"], lengths)[0]
+        fused: Tensor = self.model.fusion(hidden["audio"], lengths, hidden["video"], lengths)[0]
+        return fused
 
     def _read(self) -> list[StreamUpdate]:
         hidden = self._hidden()
