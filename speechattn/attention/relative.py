@@ -12,10 +12,7 @@ from speechattn.attention.base import HeadSelfAttention, split_heads
 from speechattn.attention.cache import AttentionCache
 from speechattn.attention.distances import DistanceCache
 from speechattn.attention.positions import relative_positions
-from speechattn.kernels.attention.relative import (
-    relative_attention,
-    relative_attention_step,
-)
+from speechattn.kernels.attention.relative import relative_attention, relative_attention_step
 from speechattn.masks import Chunks
 
 

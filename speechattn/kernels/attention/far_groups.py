@@ -91,13 +91,7 @@ def add_far_groups(
 
 
 def _tile(
-    q: Tensor,
-    y: Tensor,
-    total: Tensor,
-    key: Tensor,
-    value: Tensor,
-    hidden: Tensor,
-    dropout: float,
+    q: Tensor, y: Tensor, total: Tensor, key: Tensor, value: Tensor, hidden: Tensor, dropout: float
 ) -> Tensor:
     """Compute (B, c, H, Dh) of a tile; see `add_far_groups`."""
     dtype = wide(q.dtype)
