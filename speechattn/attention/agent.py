@@ -43,8 +43,7 @@ class AgentSelfAttention(SelfAttention):
             raise ValueError(f"AgentSelfAttention: agents is at least 1, not {agents}")
         if kernel and (kernel < 0 or kernel % 2 == 0):
             raise ValueError(f"AgentSelfAttention: kernel is 0 or odd, not {kernel}")
-        self.heads = heads
-        self.agents = agents
+        self.heads, self.agents = heads, agents
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)

@@ -85,8 +85,7 @@ class DynamicConvolutionCrossAttention(LocationCrossAttention):
             raise ValueError(
                 f"{name}: reach {reach}, alpha {alpha:g} and beta {beta:g} are above 0"
             )
-        self.filters = filters
-        self.filter_length = filter_length
+        self.filters, self.filter_length = filters, filter_length
         self.dynamic = nn.Linear(
             self.hidden.out_features, heads * filter_length * filters, bias=False
         )

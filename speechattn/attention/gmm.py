@@ -66,8 +66,7 @@ class GmmCrossAttention(LocationCrossAttention):
             raise ValueError(
                 f"GmmCrossAttention: move {move:g} and spread {spread:g} are frames above 0"
             )
-        self.mixtures = mixtures
-        self.normalise = normalise
+        self.mixtures, self.normalise = mixtures, normalise
         self.mixture = nn.Linear(self.hidden.out_features, 3 * heads * mixtures)
         with torch.no_grad():
             bias = self.mixture.bias.view(3, -1)

@@ -63,9 +63,7 @@ class LatentTokenAttention(TokenAttention):
             raise ValueError(f"{name}: rank {rank} and rotary {rotary} have to be even")
         if stride < 1:
             raise ValueError(f"{name}: stride is at least 1 token, not {stride}")
-        self.stride = stride
-        self.rotary = rotary
-        self.dropout = dropout
+        self.stride, self.rotary, self.dropout = stride, rotary, dropout
         self.scale = (self.head_width + rotary) ** -0.5
         self.query = nn.Linear(width, heads * (self.head_width + rotary))
         self.latent = nn.Linear(width, self.rank + rotary)

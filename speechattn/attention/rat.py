@@ -81,9 +81,7 @@ class RecurrentSelfAttention(SelfAttention):
             raise ValueError(
                 f"RecurrentSelfAttention: key_heads is 0 or divides {heads} heads, not {key_heads}"
             )
-        self.width = width
-        self.heads = heads
-        self.chunk = chunk
+        self.width, self.heads, self.chunk = width, heads, chunk
         self.query = nn.Linear(width, key_heads * (width // heads))
         self.key = nn.Linear(width, key_heads * (width // heads))
         self.value = nn.Linear(width, width)

@@ -86,8 +86,7 @@ class SoftmaxSelfAttention(SelfAttention):
             raise ValueError(f"{name}: positions are rotary, alibi or none, not {positions!r}")
         if gate not in ("none", "head", "channel"):
             raise ValueError(f"{name}: gate is none, head or channel, not {gate!r}")
-        self.width = width
-        self.heads = heads
+        self.width, self.heads = width, heads
         self.head_width = width // heads
         self.positions = positions
         inner = self.query_heads * self.head_width

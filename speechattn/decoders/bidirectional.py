@@ -74,9 +74,7 @@ class BidirectionalDecoder(Decoder):
                 f"reverse_blocks is {reverse_blocks}; a decoder without a right-to-left half is a "
                 "TransformerDecoder"
             )
-        self.vocab_size = vocab_size
-        self.memory_size = memory_size
-        self.width = width
+        self.vocab_size, self.memory_size, self.width = vocab_size, memory_size, width
         self.left, self.right = (
             TransformerDecoder(
                 vocab_size,

@@ -151,9 +151,7 @@ class TransformerDecoder(Decoder):
             raise ValueError(f"num_blocks is {num_blocks}; a decoder needs at least one")
         if not 0.0 <= attention_dropout < 1.0:
             raise ValueError(f"attention_dropout is {attention_dropout}; it has to be in [0, 1)")
-        self.vocab_size = vocab_size
-        self.memory_size = memory_size
-        self.width = width
+        self.vocab_size, self.memory_size, self.width = vocab_size, memory_size, width
         self.embed = nn.Embedding(vocab_size, width)
         # With unit variance after the scaling tokens and positions start out with equal power.
         nn.init.normal_(self.embed.weight, std=width**-0.5)

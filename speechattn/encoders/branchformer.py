@@ -126,8 +126,7 @@ class BranchformerBlock(Block):
         if not 0 <= attention_drop <= 1:
             raise ValueError(f"attention_drop is from 0 to 1, not {attention_drop}")
         fixed = merge_method == "fixed_ave"
-        self.cgmlp_weight = cgmlp_weight
-        self.attention_drop = attention_drop
+        self.cgmlp_weight, self.attention_drop = cgmlp_weight, attention_drop
         self.attention = self.cgmlp = self.average = None
         if not (fixed and cgmlp_weight == 1):
             self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)

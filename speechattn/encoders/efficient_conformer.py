@@ -94,8 +94,7 @@ class EfficientConformerBlock(nn.Module):
         super().__init__()
         if output_size is None:
             output_size = width
-        self.conv_stride = conv_stride
-        self.attention_stride = attention_stride
+        self.conv_stride, self.attention_stride = conv_stride, attention_stride
         self.macaron_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.macaron = FeedForward(width, ff_ratio * width, dropout)
         self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)

@@ -52,8 +52,7 @@ class InputLayer(nn.Module):
 
     def __init__(self, input_size: int, output_size: int):
         super().__init__()
-        self.input_size = input_size
-        self.output_size = output_size
+        self.input_size, self.output_size = input_size, output_size
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Map (B, T, F) and lengths (B,) to (B, T', D) and (B,)."""

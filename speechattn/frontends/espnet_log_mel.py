@@ -83,8 +83,7 @@ class EspnetLogMel(Frontend):
     ):
         super().__init__()
         self.output_size = num_bins
-        self.sample_rate = sample_rate
-        self.fft_size = fft_size
+        self.sample_rate, self.fft_size = sample_rate, fft_size
         self.window_size = window_size or fft_size
         self.hop = hop
         self.frame_shift = hop / sample_rate

@@ -28,8 +28,7 @@ class MLPFusion(nn.Module):
         stream_dropout: float = 0.0,
     ):
         super().__init__()
-        self.output_size = output_size
-        self.stream_dropout = stream_dropout
+        self.output_size, self.stream_dropout = output_size, stream_dropout
         self.up = nn.Linear(audio_size + video_size, hidden_size)
         self.norm = nn.BatchNorm1d(hidden_size)
         self.down = nn.Linear(hidden_size, output_size)

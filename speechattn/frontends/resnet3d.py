@@ -48,8 +48,7 @@ class FrameWindows(nn.Module):
         super().__init__()
         self.normalise = normalise
         self.mean, self.std = mean, std
-        self.pool_input = pool_input
-        self.frames = frames
+        self.pool_input, self.frames = pool_input, frames
 
     def pictures(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Normalise crops and find the windows.

@@ -36,13 +36,9 @@ class SpecAugment(nn.Module):
         fill: Literal["mean", "zero"] = "mean",
     ):
         super().__init__()
-        self.freq_masks = freq_masks
-        self.freq_width = freq_width
-        self.time_masks = time_masks
-        self.time_width = time_width
-        self.time_ratio = time_ratio
-        self.time_warp = time_warp
-        self.fill = fill
+        self.freq_masks, self.freq_width, self.time_masks = freq_masks, freq_width, time_masks
+        self.time_width, self.time_ratio = time_width, time_ratio
+        self.time_warp, self.fill = time_warp, fill
 
     def forward(
         self, x: Tensor, lengths: Tensor, generator: torch.Generator | None = None

@@ -79,9 +79,7 @@ class BlankRegularisedCTC(CtcCriterion):
         check_range("repeat_penalty", repeat_penalty)
         if max_repeats is not None:
             check_range("max_repeats", max_repeats)
-        self.repeat_penalty = repeat_penalty
-        self.max_repeats = max_repeats
-        self.modified = modified
+        self.repeat_penalty, self.max_repeats, self.modified = repeat_penalty, max_repeats, modified
 
     def losses(
         self, log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor

@@ -83,9 +83,7 @@ class DelayPenalisedCTC(CtcCriterion):
         if backend == "k2":
             library()
         check_range("delay_penalty", delay_penalty)
-        self.delay_penalty = delay_penalty
-        self.modified = modified
-        self.backend = backend
+        self.delay_penalty, self.modified, self.backend = delay_penalty, modified, backend
 
     def losses(
         self, log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor

@@ -161,16 +161,12 @@ class JointLoss(nn.Module):
             check_range("loss.time_slack", time_slack)
             if ctc is not None:
                 raise ConfigError("loss.time_slack and loss.ctc exclude each other: drop one")
-        self.ctc_weight = ctc_weight
-        self.label_smoothing = label_smoothing
-        self.per_token = per_token
-        self.stream_ctc_weight = stream_ctc_weight
-        self.reverse_weight = reverse_weight
-        self.intermediate_weight = intermediate_weight
+        self.ctc_weight, self.label_smoothing = ctc_weight, label_smoothing
+        self.per_token, self.stream_ctc_weight = per_token, stream_ctc_weight
+        self.reverse_weight, self.intermediate_weight = reverse_weight, intermediate_weight
         self.time_slack = time_slack
         self.ctc_criterion = ctc or ctc_loss
-        self.mwer = mwer
-        self.transducer = transducer
+        self.mwer, self.transducer = mwer, transducer
         self.transducer_weight = transducer_weight if transducer is not None else 0.0
         self._warned = False
 

@@ -55,10 +55,8 @@ class MwerLoss(nn.Module):
             raise ConfigError(f"nbest is {nbest}: the risk of a list needs 2 hypotheses or more")
         if not scale > 0.0:
             raise ConfigError(f"scale has to be above 0, got {scale!r}")
-        self.weight = weight
-        self.ctc_weight = ctc_weight
-        self.with_truth = with_truth
-        self.scale = scale
+        self.weight, self.ctc_weight = weight, ctc_weight
+        self.with_truth, self.scale = with_truth, scale
         self.list_search: Search = (
             CtcBeamSearch(beam_size=nbest, nbest=nbest)
             if ctc_weight == 1.0

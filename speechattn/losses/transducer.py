@@ -37,8 +37,7 @@ class FullTransducerLoss(nn.Module):
         super().__init__()
         check_range("delay_penalty", delay_penalty)
         _check_topology(topology)
-        self.delay_penalty = delay_penalty
-        self.topology = topology
+        self.delay_penalty, self.topology = delay_penalty, topology
 
     def forward(
         self,
@@ -108,13 +107,9 @@ class PrunedTransducerLoss(nn.Module):
         check_range("lm_only_scale + am_only_scale", lm_only_scale + am_only_scale, 0, 1)
         check_range("width", width, 2 if topology == "regular" else 1)
         check_range("warmup", warmup)
-        self.width = width
-        self.simple_scale = simple_scale
-        self.lm_only_scale = lm_only_scale
-        self.am_only_scale = am_only_scale
-        self.delay_penalty = delay_penalty
-        self.topology = topology
-        self.warmup = warmup
+        self.width, self.simple_scale, self.lm_only_scale = width, simple_scale, lm_only_scale
+        self.am_only_scale, self.delay_penalty = am_only_scale, delay_penalty
+        self.topology, self.warmup = topology, warmup
         # Kept with the weights: a resumed training goes on with its warmup.
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
