@@ -89,12 +89,7 @@ def pool(x: Tensor, lengths: Tensor, parts: int) -> tuple[Tensor, Tensor]:
 
 
 class _Local(nn.Module):
-    """Depthwise convolution over time, as a sum of a few shifted copies.
-
-    Args:
-        channels: C.
-        kernel: K in frames, odd.
-    """
+    """Depthwise convolution over time by an odd kernel, as a sum of a few shifted copies."""
 
     def __init__(self, channels: int, kernel: int):
         super().__init__()

@@ -112,11 +112,8 @@ class SoftmaxSelfAttention(SelfAttention):
         positions: Tensor | None = None,
         chunks: Chunks | None = None,
     ) -> Tensor:
-        q, k, v = self._project(x, 0)
         y = attention(
-            q,
-            k,
-            v,
+            *self._project(x, 0),
             lengths,
             chunks=chunks,
             dropout=self.dropout.p if self.training else 0.0,

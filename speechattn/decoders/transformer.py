@@ -43,15 +43,10 @@ class DecoderLayer(nn.Module):
     ):
         super().__init__()
         self.self_attention = self_attention(width, attention_heads, attention_dropout)
-        self.cross_attention = cross_attention(
-            width, memory_size, attention_heads, attention_dropout
-        )
-        self.feed_forward = nn.Sequential(
-            nn.Linear(width, linear_units),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(linear_units, width),
-        )
+        heads = attention_heads, attention_dropout
+        self.cross_attention = cross_attention(width, memory_size, *heads)
+        up, down = nn.Linear(width, linear_units), nn.Linear(linear_units, width)
+        self.feed_forward = nn.Sequential(up, nn.ReLU(), nn.Dropout(dropout), down)
         self.norm_self = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm_cross = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm_feed_forward = nn.LayerNorm(width, eps=NORM_EPS)
@@ -94,8 +89,7 @@ class DecoderLayer(nn.Module):
             x: (B, K, D).
             past: the caches of self-attention.
             growth: where the tokens go.
-            keys: of the memory.
-            mask: (B, 1, 1, T) bool or None.
+            keys, mask: of the memory, as in `forward`.
             cross_state: of each hypothesis's cross-attention.
 
         Returns:
@@ -158,10 +152,7 @@ class TransformerDecoder(Decoder):
         self.embed_dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
             DecoderLayer(
-                width,
-                memory_size,
-                attention_heads,
-                linear_units,
+                *(width, memory_size, attention_heads, linear_units),
                 dropout=dropout,
                 attention_dropout=attention_dropout,
                 self_attention=self_attention or SoftmaxTokenAttention,
@@ -211,10 +202,8 @@ class TransformerDecoder(Decoder):
         cross = tuple(tuple(x.contiguous() for x in keys) for keys in cross)
         like, b = cross[0][0], len(memory)
         cache = tuple(layer.self_attention.empty(b, like) for layer in self.layers)
-        states = tuple(
-            layer.cross_attention.start(keys)
-            for layer, keys in zip(self.layers, cross, strict=True)
-        )
+        pairs = zip(self.layers, cross, strict=True)
+        states = tuple(layer.cross_attention.start(keys) for layer, keys in pairs)
         tree = TokenTree.root(cache, self.layers[0].self_attention.stride)
         return DecoderState(cross, _memory_mask(memory, memory_lengths), tree, states)
 

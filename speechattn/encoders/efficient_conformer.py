@@ -57,9 +57,7 @@ class ConvolutionInput(nn.Module):
             # The statistics of a channel are over its features too.
             x = norm(x.flatten(1, 2), lengths * features).unflatten(1, (frames, features))
             x = functional.silu(x)
-        x = self.projection(
-            x.transpose(2, 3).flatten(2)
-        )  # (B, T', D); a channel's features side by side
+        x = self.projection(x.transpose(2, 3).flatten(2))  # a channel's features side by side
         return self.dropout(x), lengths
 
 
@@ -92,8 +90,7 @@ class EfficientConformerBlock(nn.Module):
         dropout: float = 0.1,
     ):
         super().__init__()
-        if output_size is None:
-            output_size = width
+        output_size = width if output_size is None else output_size
         self.conv_stride, self.attention_stride = conv_stride, attention_stride
         self.macaron_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.macaron = FeedForward(width, ff_ratio * width, dropout)
@@ -103,9 +100,8 @@ class EfficientConformerBlock(nn.Module):
         else:
             self.attention = GroupedSelfAttention(width, heads, group=group)
         self.convolution_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.convolution = ConvolutionModule(
-            width, kernel, output_size=output_size, stride=conv_stride
-        )
+        sizes = {"output_size": output_size, "stride": conv_stride}
+        self.convolution = ConvolutionModule(width, kernel, **sizes)
         self.shortcut = nn.Linear(width, output_size) if output_size != width else nn.Identity()
         self.feed_forward_norm = nn.LayerNorm(output_size, eps=LAYER_NORM_EPS)
         self.feed_forward = FeedForward(output_size, ff_ratio * output_size, dropout)
@@ -206,14 +202,8 @@ class EfficientConformerEncoder(Encoder):
                 dropout=dropout,
             )
             stage = [make_block() for _ in range(blocks - 1)]
-            in_attention = downsampling == "attention"
-            stage.append(
-                make_block(
-                    output_size=wider,
-                    conv_stride=1 if in_attention else stride,
-                    attention_stride=stride if in_attention else 1,
-                )
-            )
+            step = "attention_stride" if downsampling == "attention" else "conv_stride"
+            stage.append(make_block(output_size=wider, **{step: stride}))
             self.stages.append(nn.ModuleList(stage))
 
     def encode(

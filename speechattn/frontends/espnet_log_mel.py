@@ -116,15 +116,8 @@ class EspnetLogMel(Frontend):
 
     def energies(self, x: Tensor) -> Tensor:
         """Map x (B, N + fft_size) to log energies (B, N // hop + 1, num_bins)."""
-        spectrum = torch.stft(
-            x,
-            self.fft_size,
-            self.hop,
-            self.window_size,
-            self.window,
-            center=False,
-            return_complex=True,
-        )
+        sizes = self.fft_size, self.hop, self.window_size
+        spectrum = torch.stft(x, *sizes, self.window, center=False, return_complex=True)
         power = torch.view_as_real(spectrum).square().sum(-1).transpose(1, 2)
         return (power @ self.filters).clamp(min=FLOOR).log()
 

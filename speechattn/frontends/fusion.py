@@ -39,10 +39,8 @@ class MLPFusion(nn.Module):
         """Fuse streams of the same frame rate; an item ends where its shorter stream does.
 
         Args:
-            audio: (B, Ta, audio_size).
-            audio_lengths: (B,).
-            video: (B, Tv, video_size).
-            video_lengths: (B,).
+            audio: (B, Ta, audio_size), audio_lengths (B,).
+            video: (B, Tv, video_size), video_lengths (B,).
 
         Returns:
             (B, T, output_size) and (B,).

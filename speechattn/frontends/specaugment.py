@@ -93,10 +93,7 @@ def _spans(
 
 
 def _warp(x: Tensor, lengths: Tensor, reach: int, generator: torch.Generator | None) -> Tensor:
-    """Move one inner point of each utterance by up to `reach` frames, linear on both sides.
-
-    An utterance too short to hold the point and its reach is left as it is.
-    """
+    """Move an inner point of each utterance, if it has room, by up to `reach` frames, linearly."""
     frames = x.shape[1]
     last = (lengths - 1)[:, None].to(torch.float32)
     room = (last - 2 * reach).clamp(min=0)

@@ -85,22 +85,10 @@ def label_smoothing_loss(
 
 
 def ctc_loss(log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor) -> Tensor:
-    """Compute torch's CTC, averaged over the batch; items too short for their text count 0.
-
-    Args:
-        log_probs: (B, T, V), blank at 0.
-        lengths: (B,).
-        tokens: (B, U).
-        token_lengths: (B,).
-    """
-    loss = nn.functional.ctc_loss(
-        log_probs.float().transpose(0, 1),
-        tokens,
-        lengths,
-        token_lengths,
-        reduction="sum",
-        zero_infinity=True,
-    )
+    """Compute torch's CTC as a `CtcCriterion` does, averaged over the batch."""
+    frames = log_probs.float().transpose(0, 1)
+    texts = tokens, lengths, token_lengths
+    loss = nn.functional.ctc_loss(frames, *texts, reduction="sum", zero_infinity=True)
     return loss / log_probs.shape[0]
 
 
@@ -247,10 +235,8 @@ class JointLoss(nn.Module):
             attention = self.attention(model.decoder, hidden, lengths, batch, parts)
             parts.loss = self.ctc_weight * ctc + (1.0 - self.ctc_weight) * attention
         if self.stream_ctc_weight > 0.0 and len(encoded.streams) > 1:
-            losses = [
-                self.stream_ctc(model, name, h, n, batch)
-                for name, (h, n) in encoded.streams.items()
-            ]
+            streams = encoded.streams.items()
+            losses = [self.stream_ctc(model, name, h, n, batch) for name, (h, n) in streams]
             parts.stream_loss = torch.stack(losses).mean()
             parts.loss = parts.loss + self.stream_ctc_weight * parts.stream_loss
         if self.transducer is not None:
@@ -259,14 +245,8 @@ class JointLoss(nn.Module):
             )
             parts.loss = _mix(parts.transducer_loss, parts.loss, self.transducer_weight)
         if self.mwer is not None and model.training:
-            parts.risk = self.mwer(
-                hidden,
-                lengths,
-                model.ctc_log_probs(hidden),
-                model.decoder,
-                batch.tokens,
-                batch.token_lengths,
-            )
+            log_probs, texts = model.ctc_log_probs(hidden), (batch.tokens, batch.token_lengths)
+            parts.risk = self.mwer(hidden, lengths, log_probs, model.decoder, *texts)
             parts.loss = _mix(parts.risk, parts.loss, self.mwer.weight)
         return parts
 
@@ -299,9 +279,8 @@ class JointLoss(nn.Module):
         kept = None
         if model.frame_reducer is not None:
             frames = lengths.sum()
-            hidden, lengths, _ = model.frame_reducer(
-                hidden, lengths, log_probs, batch.token_lengths
-            )
+            reduce, counts = model.frame_reducer, batch.token_lengths
+            hidden, lengths, _ = reduce(hidden, lengths, log_probs, counts)
             kept = lengths.sum() / frames
         loss = self.transducer(model.transducer, hidden, lengths, batch.tokens, batch.token_lengths)
         return loss, kept

@@ -49,8 +49,7 @@ def add_far_groups(
 
     Args:
         q: (B, T, H, Dh), of frames from `first` on.
-        key: (B, E, H, Dh) of the groups.
-        value: (B, E, H, Dh).
+        key, value: (B, E, H, Dh) of the groups.
         near: (B, T, H, Dh), and the logarithm of its denominator (B, T, H), of near frames.
         count: (B,) real groups.
         far: those that a frame sees.

@@ -47,14 +47,7 @@ class _Tile:
 
 
 class _Row:
-    """The layout of a batch's frames in one row, and the tiles that are computed together.
-
-    Args:
-        k: (B, T, Hkv, Dh), for its shape, device and dtype.
-        heads: H.
-        lengths: (B,).
-        window: the keys that a query sees.
-    """
+    """The layout of a batch's frames in one row, and the tiles that are computed together."""
 
     def __init__(self, k: Tensor, heads: int, lengths: Tensor, window: AttentionWindow):
         self.batch, self.frames, self.kv_heads, self.depth = k.shape
@@ -178,14 +171,7 @@ class _Row:
         )
 
     def scores(self, q: Tensor, k: Tensor, sink: Tensor | None, tile: _Tile) -> Tensor:
-        """Compute scores (n, R, m), with one column more for a sink.
-
-        Args:
-            q: (n, R, Dh).
-            k: (n, m, Dh).
-            sink: (H,) or None.
-            tile: of these queries and keys.
-        """
+        """Compute scores (n, R, m) of queries and keys of a tile, one column more for a sink."""
         scale = self.depth**-0.5
         scores = torch.baddbmm(self.bias(tile).expand(len(q), -1, -1), q, k.mT, alpha=scale)
         if any(self.at_border[tile.start : tile.stop]):

@@ -25,8 +25,7 @@ class Group:
     """Neighbouring items of a batch that are computed together.
 
     Attributes:
-        start: first item.
-        stop: one past the last item.
+        start, stop: first item, and one past the last.
         frames: the largest of their lengths.
         padding: (G, 1, 1, frames) bool, True beyond an item's length; None where there is none.
     """

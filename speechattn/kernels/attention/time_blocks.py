@@ -16,8 +16,7 @@ class Block:
     Attributes:
         items: indices in the batch, the longest first.
         count: n.
-        start: first frame.
-        stop: one past the last frame.
+        start, stop: first frame, and one past the last.
         hidden: (n, c) bool, True beyond an item's length; None without padding.
     """
 
