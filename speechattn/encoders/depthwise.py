@@ -30,16 +30,7 @@ class DepthwiseConv(nn.Conv1d):
         self.right = kernel - 1 - self.left
 
     def forward(self, x: Tensor, lengths: Tensor, chunks: Chunks | None = None) -> Tensor:
-        """Convolve.
-
-        Args:
-            x: (B, T, C).
-            lengths: (B,).
-            chunks: how far to the right a frame reads; None for the whole sequence.
-
-        Returns:
-            (B, T, C).
-        """
+        """Convolve x (B, T, C), with lengths (B,), to (B, T, C); within chunks if there are any."""
         x = without_padding(x, lengths)
         if self.causal:
             return self._convolve(functional.pad(x, (0, 0, self.left, 0)), padding=0)
@@ -52,14 +43,9 @@ class DepthwiseConv(nn.Conv1d):
         return self.weight.new_zeros(batch, self.left, self.in_channels)
 
     def step(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolve the next chunk.
+        """Convolve the next chunk (B, c, C), after the frames `past` (B, left, C), to (B, c, C).
 
-        Args:
-            x: (B, c, C), the frames of one chunk.
-            past: (B, left, C), the frames before it.
-
-        Returns:
-            (B, c, C), and the frames (B, left, C) before the chunk after this one.
+        Returns also the frames (B, left, C) before the chunk after this one.
         """
         x = torch.cat((past, x), dim=1)
         y = self._convolve(functional.pad(x, (0, 0, 0, self.right)), padding=0)

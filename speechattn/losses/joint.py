@@ -323,15 +323,9 @@ def _mix(new: Tensor, rest: Tensor, share: float) -> Tensor:
 
 
 def shifted(tokens: Tensor, lengths: Tensor, sos: int) -> tuple[Tensor, Tensor]:
-    """Return a decoder's input and targets: <sos> before the tokens, <eos> after them.
+    """Return a decoder's input and targets, (B, U + 1): <sos> before the tokens, <eos> after them.
 
-    Args:
-        tokens: (B, U).
-        lengths: (B,).
-        sos: id of <sos/eos>.
-
-    Returns:
-        Both (B, U + 1).
+    From tokens (B, U), lengths (B,) and the id of <sos/eos>.
     """
     inputs = torch.cat([tokens.new_full((len(tokens), 1), sos), tokens], 1)
     targets = torch.cat([tokens, tokens.new_zeros(len(tokens), 1)], 1)

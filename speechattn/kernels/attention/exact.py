@@ -106,25 +106,21 @@ def tiled(
     if heads != k.shape[1]:
         # Copies: torch has fused kernels for shared heads on some devices only.
         k, v = (x.repeat_interleave(heads // k.shape[1], dim=1) for x in (k, v))
+    run = partial(_group, q, k, v, chunks=chunks, dropout=dropout, slopes=slopes)
     parts, done = [], 0
     for group in groups(lengths, frames, heads):
         parts.append(_nothing(q[done : group.start]))  # items of no keys
-        parts.append(_group(q, k, v, group, chunks, dropout, slopes))
+        parts.append(run(group=group))
         done = group.stop
     parts.append(_nothing(q[done:]))
     return torch.cat(parts).transpose(1, 2)
 
 
 def _group(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    group: Group,
-    chunks: Chunks | None,
-    dropout: float,
-    slopes: Tensor | None,
+    *heads: Tensor, group: Group, chunks: Chunks | None, dropout: float, slopes: Tensor | None
 ) -> Tensor:
     """Compute the output (G, H, Tq, Dh) of a group, from the operands of the batch."""
+    q, k, v = heads
     # The last query is at the last key of the batch.
     ahead = k.shape[2] - q.shape[2]
     q = q[group.start : group.stop]

@@ -194,18 +194,15 @@ def _phases(lengths: Tensor, dilation: int) -> Tensor:
     return found.clamp(min=0).flatten()
 
 
+# Lengths, window, dropout and its seed.
+Settings = tuple[Tensor, AttentionWindow, float, int]
+
+
 def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    lengths: Tensor,
-    window: AttentionWindow,
-    dropout: float,
-    seed: int,
-    totals: bool,
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, settings: Settings, totals: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the output (B, T, H, Dh) and, if asked for, the log denominators (B, T, H)."""
+    lengths, window, dropout, seed = settings
     row = _Row(k, q.shape[2], lengths, window)
     queries, keys, values = (row.to_row(x) for x in (q, k, v))
     dropping = WeightDropout(dropout, seed, k.device) if dropout > 0 else None
@@ -226,18 +223,10 @@ def forward(
 
 
 def backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    grad: Tensor,
-    grad_total: Tensor | None,
-    lengths: Tensor,
-    window: AttentionWindow,
-    dropout: float,
-    seed: int,
+    *heads: Tensor, sink: Tensor | None, grad_total: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return the gradients of q, k, v and sink from those of both results of `forward`."""
+    (q, k, v, grad), (lengths, window, dropout, seed) = heads, settings
     row = _Row(k, q.shape[2], lengths, window)
     queries, keys, values, slope = (row.to_row(x) for x in (q, k, v, grad))
     slope_total = None if grad_total is None else row.to_row(grad_total[..., None])
@@ -285,7 +274,7 @@ class LocalAttention(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, lengths, *(() if sink is None else (sink,)))
         ctx.settings = window, dropout, seed
-        return forward(q, k, v, sink, lengths, window, dropout, seed, totals)
+        return forward(q, k, v, sink, (lengths, window, dropout, seed), totals)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -295,5 +284,6 @@ class LocalAttention(torch.autograd.Function):
         if grad is None:
             grad = torch.zeros_like(q)
         with torch.autocast(grad.device.type, enabled=False):
-            grads = backward(q, k, v, sink, grad, grad_total, lengths, *ctx.settings)
+            settings = lengths, *ctx.settings
+            grads = backward(q, k, v, grad, sink=sink, grad_total=grad_total, settings=settings)
         return *grads, None, None, None, None, None

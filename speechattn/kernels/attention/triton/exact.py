@@ -52,8 +52,7 @@ def attention(
     """Compute `speechattn.kernels.attention.exact.attention`; dropout draws other numbers.
 
     Args:
-        window: frames that a query sees to the left and to the right of its own, in place of
-            chunks; key j is at the place of query j.
+        window: frames that a query sees to the left and right of its own, in place of chunks.
         sink: (H,) the score of one more key per head, whose value is zero (gpt-oss, 2508.10925,
             section 2.2; not the sink of 2309.17453, which is the first frames).
 
