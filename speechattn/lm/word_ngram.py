@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 from speechattn.data.tokenizers import Tokenizer
 from speechattn.lm.ngram_training import count_ngrams, kneser_ney, write_arpa
@@ -43,6 +44,10 @@ class _Words(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return [self._number.get(word, self.unk_id) for word in text.split()]
+
+    @classmethod
+    def _open(cls, folder: Path, kind: str, tokens: list[str]) -> Self:
+        return cls(tokens[2:-1])
 
     def _join(self, units: list[str]) -> str:
         return " ".join(units)
