@@ -68,13 +68,11 @@ def pool(x: Tensor, lengths: Tensor, parts: int) -> tuple[Tensor, Tensor]:
     Frame t of n is in part floor(t A / n) of A parts; with n < A each frame is a part.
 
     Args:
-        x: (B, T, H, Dh).
-        lengths: (B,) int64.
+        x: (B, T, H, Dh), lengths (B,) int64.
         parts: A.
 
     Returns:
-        (B, A, H, Dh), zero where an utterance has no such part, and its number of parts, (B,)
-        int64.
+        (B, A, H, Dh), zero where there is no such part, and the numbers of parts, (B,) int64.
     """
     frames = x.shape[1]
     count = lengths.clamp(max=parts)

@@ -168,12 +168,7 @@ class LatentTokenAttention(TokenAttention):
 
 
 def turn(x: Tensor, at: Tensor) -> Tensor:
-    """Rotate channels by the positions of tokens in any order; see `rotary.rotate`.
-
-    Args:
-        x: (..., R), R even.
-        at: positions, broadcast to (...).
-    """
+    """Rotate channels (..., R) by positions, broadcast to (...), as `rotary.rotate` does."""
     half = x.size(-1) // 2
     rate = 10000.0 ** (-torch.arange(half, dtype=torch.float32, device=x.device) / half)
     angle = at[..., None] * rate

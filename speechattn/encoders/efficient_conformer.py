@@ -66,9 +66,7 @@ class EfficientConformerBlock(nn.Module):
 
     Args:
         width: D in.
-        heads: H.
-        ff_ratio: inner width of the feed-forward modules, in widths.
-        kernel: K, odd.
+        heads, ff_ratio, kernel: see `EfficientConformerEncoder`.
         group: g of the attention.
         output_size: D out; the width by default.
         conv_stride: of the convolution module.
@@ -111,13 +109,8 @@ class EfficientConformerBlock(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Run half a feed-forward, attention, convolution, half a feed-forward and a norm.
 
-        Args:
-            x: (B, T, D in).
-            lengths: (B,).
-            positions: of T frames, see the attention.
-
-        Returns:
-            (B, T', D out) and (B,), T' = ceil(T / stride).
+        Maps x (B, T, D in), with lengths (B,) and the attention's positions of T frames, to (B, T',
+        D out) and (B,), T' = ceil(T / stride).
         """
         x = x + 0.5 * self.dropout(self.macaron(self.macaron_norm(x)))
         y = self.dropout(self.attention(self.attention_norm(x), lengths, positions))

@@ -188,15 +188,10 @@ class _LinearAttention(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Table:
-    """The decay after 0, 1, ..., c frames.
+    """The decay after 0, 1, ..., c frames."""
 
-    Attributes:
-        kept: (H, c+1, 1); None without decay.
-        within: (H or 1, c, c), of frame j for frame i of a block; zero where masked.
-    """
-
-    kept: Tensor | None
-    within: Tensor
+    kept: Tensor | None  # (H, c+1, 1); None without decay
+    within: Tensor  # (H or 1, c, c), of frame j for frame i of a block; zero where masked
 
     @staticmethod
     def make(decay: Tensor | None, size: int, direction: Direction, like: Tensor) -> "_Table":

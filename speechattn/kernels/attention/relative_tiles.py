@@ -32,14 +32,9 @@ MANY_FRAMES = 512
 
 
 def by_key(by_distance: Tensor, keys: int) -> Tensor:
-    """Return a tile's values by distance as values by key.
+    """Return a tile's values by distance (R, c, W), contiguous, as values by key (R, c, m), a view.
 
-    Args:
-        by_distance: (R, c, W) contiguous; column r of row i is the distance of key r + i - (c - 1).
-        keys: m = W - c + 1.
-
-    Returns:
-        (R, c, m), a view.
+    Column r of row i is the distance of key r + i - (c - 1).
     """
     items, queries, width = by_distance.shape
     return by_distance.as_strided(
