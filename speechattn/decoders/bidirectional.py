@@ -15,14 +15,9 @@ from speechattn.decoders.transformer import TransformerDecoder
 
 
 def reverse_tokens(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Reverse each sequence; what stands beyond its length stays where it is.
+    """Reverse each sequence of tokens (N, U), with lengths (N,) int64, at most U.
 
-    Args:
-        tokens: (N, U).
-        lengths: (N,) int64, at most U.
-
-    Returns:
-        (N, U).
+    What stands beyond a length stays where it is.
     """
     at = torch.arange(tokens.size(1), device=tokens.device).expand_as(tokens)  # (N, U)
     last = lengths[:, None] - 1

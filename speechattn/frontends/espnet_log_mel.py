@@ -94,11 +94,7 @@ class EspnetLogMel(Frontend):
         self.cmvn = Cmvn(normalise, num_bins, statistics)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the features.
-
-        Args:
-            x: (B, N) waveform in [-1, 1].
-            lengths: (B,) samples of each item.
+        """Map waveforms (B, N) in [-1, 1], and lengths (B,) in samples, to features.
 
         Returns:
             (B, T, num_bins) and (B,) frames, N // hop + 1 of N samples; an empty item has none.
@@ -123,12 +119,7 @@ class EspnetLogMel(Frontend):
 
 
 def reflect(x: Tensor, lengths: Tensor, edge: int) -> Tensor:
-    """Mirror each item at its own two ends.
-
-    Args:
-        x: (B, N).
-        lengths: (B,).
-        edge: samples to add on either side.
+    """Mirror each item of x (B, N) at its own two ends, by `edge` samples on either side.
 
     Returns:
         (B, N + 2 * edge); zero beyond `edge` samples after an item's end.

@@ -256,11 +256,7 @@ class PackedResNet(PackedFrontend):
         self.layers_over_time = sum(isinstance(layer, OverTime) for layer in self.modules())
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Describe each frame.
-
-        Args:
-            x: (B, T, C, H, W) crops, uint8 or float in [0, 255].
-            lengths: (B,) frames of each clip.
+        """Map crops (B, T, C, H, W), uint8 or float in [0, 255], and lengths (B,) to vectors.
 
         Returns:
             (B, T, output_size) and the same lengths; padded frames are zero.

@@ -43,12 +43,7 @@ class SpecAugment(nn.Module):
     def forward(
         self, x: Tensor, lengths: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Mask a batch.
-
-        Args:
-            x: features (B, T, F).
-            lengths: (B,).
-            generator: source of the draws.
+        """Mask features (B, T, F), with lengths (B,), by draws of the generator.
 
         Returns:
             (B, T, F); `x` itself in evaluation.
