@@ -11,11 +11,7 @@ from speechattn.attention.block_sparse import BlockSparseSelfAttention
 from speechattn.attention.cache import AttentionCache
 from speechattn.attention.circular import CircularSelfAttention
 from speechattn.attention.core_context import CoreContextSelfAttention, CoreState
-from speechattn.attention.cross import (
-    CrossAttention,
-    CrossAttentionFactory,
-    SoftmaxCrossAttention,
-)
+from speechattn.attention.cross import CrossAttention, CrossAttentionFactory, SoftmaxCrossAttention
 from speechattn.attention.decoder_base import TokenAttention, TokenAttentionFactory
 from speechattn.attention.dynamic_convolution import DynamicConvolutionCrossAttention
 from speechattn.attention.echo import EchoSelfAttention

@@ -43,8 +43,7 @@ class AgentSelfAttention(SelfAttention):
             raise ValueError(f"AgentSelfAttention: agents is at least 1, not {agents}")
         if kernel and (kernel < 0 or kernel % 2 == 0):
             raise ValueError(f"AgentSelfAttention: kernel is 0 or odd, not {kernel}")
-        self.heads = heads
-        self.agents = agents
+        self.heads, self.agents = heads, agents
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -69,13 +68,11 @@ def pool(x: Tensor, lengths: Tensor, parts: int) -> tuple[Tensor, Tensor]:
     Frame t of n is in part floor(t A / n) of A parts; with n < A each frame is a part.
 
     Args:
-        x: (B, T, H, Dh).
-        lengths: (B,) int64.
+        x: (B, T, H, Dh), lengths (B,) int64.
         parts: A.
 
     Returns:
-        (B, A, H, Dh), zero where an utterance has no such part, and its number of parts, (B,)
-        int64.
+        (B, A, H, Dh), zero where there is no such part, and the numbers of parts, (B,) int64.
     """
     frames = x.shape[1]
     count = lengths.clamp(max=parts)
@@ -90,12 +87,7 @@ def pool(x: Tensor, lengths: Tensor, parts: int) -> tuple[Tensor, Tensor]:
 
 
 class _Local(nn.Module):
-    """Depthwise convolution over time, as a sum of a few shifted copies.
-
-    Args:
-        channels: C.
-        kernel: K in frames, odd.
-    """
+    """Depthwise convolution over time by an odd kernel, as a sum of a few shifted copies."""
 
     def __init__(self, channels: int, kernel: int):
         super().__init__()

@@ -124,9 +124,7 @@ class HeadSelfAttention(SelfAttention):
     def __init__(self, width: int, heads: int, dropout: float = 0.0, *, rotary: bool = False):
         super().__init__()
         check_heads(type(self).__name__, width, heads, rotary)
-        self.width = width
-        self.heads = heads
-        self.rotary = rotary
+        self.width, self.heads, self.rotary = width, heads, rotary
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)

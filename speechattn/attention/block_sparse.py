@@ -48,14 +48,11 @@ class BlockSparseSelfAttention(HeadSelfAttention):
         self.near = near
 
     def attend(self, x: Tensor, lengths: Tensor, causal: bool) -> Tensor:
-        q, k, v = self.project(x)
         blocks = -(-x.shape[1] // self.block)
         layout = near_blocks(blocks, self.near, x.device)
         layout = layout | shards(self.heads, blocks, self.stride, x.device)
         y = block_sparse_attention(
-            q,
-            k,
-            v,
+            *self.project(x),
             lengths,
             layout=layout,
             block=self.block,

@@ -11,8 +11,7 @@ class AttentionCache:
     """Keys and values of the last L frames of B streams. A step makes a new one.
 
     Attributes:
-        key: (B, L, H, Dh).
-        value: (B, L, H, Dh).
+        key, value: (B, L, H, Dh).
         start: index in the stream of the first frame.
         table: projected sinusoids of at least 2L-1 distances (.., H, Dh), for relative positions;
             valid until the weights change.

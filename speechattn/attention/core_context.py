@@ -27,8 +27,7 @@ class CoreState:
 
     Attributes:
         near: keys and values, from the beginning of a group.
-        key: (B, E, H, Dh) of the core tokens, from the beginning of the stream.
-        value: (B, E, H, Dh).
+        key, value: (B, E, H, Dh) of the core tokens, from the beginning of the stream.
     """
 
     near: AttentionCache
@@ -115,9 +114,8 @@ class CoreContextSelfAttention(HeadSelfAttention):
             # Their frames from before the step need no queries: only the last of a group is read.
             padded = functional.pad(q, (0, 0, 0, 0, first - near.start, 0))
             everything = torch.full((len(x),), over - begin, device=x.device)
-            pooled = self._pool(
-                padded[:, ended], near.key[:, ended], near.value[:, ended], everything
-            )
+            parts = (part[:, ended] for part in (padded, near.key, near.value))
+            pooled = self._pool(*parts, everything)
             core_key = torch.cat((core_key.to(q), pooled[0]), dim=1)
             core_value = torch.cat((core_value.to(q), pooled[1]), dim=1)
         visible = torch.full((len(x),), near.frames, device=x.device)

@@ -149,11 +149,9 @@ class SoftmaxCrossAttention(CrossAttention):
         return self(x, keys, mask), state
 
     def _queries(self, x: Tensor, utterances: int) -> Tensor:
-        """Reshape (N, U, D) to (B, Hkv, G * Q, Dh) with Q = K * U.
-
-        The hypotheses of an utterance, and the heads that share keys, are the queries of one
-        attention over its memory, which is read once for all of them.
-        """
+        """Reshape (N, U, D) to (B, Hkv, G * Q, Dh) with Q = K * U."""
+        # The hypotheses of an utterance, and the heads that share keys, are the queries of one
+        # attention over its memory, which is read once for all of them.
         q = self.query(x).view(utterances, -1, self.heads, self.head_width).transpose(1, 2)
         if self.kv_heads == self.heads:
             return q
@@ -161,15 +159,7 @@ class SoftmaxCrossAttention(CrossAttention):
 
 
 def grouped_context(weights: Tensor, values: Tensor) -> Tensor:
-    """Sum up the values of an utterance by the weights of its hypotheses.
-
-    Args:
-        weights: (N, U, H, T).
-        values: (B, H, T, Dh).
-
-    Returns:
-        (N, U, D).
-    """
+    """Sum up values (B, H, T, Dh) by the weights (N, U, H, T) of hypotheses, to (N, U, D)."""
     n, u = weights.shape[:2]
     b, h, t, _ = values.shape
     w = weights.reshape(b, -1, h, t).transpose(1, 2)  # (B, H, K * U, T)

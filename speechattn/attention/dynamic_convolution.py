@@ -85,11 +85,9 @@ class DynamicConvolutionCrossAttention(LocationCrossAttention):
             raise ValueError(
                 f"{name}: reach {reach}, alpha {alpha:g} and beta {beta:g} are above 0"
             )
-        self.filters = filters
-        self.filter_length = filter_length
-        self.dynamic = nn.Linear(
-            self.hidden.out_features, heads * filter_length * filters, bias=False
-        )
+        self.filters, self.filter_length = filters, filter_length
+        dynamic = heads * filter_length * filters
+        self.dynamic = nn.Linear(self.hidden.out_features, dynamic, bias=False)
         self.static = nn.Parameter(torch.empty(heads, filter_length, filters))
         self.mix = nn.Parameter(torch.empty(heads, 2 * filters, units))  # U and T
         self.mix_bias = nn.Parameter(torch.zeros(heads, 1, units))

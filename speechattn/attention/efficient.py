@@ -84,15 +84,10 @@ class EfficientSelfAttention(HeadSelfAttention):
 
 
 def _running(k: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the keys' weights among the frames so far, and the log gates that rescale older ones.
+    """Return exp(k_i - L_i), the log gates L_(i-1) - L_i, and the last L (B, 1, H, Dh).
 
-    Args:
-        k: (B, T, H, Dh).
-        past: (B, 1, H, Dh) L before the first of them, minus infinity at the start of a stream;
-            None at the start, with gradients.
-
-    Returns:
-        exp(k_i - L_i) and L_(i-1) - L_i, each (B, T, H, Dh), and the last L (B, 1, H, Dh).
+    `past` is the L before the first key, minus infinity at the start of a stream; None there with
+    gradients.
     """
     if past is None:
         totals = k.logcumsumexp(1)

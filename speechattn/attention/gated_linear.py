@@ -60,8 +60,7 @@ class GatedLinearSelfAttention(SelfAttention):
                 "GatedLinearSelfAttention: key_width is at least 0, gate_rank at least 1 and "
                 f"temperature above 0, not {key_width}, {gate_rank} and {temperature}"
             )
-        self.heads = heads
-        self.temperature = temperature
+        self.heads, self.temperature = heads, temperature
         keys = heads * (key_width or max(width // heads // 2, 1))
         self.query = nn.Linear(width, keys)
         self.key = nn.Linear(width, keys)

@@ -66,8 +66,7 @@ class GmmCrossAttention(LocationCrossAttention):
             raise ValueError(
                 f"GmmCrossAttention: move {move:g} and spread {spread:g} are frames above 0"
             )
-        self.mixtures = mixtures
-        self.normalise = normalise
+        self.mixtures, self.normalise = mixtures, normalise
         self.mixture = nn.Linear(self.hidden.out_features, 3 * heads * mixtures)
         with torch.no_grad():
             bias = self.mixture.bias.view(3, -1)
@@ -101,18 +100,7 @@ class GmmCrossAttention(LocationCrossAttention):
     def _mixture(
         self, weight: Tensor, mean: Tensor, spread: Tensor, mask: Tensor | None, frames: int
     ) -> Tensor:
-        """Return the weights of frames.
-
-        Args:
-            weight: (..., H, J) logarithms.
-            mean: (..., H, J) frames.
-            spread: (..., H, J) frames.
-            mask: (..., 1, T) bool or None.
-            frames: T.
-
-        Returns:
-            (..., H, T).
-        """
+        """Return the weights (..., H, T) of frames, from log-weights (..., H, J) and the like."""
         at = torch.arange(frames, dtype=mean.dtype, device=mean.device)
         away = (at - mean[..., None]) / spread[..., None]  # (..., H, J, T)
         height = weight - spread.log() - 0.5 * math.log(2 * math.pi)

@@ -69,34 +69,20 @@ class GroupedSelfAttention(RelativeSelfAttention):
             raise ValueError(f"GroupedSelfAttention: group is at least 1 frame, not {group}")
         self.group = group
 
-    def forward(
-        self,
-        x: Tensor,
-        lengths: Tensor,
-        positions: Tensor | None = None,
-        chunks: Chunks | None = None,
+    def sinusoids(self, x: Tensor) -> Tensor:
+        """Return `grouped_positions` of x (B, T, D)."""
+        return grouped_positions(*x.shape[1:], self.group, x.device).to(x.dtype)
+
+    def attend_relative(
+        self, x: Tensor, lengths: Tensor, positions: Tensor, chunks: Chunks | None
     ) -> Tensor:
-        """Attend between groups; see `SelfAttention.forward`.
-
-        Args:
-            x: (B, T, D).
-            lengths: (B,) int64.
-            positions: from `grouped_positions`; built where left out.
-            chunks: None.
-
-        Returns:
-            (B, T, D).
-        """
+        """Attend between groups, with positions from `grouped_positions`."""
         self.only_causal(chunks)
         frames, group, heads = x.shape[1], self.group, self.heads
-        if positions is None:
-            positions = grouped_positions(frames, self.width, group, x.device).to(x.dtype)
         depth = group * self.width // heads
         q, k, v = (self._groups(f(x), lengths) for f in (self.query, self.key, self.value))
         y = relative_attention(
-            q,
-            k,
-            v,
+            *(q, k, v),
             self.position(positions).view(-1, heads, depth),  # (2E-1, H, Dh)
             self.content_bias.flatten().repeat(group).view(heads, depth),
             self.position_bias.flatten().repeat(group).view(heads, depth),

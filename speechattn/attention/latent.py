@@ -63,9 +63,7 @@ class LatentTokenAttention(TokenAttention):
             raise ValueError(f"{name}: rank {rank} and rotary {rotary} have to be even")
         if stride < 1:
             raise ValueError(f"{name}: stride is at least 1 token, not {stride}")
-        self.stride = stride
-        self.rotary = rotary
-        self.dropout = dropout
+        self.stride, self.rotary, self.dropout = stride, rotary, dropout
         self.scale = (self.head_width + rotary) ** -0.5
         self.query = nn.Linear(width, heads * (self.head_width + rotary))
         self.latent = nn.Linear(width, self.rank + rotary)
@@ -132,9 +130,7 @@ class LatentTokenAttention(TokenAttention):
     def _read(self, x: Tensor, depth: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
         """Project tokens (N, U, D) at positions `depth`, (U,), (1,) or (N, U), below `longest`.
 
-        Returns:
-            Queries (N, U, H, Dh + R), latents (N, U, r), weighted where they are merged, and
-            rotated channels (N, U, R).
+        To queries (N, U, H, Dh + R), latents (N, U, r), weighted for merging, and rotated channels.
         """
         q = self.query(x).unflatten(2, (self.heads, -1))
         latent, turned = self.latent(x).split([self.rank, self.rotary], 2)
@@ -163,25 +159,16 @@ class LatentTokenAttention(TokenAttention):
         k, v = k.unflatten(2, (self.heads, -1)), v.unflatten(2, (self.heads, -1))
         if self.rotary:
             k = torch.cat([k, turned[:, :, None].expand(-1, -1, self.heads, -1)], 3)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        dropout = self.dropout if self.training else 0.0
         y = scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None,
-            scale=self.scale,
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=self.scale
         )
         return self.output(y.transpose(1, 2).flatten(2))
 
 
 def turn(x: Tensor, at: Tensor) -> Tensor:
-    """Rotate channels by the positions of tokens in any order; see `rotary.rotate`.
-
-    Args:
-        x: (..., R), R even.
-        at: positions, broadcast to (...).
-    """
+    """Rotate channels (..., R) by positions, broadcast to (...), as `rotary.rotate` does."""
     half = x.size(-1) // 2
     rate = 10000.0 ** (-torch.arange(half, dtype=torch.float32, device=x.device) / half)
     angle = at[..., None] * rate

@@ -109,9 +109,8 @@ class LocationCrossAttention(CrossAttention):
             arguments = token, state, mask, values.size(2)
             if torch.is_grad_enabled():
                 # Between tokens only the alignment is kept; the rest is computed twice.
-                now, state = checkpoint(
-                    self.advance, *arguments, use_reentrant=False, preserve_rng_state=False
-                )
+                options = {"use_reentrant": False, "preserve_rng_state": False}
+                now, state = checkpoint(self.advance, *arguments, **options)
             else:
                 now, state = self.advance(*arguments)
             weights.append(now)
@@ -130,10 +129,8 @@ class LocationCrossAttention(CrossAttention):
         state, order, weights = (), [], []
         for d in range(int(level.max()) + 1):
             at = (level == d).nonzero()[:, 0]
-            if d == 0:
-                state = self.begin(len(at), values)
-            else:
-                state = tuple(s[place[parent[at]]] for s in state)
+            before = place[parent[at]]
+            state = tuple(s[before] for s in state) if d else self.begin(len(at), values)
             rows = None if mask is None else mask[:, 0, 0][at // m]
             now, state = self.advance(parameters[at], state, rows, values.size(2))
             place[at] = torch.arange(len(at), device=x.device)

@@ -107,16 +107,8 @@ class MultiTokenSelfAttention(HeadSelfAttention):
         before = past.queries.shape[1]
         q = torch.cat((past.queries.to(q), q), 1)
         everything = torch.full((len(x),), cache.frames, device=x.device)
-        y = multi_token_attention(
-            q,
-            cache.key,
-            cache.value,
-            everything,
-            filters=self.filters,
-            mix=self.mix,
-            causal=True,
-            past=before,
-        )
+        options = {"filters": self.filters, "mix": self.mix, "causal": True, "past": before}
+        y = multi_token_attention(q, cache.key, cache.value, everything, **options)
         kept = self.filters.shape[1] - 1
         state = MultiTokenState(cache, q[:, max(q.shape[1] - kept, 0) :])
         return self._merge(y), state

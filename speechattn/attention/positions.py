@@ -47,14 +47,7 @@ class RelativePositions(nn.Module):
         self._table: Tensor | None = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale, and look up the distances.
-
-        Args:
-            x: (B, T, D).
-
-        Returns:
-            x * sqrt(D): (B, T, D), and the sinusoids: (2T-1, D) in the dtype of x.
-        """
+        """Return x * sqrt(D), (B, T, D), and the sinusoids (2T-1, D) in the dtype of x."""
         positions = self._lookup(x.shape[1], x.device).to(x.dtype)
         return self.dropout(x * math.sqrt(self.width)), self.dropout(positions)
 

@@ -25,8 +25,7 @@ class RecurrentState:
     """The state of streams: the last state of each complete chunk, and the frames of the next.
 
     Attributes:
-        key: (B, E, H, Dh), rotated by the chunk's index.
-        value: (B, E, H, Dh).
+        key, value: (B, E, H, Dh), keys rotated by the chunk's index.
         pending: (3, B, fewer than g, H, Dh) keys, values and gate logits.
     """
 
@@ -81,9 +80,7 @@ class RecurrentSelfAttention(SelfAttention):
             raise ValueError(
                 f"RecurrentSelfAttention: key_heads is 0 or divides {heads} heads, not {key_heads}"
             )
-        self.width = width
-        self.heads = heads
-        self.chunk = chunk
+        self.width, self.heads, self.chunk = width, heads, chunk
         self.query = nn.Linear(width, key_heads * (width // heads))
         self.key = nn.Linear(width, key_heads * (width // heads))
         self.value = nn.Linear(width, width)
@@ -137,18 +134,9 @@ class RecurrentSelfAttention(SelfAttention):
     def _within(
         self, q: Tensor, k: Tensor, v: Tensor, forget: Tensor, lengths: Tensor, *, causal: bool
     ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-        """Attend within chunks, and return the chunks' last states.
+        """Attend within chunks: outputs and logs of denominators; the chunks' last keys and values.
 
-        Args:
-            q: (B, T, H, Dh), of frames from the beginning of a chunk.
-            k: likewise.
-            v: likewise.
-            forget: likewise, the logits of the gates.
-            lengths: (B,) real ones of these frames.
-            causal: a frame sees only what was before it.
-
-        Returns:
-            (B, T, H, Dh) and (B, T, H) logs of denominators; keys and values (B, E, H, Dh).
+        All (B, T, H, Dh) begin with a chunk; `forget` has the logits of the gates.
         """
         frames, dtype = q.shape[1], wide(q.dtype)
         real = padding_mask(lengths, frames)[..., None, None]
@@ -194,12 +182,7 @@ class RecurrentSelfAttention(SelfAttention):
 
 
 def _recurrence(pairs: Tensor, gates: Tensor) -> Tensor:
-    """Compute s_l = gates_l s_(l-1) + pairs_l along the frames of each chunk.
-
-    Args:
-        pairs: (2, B, E, g, H, Dh).
-        gates: (B, E, g, H, Dh).
-    """
+    """Compute s_l = gates_l s_(l-1) + pairs_l, (2, B, E, g, H, Dh), along each chunk's frames."""
     states = [pairs[:, :, :, 0]]
     for frame in range(1, gates.shape[2]):
         states.append(torch.addcmul(pairs[:, :, :, frame], gates[:, :, frame], states[-1]))

@@ -12,10 +12,7 @@ from speechattn.attention.base import HeadSelfAttention, split_heads
 from speechattn.attention.cache import AttentionCache
 from speechattn.attention.distances import DistanceCache
 from speechattn.attention.positions import relative_positions
-from speechattn.kernels.attention.relative import (
-    relative_attention,
-    relative_attention_step,
-)
+from speechattn.kernels.attention.relative import relative_attention, relative_attention_step
 from speechattn.masks import Chunks
 
 
@@ -56,19 +53,19 @@ class RelativeSelfAttention(HeadSelfAttention):
         positions: Tensor | None = None,
         chunks: Chunks | None = None,
     ) -> Tensor:
-        """Attend within each utterance; see `SelfAttention.forward`.
-
-        Args:
-            x: (B, T, D).
-            lengths: (B,) int64.
-            positions: (2T-1, D) from `RelativePositions`; plain sinusoids where left out.
-            chunks: what a frame sees; any.
-
-        Returns:
-            (B, T, D).
-        """
+        """Attend within each utterance; plain sinusoids where positions are left out."""
         if positions is None:
-            positions = relative_positions(x.shape[1], self.width, x.device).to(x.dtype)
+            positions = self.sinusoids(x)
+        return self.attend_relative(x, lengths, positions, chunks)
+
+    def sinusoids(self, x: Tensor) -> Tensor:
+        """Return the sinusoids of the distances in x (B, T, D), (2T-1, D)."""
+        return relative_positions(x.shape[1], self.width, x.device).to(x.dtype)
+
+    def attend_relative(
+        self, x: Tensor, lengths: Tensor, positions: Tensor, chunks: Chunks | None
+    ) -> Tensor:
+        """Attend within each utterance; see `SelfAttention.forward`."""
         y = relative_attention(
             *self.project(x),
             *split_heads(self.heads, self._distances.project(self.position, positions)),

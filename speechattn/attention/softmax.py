@@ -86,8 +86,7 @@ class SoftmaxSelfAttention(SelfAttention):
             raise ValueError(f"{name}: positions are rotary, alibi or none, not {positions!r}")
         if gate not in ("none", "head", "channel"):
             raise ValueError(f"{name}: gate is none, head or channel, not {gate!r}")
-        self.width = width
-        self.heads = heads
+        self.width, self.heads = width, heads
         self.head_width = width // heads
         self.positions = positions
         inner = self.query_heads * self.head_width
@@ -113,11 +112,8 @@ class SoftmaxSelfAttention(SelfAttention):
         positions: Tensor | None = None,
         chunks: Chunks | None = None,
     ) -> Tensor:
-        q, k, v = self._project(x, 0)
         y = attention(
-            q,
-            k,
-            v,
+            *self._project(x, 0),
             lengths,
             chunks=chunks,
             dropout=self.dropout.p if self.training else 0.0,

@@ -6,7 +6,6 @@ Legend: see `speechattn.attention`; s stride, Tq = ceil(T / s) queries.
 from torch import Tensor
 
 from speechattn.attention.base import SelfAttention, split_heads
-from speechattn.attention.positions import relative_positions
 from speechattn.attention.relative import RelativeSelfAttention
 from speechattn.kernels.attention.strided import strided_attention
 from speechattn.masks import Chunks
@@ -34,27 +33,11 @@ class StridedSelfAttention(RelativeSelfAttention):
             raise ValueError(f"StridedSelfAttention: stride is at least 1, not {stride}")
         self.stride = stride
 
-    def forward(
-        self,
-        x: Tensor,
-        lengths: Tensor,
-        positions: Tensor | None = None,
-        chunks: Chunks | None = None,
+    def attend_relative(
+        self, x: Tensor, lengths: Tensor, positions: Tensor, chunks: Chunks | None
     ) -> Tensor:
-        """Attend from frames 0, s, 2s, ...; see `SelfAttention.forward`.
-
-        Args:
-            x: (B, T, D).
-            lengths: (B,) int64.
-            positions: (2T-1, D) from `relative_positions`; built where left out.
-            chunks: None.
-
-        Returns:
-            (B, Tq, D), of which an utterance of n frames has ceil(n / s).
-        """
+        """Return (B, Tq, D), of which an utterance of n frames has ceil(n / s)."""
         self.only_causal(chunks)
-        if positions is None:
-            positions = relative_positions(x.shape[1], self.width, x.device).to(x.dtype)
         q = self.query(x[:, :: self.stride])
         y = strided_attention(
             *split_heads(self.heads, q, self.key(x), self.value(x), self.position(positions)),

@@ -15,14 +15,9 @@ from speechattn.decoders.transformer import TransformerDecoder
 
 
 def reverse_tokens(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Reverse each sequence; what stands beyond its length stays where it is.
+    """Reverse each sequence of tokens (N, U), with lengths (N,) int64, at most U.
 
-    Args:
-        tokens: (N, U).
-        lengths: (N,) int64, at most U.
-
-    Returns:
-        (N, U).
+    What stands beyond a length stays where it is.
     """
     at = torch.arange(tokens.size(1), device=tokens.device).expand_as(tokens)  # (N, U)
     last = lengths[:, None] - 1
@@ -74,15 +69,10 @@ class BidirectionalDecoder(Decoder):
                 f"reverse_blocks is {reverse_blocks}; a decoder without a right-to-left half is a "
                 "TransformerDecoder"
             )
-        self.vocab_size = vocab_size
-        self.memory_size = memory_size
-        self.width = width
+        self.vocab_size, self.memory_size, self.width = vocab_size, memory_size, width
         self.left, self.right = (
             TransformerDecoder(
-                vocab_size,
-                memory_size,
-                width,
-                attention_heads,
+                *(vocab_size, memory_size, width, attention_heads),
                 linear_units=linear_units,
                 num_blocks=blocks,
                 dropout=dropout,

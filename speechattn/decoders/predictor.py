@@ -76,9 +76,7 @@ class StatelessPredictor(Predictor):
             raise ConfigError(f"width of a StatelessPredictor is a multiple of 4, not {width}")
         if context < 1:
             raise ConfigError(f"context is 1 token at least, not {context}")
-        self.vocab_size = vocab_size
-        self.width = width
-        self.context = context
+        self.vocab_size, self.width, self.context = vocab_size, width, context
         self.embedding = nn.Embedding(vocab_size, width)
         self.convolution = None
         if context > 1:
@@ -128,9 +126,7 @@ class LstmPredictor(Predictor):
             raise ConfigError(f"layers is 1 at least, not {layers}")
         if not 0.0 <= dropout < 1.0:
             raise ConfigError(f"dropout has to be in [0, 1), got {dropout!r}")
-        self.vocab_size = vocab_size
-        self.width = width
-        self.layers = layers
+        self.vocab_size, self.width, self.layers = vocab_size, width, layers
         self.embedding = nn.Embedding(vocab_size, width, padding_idx=BLANK if zero_blank else None)
         between = dropout if layers > 1 else 0.0
         self.lstm = nn.LSTM(width, width, layers, batch_first=True, dropout=between)

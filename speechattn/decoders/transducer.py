@@ -42,9 +42,7 @@ class Transducer(nn.Module):
                 f"transducer.predictor.init_args.vocab_size is {predictor.vocab_size}, but the "
                 f"transducer has {vocab_size} units"
             )
-        self.vocab_size = vocab_size
-        self.memory_size = memory_size
-        self.predictor = predictor
+        self.vocab_size, self.memory_size, self.predictor = vocab_size, memory_size, predictor
         self.joiner = Joiner(memory_size, predictor.width, width, vocab_size)
         self.simple_am = nn.Linear(memory_size, vocab_size) if simple else None
         self.simple_lm = nn.Linear(predictor.width, vocab_size) if simple else None

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from speechattn.attention.cross import (
+    CrossAttention,
     CrossAttentionFactory,
     CrossState,
     Keys,
     SoftmaxCrossAttention,
 )
-from speechattn.attention.decoder_base import Cache, Growth, TokenAttentionFactory
+from speechattn.attention.decoder_base import Cache, Growth, TokenAttention, TokenAttentionFactory
 from speechattn.attention.sinusoids import grown, sinusoids
 from speechattn.attention.token_softmax import SoftmaxTokenAttention
 from speechattn.decoders.base import Decoder, DecoderState
@@ -31,27 +32,16 @@ class DecoderLayer(nn.Module):
 
     def __init__(
         self,
+        attention: TokenAttention,
+        cross: CrossAttention,
         width: int,
-        memory_size: int,
-        attention_heads: int,
-        linear_units: int,
-        *,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.0,
-        self_attention: TokenAttentionFactory = SoftmaxTokenAttention,
-        cross_attention: CrossAttentionFactory = SoftmaxCrossAttention,
+        units: int,
+        dropout: float,
     ):
         super().__init__()
-        self.self_attention = self_attention(width, attention_heads, attention_dropout)
-        self.cross_attention = cross_attention(
-            width, memory_size, attention_heads, attention_dropout
-        )
-        self.feed_forward = nn.Sequential(
-            nn.Linear(width, linear_units),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(linear_units, width),
-        )
+        self.self_attention, self.cross_attention = attention, cross
+        up, down = nn.Linear(width, units), nn.Linear(units, width)
+        self.feed_forward = nn.Sequential(up, nn.ReLU(), nn.Dropout(dropout), down)
         self.norm_self = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm_cross = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm_feed_forward = nn.LayerNorm(width, eps=NORM_EPS)
@@ -94,8 +84,7 @@ class DecoderLayer(nn.Module):
             x: (B, K, D).
             past: the caches of self-attention.
             growth: where the tokens go.
-            keys: of the memory.
-            mask: (B, 1, 1, T) bool or None.
+            keys, mask: of the memory, as in `forward`.
             cross_state: of each hypothesis's cross-attention.
 
         Returns:
@@ -151,26 +140,21 @@ class TransformerDecoder(Decoder):
             raise ValueError(f"num_blocks is {num_blocks}; a decoder needs at least one")
         if not 0.0 <= attention_dropout < 1.0:
             raise ValueError(f"attention_dropout is {attention_dropout}; it has to be in [0, 1)")
-        self.vocab_size = vocab_size
-        self.memory_size = memory_size
-        self.width = width
+        self.vocab_size, self.memory_size, self.width = vocab_size, memory_size, width
         self.embed = nn.Embedding(vocab_size, width)
         # With unit variance after the scaling tokens and positions start out with equal power.
         nn.init.normal_(self.embed.weight, std=width**-0.5)
         self.embed_dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(
-            DecoderLayer(
-                width,
-                memory_size,
-                attention_heads,
-                linear_units,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-                self_attention=self_attention or SoftmaxTokenAttention,
-                cross_attention=cross_attention or SoftmaxCrossAttention,
-            )
-            for _ in range(num_blocks)
+        heads = attention_heads, attention_dropout
+        own, cross = (
+            self_attention or SoftmaxTokenAttention,
+            cross_attention or SoftmaxCrossAttention,
         )
+        layers = []
+        for _ in range(num_blocks):
+            attentions = own(width, *heads), cross(width, memory_size, *heads)
+            layers.append(DecoderLayer(*attentions, width, linear_units, dropout))
+        self.layers = nn.ModuleList(layers)
         self.after_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.output = nn.Linear(width, vocab_size)
         # Not a buffer: it grows with need, and DDP expects buffers of one size on all processes.
@@ -213,10 +197,8 @@ class TransformerDecoder(Decoder):
         cross = tuple(tuple(x.contiguous() for x in keys) for keys in cross)
         like, b = cross[0][0], len(memory)
         cache = tuple(layer.self_attention.empty(b, like) for layer in self.layers)
-        states = tuple(
-            layer.cross_attention.start(keys)
-            for layer, keys in zip(self.layers, cross, strict=True)
-        )
+        pairs = zip(self.layers, cross, strict=True)
+        states = tuple(layer.cross_attention.start(keys) for layer, keys in pairs)
         tree = TokenTree.root(cache, self.layers[0].self_attention.stride)
         return DecoderState(cross, _memory_mask(memory, memory_lengths), tree, states)
 

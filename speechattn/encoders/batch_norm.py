@@ -21,8 +21,7 @@ class MaskedBatchNorm(nn.Module):
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()
-        self.eps = eps
-        self.momentum = momentum
+        self.eps, self.momentum = eps, momentum
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -30,15 +29,7 @@ class MaskedBatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Normalise.
-
-        Args:
-            x: (B, T, C).
-            lengths: (B,).
-
-        Returns:
-            (B, T, C) in the dtype of x.
-        """
+        """Normalise x (B, T, C), with lengths (B,), to (B, T, C) in the dtype of x."""
         if not self.training:
             scale = self.weight * torch.rsqrt(self.running_var + self.eps)
             return torch.addcmul(self.bias - self.running_mean * scale, x, scale).to(x.dtype)

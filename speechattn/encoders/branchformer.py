@@ -57,11 +57,8 @@ class LearnedAverage(nn.Module):
         return self._average(both, self._weights(values, mask)), values
 
     def _pooled_values(self, both: Tensor) -> Tensor:
-        """Return the scores of both branches and what each frame adds to their weights, (B, T, 4).
-
-        The weight of a branch is linear in the pooled frame, so it is as well pooled itself: one
-        number a frame instead of D.
-        """
+        """Return both branches' scores and what each frame adds to their weights, (B, T, 4)."""
+        # A branch's weight is linear in the pooled frame, so pool it: one number instead of D.
         broad, local = both.chunk(2, dim=-1)
         scores = (self.attention_score(broad), self.cgmlp_score(local))
         values = (self.attention_weight(broad), self.cgmlp_weight(local))
@@ -87,17 +84,8 @@ class BranchformerBlock(Block):
     Args:
         width: D.
         attention: makes the mechanism, of width D.
-        cgmlp_units: inner width of the gating MLP, even.
-        cgmlp_kernel: K of the gate, odd.
         dropout: of every module's output and inside the gate.
-        merge_method: `concat` and a Linear, `learned_ave`, or `fixed_ave` by `cgmlp_weight`.
-        cgmlp_weight: of the gating MLP in the fixed average, 0 to 1; at the ends the other branch
-            is left out.
-        attention_drop: chance of the learned average to leave attention out of a training step.
-        gate_linear: a Linear after the gate's convolution.
-        gate_activation: of the gate.
-        causal: convolutions read nothing to the right of a frame.
-        stochastic_depth: see `Block`.
+        stochastic_depth: see `Block`; for the others see `BranchformerEncoder`.
     """
 
     def __init__(
@@ -126,8 +114,7 @@ class BranchformerBlock(Block):
         if not 0 <= attention_drop <= 1:
             raise ValueError(f"attention_drop is from 0 to 1, not {attention_drop}")
         fixed = merge_method == "fixed_ave"
-        self.cgmlp_weight = cgmlp_weight
-        self.attention_drop = attention_drop
+        self.cgmlp_weight, self.attention_drop = cgmlp_weight, attention_drop
         self.attention = self.cgmlp = self.average = None
         if not (fixed and cgmlp_weight == 1):
             self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
@@ -135,10 +122,7 @@ class BranchformerBlock(Block):
         if not (fixed and cgmlp_weight == 0):
             self.cgmlp_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
             self.cgmlp = ConvolutionalGatingMLP(
-                width,
-                cgmlp_units,
-                cgmlp_kernel,
-                dropout,
+                *(width, cgmlp_units, cgmlp_kernel, dropout),
                 linear=gate_linear,
                 gate_activation=gate_activation,
                 causal=causal,
@@ -189,8 +173,10 @@ class BranchformerEncoder(StackedEncoder):
     Args:
         cgmlp_units: inner width of the gating MLPs, even.
         cgmlp_kernel: K of the gates' depthwise convolutions in frames, odd.
-        merge_method: how a block merges its branches, see `BranchformerBlock`.
-        cgmlp_weight: of the gating MLPs in a `fixed_ave`; one for all blocks, or a list.
+        merge_method: of a block's branches: `concat` and a Linear, `learned_ave`, or `fixed_ave` by
+            `cgmlp_weight`.
+        cgmlp_weight: of the gating MLPs in a `fixed_ave`, 0 to 1; at the ends the other branch is
+            left out. One for all blocks, or a list.
         attention_drop: chance of a `learned_ave` to leave attention out of a training step
             (ESPnet's `attn_branch_drop_rate`); one for all blocks, or a list.
         gate_linear: a Linear after the gates' convolution, ESPnet's `use_linear_after_conv`.

@@ -23,11 +23,8 @@ class ConformerBlock(Block):
         units: inner width of the feed-forward modules.
         kernel: K, odd.
         attention: makes the mechanism, of width D.
-        macaron: two half-step feed-forward modules; one whole at the end where False.
         dropout: of every module's output and inside the feed-forward.
-        activation: of the feed-forward and convolution modules.
-        causal: convolutions read nothing to the right of a frame.
-        stochastic_depth: see `Block`.
+        stochastic_depth: see `Block`; for the others see `ConformerEncoder`.
     """
 
     def __init__(
@@ -45,11 +42,10 @@ class ConformerBlock(Block):
     ):
         super().__init__(stochastic_depth)
         self.ff_scale = 0.5 if macaron else 1.0
+        self.macaron = None
         if macaron:
             self.macaron_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
             self.macaron = FeedForward(width, units, dropout, activation)
-        else:
-            self.macaron = None
         self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.attention = attention()
         self.convolution_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
@@ -81,7 +77,7 @@ class ConformerEncoder(StackedEncoder):
     Args:
         linear_units: inner width of the feed-forward modules.
         conv_kernel: K of the depthwise convolutions in frames, odd.
-        macaron: two half-step feed-forward modules a block instead of one.
+        macaron: two half-step feed-forward modules a block instead of a whole one at its end.
         activation: of the feed-forward and convolution modules.
     """
 

@@ -30,16 +30,7 @@ class DepthwiseConv(nn.Conv1d):
         self.right = kernel - 1 - self.left
 
     def forward(self, x: Tensor, lengths: Tensor, chunks: Chunks | None = None) -> Tensor:
-        """Convolve.
-
-        Args:
-            x: (B, T, C).
-            lengths: (B,).
-            chunks: how far to the right a frame reads; None for the whole sequence.
-
-        Returns:
-            (B, T, C).
-        """
+        """Convolve x (B, T, C), with lengths (B,), to (B, T, C); within chunks if there are any."""
         x = without_padding(x, lengths)
         if self.causal:
             return self._convolve(functional.pad(x, (0, 0, self.left, 0)), padding=0)
@@ -52,14 +43,9 @@ class DepthwiseConv(nn.Conv1d):
         return self.weight.new_zeros(batch, self.left, self.in_channels)
 
     def step(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolve the next chunk.
+        """Convolve the next chunk (B, c, C), after the frames `past` (B, left, C), to (B, c, C).
 
-        Args:
-            x: (B, c, C), the frames of one chunk.
-            past: (B, left, C), the frames before it.
-
-        Returns:
-            (B, c, C), and the frames (B, left, C) before the chunk after this one.
+        Returns also the frames (B, left, C) before the chunk after this one.
         """
         x = torch.cat((past, x), dim=1)
         y = self._convolve(functional.pad(x, (0, 0, 0, self.right)), padding=0)
@@ -92,25 +78,16 @@ class DepthwiseConv(nn.Conv1d):
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
-    """Convolve x (B, T, C) by weight (C, 1, K), to (B, T + 2 padding - K + 1, C).
-
-    (B, T, C) in memory is a channels-last picture of height 1, for which oneDNN has a kernel 10 to
-    20 times faster than that of a one-dimensional convolution, and nothing is transposed.
-    """
-    y = functional.conv2d(
-        x.transpose(1, 2)[:, :, None],  # (B, C, 1, T)
-        weight[:, :, None],
-        bias,
-        padding=(0, padding),
-        groups=weight.shape[0],
-    )
+    """Convolve x (B, T, C) by weight (C, 1, K), to (B, T + 2 padding - K + 1, C)."""
+    # (B, T, C) in memory is a channels-last picture of height 1, for which oneDNN has a kernel 10
+    # to 20 times faster than that of a one-dimensional convolution, and nothing is transposed.
+    x, weight = x.transpose(1, 2)[:, :, None], weight[:, :, None]  # (B, C, 1, T)
+    y = functional.conv2d(x, weight, bias, padding=(0, padding), groups=weight.shape[0])
     return y[:, :, 0].transpose(1, 2)
 
 
 class _CpuConvolution(torch.autograd.Function):
-    """`_convolve` with the fastest layout for each gradient: along the width for the input's,
-    along the height for the weight's (5 times faster than along the width).
-    """
+    """`_convolve` with the fastest layout for each gradient: the width for x, else the height."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
@@ -142,11 +119,7 @@ def _gradient(
         x.transpose(1, 2).unsqueeze(axis),
         weight.unsqueeze(axis),
         None,
-        [1, 1],
-        [0, padding] if axis == 2 else [padding, 0],
-        [1, 1],
-        False,
-        [0, 0],
+        *([1, 1], [0, padding] if axis == 2 else [padding, 0], [1, 1], False, [0, 0]),
         weight.shape[0],
         [wanted == 0, wanted == 1, False],
     )[wanted]

@@ -23,16 +23,8 @@ class EBranchformerBlock(Block):
         width: D.
         attention: makes the mechanism, of width D.
         units: inner width of the feed-forward modules; 0 for none.
-        cgmlp_units: inner width of the gating MLP, even.
-        cgmlp_kernel: K of the gate, odd.
-        merge_kernel: K of the merge, odd.
-        macaron: two half-step feed-forward modules; one whole at the end where False.
         dropout: of every module's output and inside the feed-forward and the gate.
-        activation: of the feed-forward modules.
-        gate_linear: a Linear after the gate's convolution.
-        gate_activation: of the gate.
-        causal: convolutions read nothing to the right of a frame.
-        stochastic_depth: see `Block`.
+        stochastic_depth: see `Block`; for the others see `EBranchformerEncoder`.
     """
 
     def __init__(
@@ -62,10 +54,7 @@ class EBranchformerBlock(Block):
         self.attention = attention()
         self.cgmlp_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.cgmlp = ConvolutionalGatingMLP(
-            width,
-            cgmlp_units,
-            cgmlp_kernel,
-            dropout,
+            *(width, cgmlp_units, cgmlp_kernel, dropout),
             linear=gate_linear,
             gate_activation=gate_activation,
             causal=causal,
@@ -105,7 +94,7 @@ class EBranchformerEncoder(StackedEncoder):
         cgmlp_units: inner width of the gating MLPs, even.
         cgmlp_kernel: K of the gates' depthwise convolutions in frames, odd.
         merge_kernel: K of the merges' depthwise convolutions in frames, odd.
-        macaron: two half-step feed-forward modules a block instead of one.
+        macaron: two half-step feed-forward modules a block instead of a whole one at its end.
         activation: of the feed-forward modules.
         gate_linear: a Linear after the gates' convolution, ESPnet's `use_linear_after_conv`.
         gate_activation: of the gates.

@@ -57,9 +57,7 @@ class ConvolutionInput(nn.Module):
             # The statistics of a channel are over its features too.
             x = norm(x.flatten(1, 2), lengths * features).unflatten(1, (frames, features))
             x = functional.silu(x)
-        x = self.projection(
-            x.transpose(2, 3).flatten(2)
-        )  # (B, T', D); a channel's features side by side
+        x = self.projection(x.transpose(2, 3).flatten(2))  # a channel's features side by side
         return self.dropout(x), lengths
 
 
@@ -68,9 +66,7 @@ class EfficientConformerBlock(nn.Module):
 
     Args:
         width: D in.
-        heads: H.
-        ff_ratio: inner width of the feed-forward modules, in widths.
-        kernel: K, odd.
+        heads, ff_ratio, kernel: see `EfficientConformerEncoder`.
         group: g of the attention.
         output_size: D out; the width by default.
         conv_stride: of the convolution module.
@@ -92,10 +88,8 @@ class EfficientConformerBlock(nn.Module):
         dropout: float = 0.1,
     ):
         super().__init__()
-        if output_size is None:
-            output_size = width
-        self.conv_stride = conv_stride
-        self.attention_stride = attention_stride
+        output_size = width if output_size is None else output_size
+        self.conv_stride, self.attention_stride = conv_stride, attention_stride
         self.macaron_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.macaron = FeedForward(width, ff_ratio * width, dropout)
         self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
@@ -104,9 +98,8 @@ class EfficientConformerBlock(nn.Module):
         else:
             self.attention = GroupedSelfAttention(width, heads, group=group)
         self.convolution_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.convolution = ConvolutionModule(
-            width, kernel, output_size=output_size, stride=conv_stride
-        )
+        sizes = {"output_size": output_size, "stride": conv_stride}
+        self.convolution = ConvolutionModule(width, kernel, **sizes)
         self.shortcut = nn.Linear(width, output_size) if output_size != width else nn.Identity()
         self.feed_forward_norm = nn.LayerNorm(output_size, eps=LAYER_NORM_EPS)
         self.feed_forward = FeedForward(output_size, ff_ratio * output_size, dropout)
@@ -116,13 +109,8 @@ class EfficientConformerBlock(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Run half a feed-forward, attention, convolution, half a feed-forward and a norm.
 
-        Args:
-            x: (B, T, D in).
-            lengths: (B,).
-            positions: of T frames, see the attention.
-
-        Returns:
-            (B, T', D out) and (B,), T' = ceil(T / stride).
+        Maps x (B, T, D in), with lengths (B,) and the attention's positions of T frames, to (B, T',
+        D out) and (B,), T' = ceil(T / stride).
         """
         x = x + 0.5 * self.dropout(self.macaron(self.macaron_norm(x)))
         y = self.dropout(self.attention(self.attention_norm(x), lengths, positions))
@@ -207,14 +195,8 @@ class EfficientConformerEncoder(Encoder):
                 dropout=dropout,
             )
             stage = [make_block() for _ in range(blocks - 1)]
-            in_attention = downsampling == "attention"
-            stage.append(
-                make_block(
-                    output_size=wider,
-                    conv_stride=1 if in_attention else stride,
-                    attention_stride=stride if in_attention else 1,
-                )
-            )
+            step = "attention_stride" if downsampling == "attention" else "conv_stride"
+            stage.append(make_block(output_size=wider, **{step: stride}))
             self.stages.append(nn.ModuleList(stage))
 
     def encode(

@@ -49,8 +49,7 @@ class FrameReducer(nn.Module):
             raise ConfigError(f"threshold has to be above 0, at most 1, got {threshold!r}")
         if warmup < 0:
             raise ConfigError(f"warmup is 0 batches or more, not {warmup}")
-        self.threshold = threshold
-        self.warmup = warmup
+        self.threshold, self.warmup = threshold, warmup
         # Kept with the weights, so that a training that goes on is as warm as it was.
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         # Frames that searches read and kept.

@@ -145,10 +145,8 @@ class StackedEncoder(Encoder):
         width, count = self.output_size, self.num_blocks
         self.intermediate = layers = tuple(sorted(self.intermediate))
         if layers and not 1 <= layers[0] <= layers[-1] < count:
-            raise ValueError(
-                f"intermediate: layers are from 1 to {count - 1}, the last but one; "
-                f"not {list(layers)}"
-            )
+            limits = f"from 1 to {count - 1}, the last but one; not {list(layers)}"
+            raise ValueError(f"intermediate: layers are {limits}")
         if self.self_conditioning and not layers:
             raise ValueError("self_conditioning needs the layers that condition: `intermediate`")
         if not 0 <= self.layer_drop <= 1:
@@ -159,12 +157,9 @@ class StackedEncoder(Encoder):
         del self.attention  # a factory out of a configuration can be neither copied nor pickled
         mechanisms = per_layer(mechanism, count, "attention")
         depths = per_layer(self.stochastic_depth, count, "stochastic_depth")
+        options = width, self.attention_heads, self.attention_dropout
         blocks = [
-            self.make_block(
-                layer,
-                partial(attention, width, self.attention_heads, self.attention_dropout),
-                depth,
-            )
+            self.make_block(layer, partial(attention, *options), depth)
             for layer, (attention, depth) in enumerate(zip(mechanisms, depths, strict=True))
         ]
         self.input = build_subsampling(self.subsampling, self.input_size, width, self.dropout)
@@ -183,13 +178,7 @@ class StackedEncoder(Encoder):
     def make_block(
         self, layer: int, attention: Callable[[], SelfAttention], stochastic_depth: float
     ) -> Block:
-        """Make a block.
-
-        Args:
-            layer: its place in the stack, from 0.
-            attention: makes its mechanism.
-            stochastic_depth: see `Block`.
-        """
+        """Make the block of a layer, from 0, with a mechanism that `attention` makes."""
         raise NotImplementedError
 
     def features_needed(self, frames: int) -> int:

@@ -54,9 +54,7 @@ class SequenceContext:
     """
 
     def __init__(self, lengths: Tensor, positions: Tensor | None, chunks: Chunks | None):
-        self.lengths = lengths
-        self.positions = positions
-        self.chunks = chunks
+        self.lengths, self.positions, self.chunks = lengths, positions, chunks
 
     def attend(self, module: nn.Module, x: Tensor) -> Tensor:
         return module(x, self.lengths, self.positions, self.chunks)

@@ -52,8 +52,7 @@ class InputLayer(nn.Module):
 
     def __init__(self, input_size: int, output_size: int):
         super().__init__()
-        self.input_size = input_size
-        self.output_size = output_size
+        self.input_size, self.output_size = input_size, output_size
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Map (B, T, F) and lengths (B,) to (B, T', D) and (B,)."""
@@ -131,14 +130,9 @@ class ConvSubsampling(InputLayer):
             self.shortest = (self.shortest - 1) * stride + kernel
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Subsample.
+        """Map (B, T, F) and lengths (B,) to (B, T', D) and (B,).
 
-        Args:
-            x: (B, T, F).
-            lengths: (B,).
-
-        Returns:
-            (B, T', D) and (B,); T' is at least 1, an item too short for one frame has length 0.
+        T' is at least 1; an item too short for one frame has length 0.
         """
         if x.shape[1] < self.shortest:
             x = functional.pad(x, (0, 0, 0, self.shortest - x.shape[1]))
@@ -161,10 +155,7 @@ class ConvSubsampling(InputLayer):
 class Conv2dSubsampling(ConvSubsampling):
     """`conv2d1` to `conv2d8`: convolutions over time and features.
 
-    Args:
-        input_size: F, at least 5 (1x), 7 (2x, 4x), 11 (6x) or 15 (8x).
-        output_size: D, also the number of channels.
-        kind: `conv2d1` to `conv2d8`.
+    F is at least 5 (1x), 7 (2x, 4x), 11 (6x) or 15 (8x).
     """
 
     def __init__(self, input_size: int, output_size: int, kind: Subsampling = "conv2d4"):
@@ -186,13 +177,7 @@ class Conv2dSubsampling(ConvSubsampling):
 
 
 class Conv1dSubsampling(ConvSubsampling):
-    """`conv1d1` to `conv1d3`: convolutions over time, features are channels.
-
-    Args:
-        input_size: F.
-        output_size: D, also the number of channels.
-        kind: `conv1d1` to `conv1d3`.
-    """
+    """`conv1d1` to `conv1d3`: convolutions over time, features are channels."""
 
     def __init__(self, input_size: int, output_size: int, kind: Subsampling = "conv1d2"):
         super().__init__(input_size, output_size, kind)

@@ -17,8 +17,7 @@ class Reach:
 
     Attributes:
         step: inputs from one feature to the next.
-        left: features before it.
-        right: features after it.
+        left, right: features before and after it.
         window: inputs of a feature by itself.
     """
 
@@ -125,8 +124,7 @@ class Frontend(nn.Module):
 
         Args:
             x: (B, N, ...), no padding.
-            start: first feature.
-            stop: the one after the last.
+            start, stop: first feature, and the one after the last.
 
         Returns:
             (B, stop - start, output_size).

@@ -63,8 +63,7 @@ class Cmvn(nn.Module):
 
     def __init__(self, kind: CmvnName, size: int, statistics: str | None = None):
         super().__init__()
-        self.kind = kind
-        self.statistics = statistics
+        self.kind, self.statistics = kind, statistics
         if kind != "global":
             if statistics is not None:
                 raise ConfigError(f"statistics {statistics} are for normalise: global, not {kind}")

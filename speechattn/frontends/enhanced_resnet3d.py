@@ -42,10 +42,7 @@ class Enhanced:
     """The switches of a residual block; comes before the block among the bases.
 
     Args:
-        in_channels: width of the input.
-        channels: inner width.
-        stride: of the block.
-        activation: the non-linearity.
+        in_channels: width of the input; channels, stride, activation as of the block.
         attention: what weighs channels or pixels; 'split' replaces the last 3x3 convolution, the
             others end the residual branch.
         temporal: 'shift' shifts channels before the branch, 'conv' makes 3x3 convolutions (2+1)-D.
@@ -73,10 +70,8 @@ class Enhanced:
             for name in ("conv1", "conv2"):
                 old = getattr(self, name)
                 if old.kernel_size == (3, 3):
-                    new = SpatioTemporalConv(
-                        old.in_channels, old.out_channels, old.stride[0], activation
-                    )
-                    setattr(self, name, new)
+                    shape = old.in_channels, old.out_channels, old.stride[0]
+                    setattr(self, name, SpatioTemporalConv(*shape, activation))
         if attention == "split":
             stride2 = stride if isinstance(self, Bottleneck) else 1
             self.conv2 = SplitConv(channels, channels, stride2)
@@ -145,10 +140,8 @@ class EnhancedResNet3D(PackedResNet):
         kind = EnhancedBasicBlock if block == "basic" else EnhancedBottleneck
         for name, switches in (("attention", attention), ("temporal", temporal)):
             if len(switches) != len(channels):
-                raise ConfigError(
-                    f"EnhancedResNet3D: {name} has {len(switches)} entries for "
-                    f"{len(channels)} stages"
-                )
+                entries = f"{len(switches)} entries for {len(channels)} stages"
+                raise ConfigError(f"EnhancedResNet3D: {name} has {entries}")
         if block == "bottleneck" and ("split", "conv") in zip(attention, temporal, strict=True):
             raise ConfigError(
                 "EnhancedResNet3D: a bottleneck's one 3x3 convolution is either split "
@@ -164,10 +157,7 @@ class EnhancedResNet3D(PackedResNet):
             nonlocal made
             made += 1
             return kind(
-                width,
-                inner,
-                stride,
-                activation,
+                *(width, inner, stride, activation),
                 attention=attention[stage],
                 temporal=temporal[stage],
                 pooled_shortcut=shortcut == "pooled",

@@ -83,8 +83,7 @@ class EspnetLogMel(Frontend):
     ):
         super().__init__()
         self.output_size = num_bins
-        self.sample_rate = sample_rate
-        self.fft_size = fft_size
+        self.sample_rate, self.fft_size = sample_rate, fft_size
         self.window_size = window_size or fft_size
         self.hop = hop
         self.frame_shift = hop / sample_rate
@@ -95,11 +94,7 @@ class EspnetLogMel(Frontend):
         self.cmvn = Cmvn(normalise, num_bins, statistics)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the features.
-
-        Args:
-            x: (B, N) waveform in [-1, 1].
-            lengths: (B,) samples of each item.
+        """Map waveforms (B, N) in [-1, 1], and lengths (B,) in samples, to features.
 
         Returns:
             (B, T, num_bins) and (B,) frames, N // hop + 1 of N samples; an empty item has none.
@@ -117,26 +112,14 @@ class EspnetLogMel(Frontend):
 
     def energies(self, x: Tensor) -> Tensor:
         """Map x (B, N + fft_size) to log energies (B, N // hop + 1, num_bins)."""
-        spectrum = torch.stft(
-            x,
-            self.fft_size,
-            self.hop,
-            self.window_size,
-            self.window,
-            center=False,
-            return_complex=True,
-        )
+        sizes = self.fft_size, self.hop, self.window_size
+        spectrum = torch.stft(x, *sizes, self.window, center=False, return_complex=True)
         power = torch.view_as_real(spectrum).square().sum(-1).transpose(1, 2)
         return (power @ self.filters).clamp(min=FLOOR).log()
 
 
 def reflect(x: Tensor, lengths: Tensor, edge: int) -> Tensor:
-    """Mirror each item at its own two ends.
-
-    Args:
-        x: (B, N).
-        lengths: (B,).
-        edge: samples to add on either side.
+    """Mirror each item of x (B, N) at its own two ends, by `edge` samples on either side.
 
     Returns:
         (B, N + 2 * edge); zero beyond `edge` samples after an item's end.

@@ -66,11 +66,7 @@ class LogMelFbank(Frontend):
         self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the features.
-
-        Args:
-            x: (B, N) waveform in [-1, 1].
-            lengths: (B,) samples of each item.
+        """Map waveforms (B, N) in [-1, 1], and lengths (B,) in samples, to features.
 
         Returns:
             (B, T, num_bins) and (B,) frames; T is at least 1, an item shorter than a window has 0.

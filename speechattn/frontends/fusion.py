@@ -28,8 +28,7 @@ class MLPFusion(nn.Module):
         stream_dropout: float = 0.0,
     ):
         super().__init__()
-        self.output_size = output_size
-        self.stream_dropout = stream_dropout
+        self.output_size, self.stream_dropout = output_size, stream_dropout
         self.up = nn.Linear(audio_size + video_size, hidden_size)
         self.norm = nn.BatchNorm1d(hidden_size)
         self.down = nn.Linear(hidden_size, output_size)
@@ -40,10 +39,8 @@ class MLPFusion(nn.Module):
         """Fuse streams of the same frame rate; an item ends where its shorter stream does.
 
         Args:
-            audio: (B, Ta, audio_size).
-            audio_lengths: (B,).
-            video: (B, Tv, video_size).
-            video_lengths: (B,).
+            audio: (B, Ta, audio_size), audio_lengths (B,).
+            video: (B, Tv, video_size), video_lengths (B,).
 
         Returns:
             (B, T, output_size) and (B,).

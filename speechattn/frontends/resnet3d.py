@@ -35,10 +35,7 @@ class FrameWindows(nn.Module):
     """Crops to the window of normalised pictures that the stem reads for each frame.
 
     Args:
-        normalise: see `ResNet3D`.
-        mean: see `ResNet3D`.
-        std: see `ResNet3D`.
-        pool_input: see `ResNet3D`.
+        normalise: see `ResNet3D`, as for mean, std and pool_input.
         frames: an odd number, the pictures in a window; its own in the middle.
     """
 
@@ -48,8 +45,7 @@ class FrameWindows(nn.Module):
         super().__init__()
         self.normalise = normalise
         self.mean, self.std = mean, std
-        self.pool_input = pool_input
-        self.frames = frames
+        self.pool_input, self.frames = pool_input, frames
 
     def pictures(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Normalise crops and find the windows.
@@ -247,8 +243,7 @@ class PackedResNet(PackedFrontend):
         trunk, width = [], stem_channels
         for stage, (inner, depth) in enumerate(zip(channels, blocks, strict=True)):
             for index in range(depth):
-                stride = 2 if stage > 0 and index == 0 else 1
-                trunk.append(make_block(stage, width, inner, stride))
+                trunk.append(make_block(stage, width, inner, 2 if stage and not index else 1))
                 width = inner * expansion
         self.windows = windows
         self.stem = nn.Sequential(*stem)
@@ -261,11 +256,7 @@ class PackedResNet(PackedFrontend):
         self.layers_over_time = sum(isinstance(layer, OverTime) for layer in self.modules())
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Describe each frame.
-
-        Args:
-            x: (B, T, C, H, W) crops, uint8 or float in [0, 255].
-            lengths: (B,) frames of each clip.
+        """Map crops (B, T, C, H, W), uint8 or float in [0, 255], and lengths (B,) to vectors.
 
         Returns:
             (B, T, output_size) and the same lengths; padded frames are zero.
@@ -284,9 +275,8 @@ class PackedResNet(PackedFrontend):
         first = self.stem[0]
         # The same sums as the 3-D convolution's, on frames stacked as channels: no frame of
         # padding is convolved, and the backward pass is quicker.
-        x = nn.functional.conv2d(
-            x, stack_kernel(first.weight), None, first.stride[1:], first.padding[1:]
-        )
+        shape = first.stride[1:], first.padding[1:]
+        x = nn.functional.conv2d(x, stack_kernel(first.weight), None, *shape)
         x = self.stem[1:](x.contiguous(memory_format=torch.channels_last))
         return self.pool(self.stem_act(self.stem_norm(x)))
 

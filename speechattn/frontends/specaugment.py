@@ -36,23 +36,14 @@ class SpecAugment(nn.Module):
         fill: Literal["mean", "zero"] = "mean",
     ):
         super().__init__()
-        self.freq_masks = freq_masks
-        self.freq_width = freq_width
-        self.time_masks = time_masks
-        self.time_width = time_width
-        self.time_ratio = time_ratio
-        self.time_warp = time_warp
-        self.fill = fill
+        self.freq_masks, self.freq_width, self.time_masks = freq_masks, freq_width, time_masks
+        self.time_width, self.time_ratio = time_width, time_ratio
+        self.time_warp, self.fill = time_warp, fill
 
     def forward(
         self, x: Tensor, lengths: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Mask a batch.
-
-        Args:
-            x: features (B, T, F).
-            lengths: (B,).
-            generator: source of the draws.
+        """Mask features (B, T, F), with lengths (B,), by draws of the generator.
 
         Returns:
             (B, T, F); `x` itself in evaluation.
@@ -97,10 +88,7 @@ def _spans(
 
 
 def _warp(x: Tensor, lengths: Tensor, reach: int, generator: torch.Generator | None) -> Tensor:
-    """Move one inner point of each utterance by up to `reach` frames, linear on both sides.
-
-    An utterance too short to hold the point and its reach is left as it is.
-    """
+    """Move an inner point of each utterance, if it has room, by up to `reach` frames, linearly."""
     frames = x.shape[1]
     last = (lengths - 1)[:, None].to(torch.float32)
     room = (last - 2 * reach).clamp(min=0)

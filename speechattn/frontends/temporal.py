@@ -18,8 +18,7 @@ class Clips:
     Attributes:
         count: B, clips of the batch, those without a frame included.
         item: (P,) the clip of each frame.
-        first: (P,) bool, true at a clip's first frame.
-        last: (P,) bool, true at a clip's last frame.
+        first, last: (P,) bool, true at a clip's first and last frame.
     """
 
     count: int

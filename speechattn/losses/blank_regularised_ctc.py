@@ -10,6 +10,8 @@ The paper uses one of the two; here both may be on, and with neither it is plain
 a score of an arc and is not normalised: with it the loss is no longer the log of a probability.
 """
 
+from functools import partial
+
 from torch import Tensor
 
 from speechattn.kernels.lattice.ctc import ctc
@@ -34,10 +36,7 @@ def blank_regularised_ctc_loss(
     Unregularised and unmodified it is `torch.nn.functional.ctc_loss(reduction="none")`.
 
     Args:
-        log_probs: (B, T, V), blank at 0.
-        lengths: (B,) frames.
-        tokens: (B, U).
-        token_lengths: (B,).
+        log_probs: (B, T, V), blank at 0; lengths (B,), tokens (B, U), token_lengths (B,).
         repeat_penalty: for each further frame of a token, 0 or more.
         max_repeats: further frames of a token at most; None for any number.
         modified: equal tokens need no blank between them, as in k2's `ctc_topo(modified=True)`.
@@ -47,19 +46,11 @@ def blank_regularised_ctc_loss(
     Returns:
         (B,).
     """
+    compute = ctc
+    if max_repeats is not None:
+        compute = partial(max_duration_ctc, max_repeats=max_repeats)
     score = -float(repeat_penalty)
-    if max_repeats is None:
-        loss = ctc(log_probs, lengths, tokens, token_lengths, repeat_score=score, modified=modified)
-    else:
-        loss = max_duration_ctc(
-            log_probs,
-            lengths,
-            tokens,
-            token_lengths,
-            max_repeats=max_repeats,
-            repeat_score=score,
-            modified=modified,
-        )
+    loss = compute(log_probs, lengths, tokens, token_lengths, repeat_score=score, modified=modified)
     return loss.masked_fill(loss.isposinf(), 0.0) if zero_infinity else loss
 
 
@@ -79,18 +70,13 @@ class BlankRegularisedCTC(CtcCriterion):
         check_range("repeat_penalty", repeat_penalty)
         if max_repeats is not None:
             check_range("max_repeats", max_repeats)
-        self.repeat_penalty = repeat_penalty
-        self.max_repeats = max_repeats
-        self.modified = modified
+        self.repeat_penalty, self.max_repeats, self.modified = repeat_penalty, max_repeats, modified
 
     def losses(
         self, log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor
     ) -> Tensor:
         return blank_regularised_ctc_loss(
-            log_probs,
-            lengths,
-            tokens,
-            token_lengths,
+            *(log_probs, lengths, tokens, token_lengths),
             repeat_penalty=self.repeat_penalty,
             max_repeats=self.max_repeats,
             modified=self.modified,

@@ -9,20 +9,17 @@ class CtcCriterion(nn.Module):
     def losses(
         self, log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor
     ) -> Tensor:
-        """Compute the loss of each item (B,), infinite for those too short for their text."""
+        """Compute the loss of each item (B,), infinite for those too short for their text.
+
+        Args:
+            log_probs: (B, T, V), blank at 0; lengths (B,), tokens (B, U), token_lengths (B,).
+        """
         raise NotImplementedError
 
     def forward(
         self, log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor
     ) -> Tensor:
-        """Compute the mean over the batch; items too short for their text count 0.
-
-        Args:
-            log_probs: (B, T, V), blank at 0.
-            lengths: (B,).
-            tokens: (B, U).
-            token_lengths: (B,).
-        """
+        """Compute the mean over the batch of `losses`; items too short for their text count 0."""
         return mean(self.losses(log_probs, lengths, tokens, token_lengths))
 
 

@@ -37,10 +37,7 @@ def delay_penalised_ctc_loss(
     Without a penalty and unmodified it is `torch.nn.functional.ctc_loss(reduction="none")`.
 
     Args:
-        log_probs: (B, T, V), blank at 0.
-        lengths: (B,) frames.
-        tokens: (B, U).
-        token_lengths: (B,).
+        log_probs: (B, T, V), blank at 0; lengths (B,), tokens (B, U), token_lengths (B,).
         delay_penalty: for each frame that a token is later, 0 or more; papers use 0.001 to 0.1.
         modified: equal tokens need no blank between them, as in k2's `ctc_topo(modified=True)`.
         zero_infinity: 0 rather than infinity for an item too short for its text. Its gradient is 0
@@ -83,19 +80,11 @@ class DelayPenalisedCTC(CtcCriterion):
         if backend == "k2":
             library()
         check_range("delay_penalty", delay_penalty)
-        self.delay_penalty = delay_penalty
-        self.modified = modified
-        self.backend = backend
+        self.delay_penalty, self.modified, self.backend = delay_penalty, modified, backend
 
     def losses(
         self, log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor
     ) -> Tensor:
         compute = ctc_losses if self.backend == "k2" else delay_penalised_ctc_loss
-        return compute(
-            log_probs,
-            lengths,
-            tokens,
-            token_lengths,
-            delay_penalty=self.delay_penalty,
-            modified=self.modified,
-        )
+        texts = lengths, tokens, token_lengths
+        return compute(log_probs, *texts, delay_penalty=self.delay_penalty, modified=self.modified)

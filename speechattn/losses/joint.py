@@ -85,22 +85,10 @@ def label_smoothing_loss(
 
 
 def ctc_loss(log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor) -> Tensor:
-    """Compute torch's CTC, averaged over the batch; items too short for their text count 0.
-
-    Args:
-        log_probs: (B, T, V), blank at 0.
-        lengths: (B,).
-        tokens: (B, U).
-        token_lengths: (B,).
-    """
-    loss = nn.functional.ctc_loss(
-        log_probs.float().transpose(0, 1),
-        tokens,
-        lengths,
-        token_lengths,
-        reduction="sum",
-        zero_infinity=True,
-    )
+    """Compute torch's CTC as a `CtcCriterion` does, averaged over the batch."""
+    frames = log_probs.float().transpose(0, 1)
+    texts = tokens, lengths, token_lengths
+    loss = nn.functional.ctc_loss(frames, *texts, reduction="sum", zero_infinity=True)
     return loss / log_probs.shape[0]
 
 
@@ -161,16 +149,12 @@ class JointLoss(nn.Module):
             check_range("loss.time_slack", time_slack)
             if ctc is not None:
                 raise ConfigError("loss.time_slack and loss.ctc exclude each other: drop one")
-        self.ctc_weight = ctc_weight
-        self.label_smoothing = label_smoothing
-        self.per_token = per_token
-        self.stream_ctc_weight = stream_ctc_weight
-        self.reverse_weight = reverse_weight
-        self.intermediate_weight = intermediate_weight
+        self.ctc_weight, self.label_smoothing = ctc_weight, label_smoothing
+        self.per_token, self.stream_ctc_weight = per_token, stream_ctc_weight
+        self.reverse_weight, self.intermediate_weight = reverse_weight, intermediate_weight
         self.time_slack = time_slack
         self.ctc_criterion = ctc or ctc_loss
-        self.mwer = mwer
-        self.transducer = transducer
+        self.mwer, self.transducer = mwer, transducer
         self.transducer_weight = transducer_weight if transducer is not None else 0.0
         self._warned = False
 
@@ -251,10 +235,8 @@ class JointLoss(nn.Module):
             attention = self.attention(model.decoder, hidden, lengths, batch, parts)
             parts.loss = self.ctc_weight * ctc + (1.0 - self.ctc_weight) * attention
         if self.stream_ctc_weight > 0.0 and len(encoded.streams) > 1:
-            losses = [
-                self.stream_ctc(model, name, h, n, batch)
-                for name, (h, n) in encoded.streams.items()
-            ]
+            streams = encoded.streams.items()
+            losses = [self.stream_ctc(model, name, h, n, batch) for name, (h, n) in streams]
             parts.stream_loss = torch.stack(losses).mean()
             parts.loss = parts.loss + self.stream_ctc_weight * parts.stream_loss
         if self.transducer is not None:
@@ -263,14 +245,8 @@ class JointLoss(nn.Module):
             )
             parts.loss = _mix(parts.transducer_loss, parts.loss, self.transducer_weight)
         if self.mwer is not None and model.training:
-            parts.risk = self.mwer(
-                hidden,
-                lengths,
-                model.ctc_log_probs(hidden),
-                model.decoder,
-                batch.tokens,
-                batch.token_lengths,
-            )
+            log_probs, texts = model.ctc_log_probs(hidden), (batch.tokens, batch.token_lengths)
+            parts.risk = self.mwer(hidden, lengths, log_probs, model.decoder, *texts)
             parts.loss = _mix(parts.risk, parts.loss, self.mwer.weight)
         return parts
 
@@ -303,9 +279,8 @@ class JointLoss(nn.Module):
         kept = None
         if model.frame_reducer is not None:
             frames = lengths.sum()
-            hidden, lengths, _ = model.frame_reducer(
-                hidden, lengths, log_probs, batch.token_lengths
-            )
+            reduce, counts = model.frame_reducer, batch.token_lengths
+            hidden, lengths, _ = reduce(hidden, lengths, log_probs, counts)
             kept = lengths.sum() / frames
         loss = self.transducer(model.transducer, hidden, lengths, batch.tokens, batch.token_lengths)
         return loss, kept
@@ -348,15 +323,9 @@ def _mix(new: Tensor, rest: Tensor, share: float) -> Tensor:
 
 
 def shifted(tokens: Tensor, lengths: Tensor, sos: int) -> tuple[Tensor, Tensor]:
-    """Return a decoder's input and targets: <sos> before the tokens, <eos> after them.
+    """Return a decoder's input and targets, (B, U + 1): <sos> before the tokens, <eos> after them.
 
-    Args:
-        tokens: (B, U).
-        lengths: (B,).
-        sos: id of <sos/eos>.
-
-    Returns:
-        Both (B, U + 1).
+    From tokens (B, U), lengths (B,) and the id of <sos/eos>.
     """
     inputs = torch.cat([tokens.new_full((len(tokens), 1), sos), tokens], 1)
     targets = torch.cat([tokens, tokens.new_zeros(len(tokens), 1)], 1)

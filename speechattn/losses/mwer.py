@@ -55,10 +55,8 @@ class MwerLoss(nn.Module):
             raise ConfigError(f"nbest is {nbest}: the risk of a list needs 2 hypotheses or more")
         if not scale > 0.0:
             raise ConfigError(f"scale has to be above 0, got {scale!r}")
-        self.weight = weight
-        self.ctc_weight = ctc_weight
-        self.with_truth = with_truth
-        self.scale = scale
+        self.weight, self.ctc_weight = weight, ctc_weight
+        self.with_truth, self.scale = with_truth, scale
         self.list_search: Search = (
             CtcBeamSearch(beam_size=nbest, nbest=nbest)
             if ctc_weight == 1.0
@@ -77,20 +75,16 @@ class MwerLoss(nn.Module):
         """Compute the mean over the batch of the expected errors above the mean of the list.
 
         Args:
-            hidden: (B, T, D).
-            lengths: (B,).
+            hidden: (B, T, D), lengths (B,).
             log_probs: (B, T, V) of CTC.
             decoder: reads `hidden`; None where `ctc_weight` is 1.
-            tokens: (B, U) the transcripts.
-            token_lengths: (B,).
+            tokens: (B, U) the transcripts, token_lengths (B,).
         """
         references = [t[:n].tolist() for t, n in zip(tokens, token_lengths.tolist(), strict=True)]
         lists = self.search(hidden, lengths, log_probs, decoder)
         if self.with_truth:
-            lists = [
-                nbest if truth in nbest else [*nbest, truth]
-                for nbest, truth in zip(lists, references, strict=True)
-            ]
+            pairs = zip(lists, references, strict=True)
+            lists = [nbest if truth in nbest else [*nbest, truth] for nbest, truth in pairs]
         scores = self.scores(hidden, lengths, log_probs, decoder, lists)
         losses = []
         scores = scores.split([len(nbest) for nbest in lists])

@@ -9,6 +9,8 @@ RNNs"), alignment-restricted training (Mahadeokar et al., 2011.03072).
 import torch
 from torch import Tensor, nn
 
+from speechattn.masks import padding_mask
+
 # The log probability of a unit that is not allowed; minus infinity has no gradient.
 _NEVER = -1e6
 
@@ -28,10 +30,8 @@ def timed_ctc_loss(
     gradient to be right, and the loss is corrected for it.
 
     Args:
-        log_probs: (B, T, V), normalised, blank at 0.
-        lengths: (B,) frames.
-        tokens: (B, U).
-        token_lengths: (B,).
+        log_probs: (B, T, V), normalised, blank at 0; lengths (B,), tokens (B, U), token_lengths
+            (B,).
         times: (B, U, 2) start and end of each token, in frames, not rounded; from minus to plus
             infinity where unknown.
         slack: frames before the start and after the end in which it may be emitted too.
@@ -44,25 +44,17 @@ def timed_ctc_loss(
     centre = torch.arange(frames, device=log_probs.device) + 0.5
     first, last = times[..., :1] - slack, times[..., 1:] + slack
     near = (centre >= first) & (centre <= last)  # (B, U, T)
-    near &= (
-        torch.arange(tokens.shape[1], device=tokens.device)[:, None] < token_lengths[:, None, None]
-    )
+    near &= padding_mask(token_lengths, tokens.shape[1])[..., None]
     index = tokens[:, :, None].expand_as(near)
     allowed = log_probs.new_zeros(len(tokens), units, frames)
     allowed = allowed.scatter_add_(1, index, near.to(log_probs.dtype)).transpose(1, 2) > 0
     allowed[..., 0] = True
     masked = log_probs.float().masked_fill(~allowed, _NEVER)
     mass = masked.logsumexp(-1)  # (B, T)
-    loss = nn.functional.ctc_loss(
-        (masked - mass[..., None]).transpose(0, 1),
-        tokens,
-        lengths,
-        token_lengths,
-        reduction="none",
-        zero_infinity=True,
-    )
-    inside = torch.arange(frames, device=lengths.device) < lengths[:, None]
-    rest = -(mass * inside).sum(1)
+    masked = (masked - mass[..., None]).transpose(0, 1)
+    texts = tokens, lengths, token_lengths
+    loss = nn.functional.ctc_loss(masked, *texts, reduction="none", zero_infinity=True)
+    rest = -(mass * padding_mask(lengths, frames)).sum(1)
     # Too short for its text: zero_infinity gives 0. No frame near a token: its path has _NEVER.
     possible = ((loss > 0) & (loss < -_NEVER / 2)).detach()
     return torch.where(possible, loss + rest, loss * 0.0).sum() / len(loss)

@@ -37,8 +37,7 @@ class FullTransducerLoss(nn.Module):
         super().__init__()
         check_range("delay_penalty", delay_penalty)
         _check_topology(topology)
-        self.delay_penalty = delay_penalty
-        self.topology = topology
+        self.delay_penalty, self.topology = delay_penalty, topology
 
     def forward(
         self,
@@ -52,22 +51,12 @@ class FullTransducerLoss(nn.Module):
 
         Args:
             head: a `speechattn.decoders.transducer.Transducer`.
-            hidden: (B, T, D) of the encoder.
-            lengths: (B,).
-            tokens: (B, U).
-            token_lengths: (B,).
+            hidden: (B, T, D) of the encoder; lengths (B,), tokens (B, U), token_lengths (B,).
         """
         predicted = head.predict(tokens)  # (B, U + 1, P)
         logits = head.joiner(hidden[:, :, None], predicted[:, None])  # (B, T, U + 1, V)
-        loss = transducer(
-            logits,
-            lengths,
-            tokens,
-            token_lengths,
-            delay_penalty=self.delay_penalty,
-            topology=self.topology,
-        )
-        return mean(loss)
+        options = {"delay_penalty": self.delay_penalty, "topology": self.topology}
+        return mean(transducer(logits, lengths, tokens, token_lengths, **options))
 
 
 class PrunedTransducerLoss(nn.Module):
@@ -108,24 +97,13 @@ class PrunedTransducerLoss(nn.Module):
         check_range("lm_only_scale + am_only_scale", lm_only_scale + am_only_scale, 0, 1)
         check_range("width", width, 2 if topology == "regular" else 1)
         check_range("warmup", warmup)
-        self.width = width
-        self.simple_scale = simple_scale
-        self.lm_only_scale = lm_only_scale
-        self.am_only_scale = am_only_scale
-        self.delay_penalty = delay_penalty
-        self.topology = topology
-        self.warmup = warmup
+        self.width, self.simple_scale, self.lm_only_scale = width, simple_scale, lm_only_scale
+        self.am_only_scale, self.delay_penalty = am_only_scale, delay_penalty
+        self.topology, self.warmup = topology, warmup
         # Kept with the weights: a resumed training goes on with its warmup.
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
-    def forward(
-        self,
-        head: nn.Module,
-        hidden: Tensor,
-        lengths: Tensor,
-        tokens: Tensor,
-        token_lengths: Tensor,
-    ) -> Tensor:
+    def forward(self, head: nn.Module, *tensors: Tensor) -> Tensor:
         """Compute the mean over the batch; see `FullTransducerLoss.forward`."""
         simple_scale, pruned_scale, delay_penalty = self.simple_scale, 1.0, self.delay_penalty
         if self.training and self.warmup:
@@ -135,30 +113,23 @@ class PrunedTransducerLoss(nn.Module):
             if delay_penalty and warm < 1.0:
                 delay_penalty = 0.0
             self.batches += 1
-        simple, pruned = self.losses(head, hidden, lengths, tokens, token_lengths, delay_penalty)
+        simple, pruned = self.losses(head, *tensors, delay_penalty=delay_penalty)
         return simple_scale * mean(simple) + pruned_scale * mean(pruned)
 
     def losses(
-        self,
-        head: nn.Module,
-        hidden: Tensor,
-        lengths: Tensor,
-        tokens: Tensor,
-        token_lengths: Tensor,
-        delay_penalty: float,
+        self, head: nn.Module, *tensors: Tensor, delay_penalty: float
     ) -> tuple[Tensor, Tensor]:
-        """Return the losses (B,) of the simple joiner and (B,) of the real one."""
+        """Return the losses (B,) of the simple joiner and (B,) of the real one; see `forward`."""
+        hidden, lengths, tokens, token_lengths = tensors
+        options = {"delay_penalty": delay_penalty, "topology": self.topology}
         predicted = head.predict(tokens)  # (B, U + 1, P)
         simple, px_grad, py_grad = simple_transducer(
             head.simple_am(hidden),
             head.simple_lm(predicted),
-            tokens,
-            lengths,
-            token_lengths,
+            *(tokens, lengths, token_lengths),
             lm_only_scale=self.lm_only_scale,
             am_only_scale=self.am_only_scale,
-            delay_penalty=delay_penalty,
-            topology=self.topology,
+            **options,
         )
         ranges = prune_ranges(px_grad, py_grad, lengths, token_lengths, self.width)  # (B, T, s)
         joiner = head.joiner
@@ -167,15 +138,7 @@ class PrunedTransducerLoss(nn.Module):
             joiner.encoder_projection(hidden), joiner.predictor_projection(predicted), ranges
         )
         logits = joiner(frames, columns, project=False)  # (B, T, s, V)
-        pruned = pruned_transducer(
-            logits,
-            tokens,
-            ranges,
-            lengths,
-            token_lengths,
-            delay_penalty=delay_penalty,
-            topology=self.topology,
-        )
+        pruned = pruned_transducer(logits, tokens, ranges, lengths, token_lengths, **options)
         return simple, pruned
 
 

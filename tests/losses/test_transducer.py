@@ -108,7 +108,7 @@ def test_pruned_loss_scores_the_windows_alone():
     hidden, lengths, tokens, counts = batch
     scored = []
     head.joiner.register_forward_hook(lambda module, args, output: scored.append(output.shape))
-    simple, pruned = PrunedTransducerLoss(width=3).losses(head, *batch, 0.0)
+    simple, pruned = PrunedTransducerLoss(width=3).losses(head, *batch, delay_penalty=0.0)
     assert scored == [(4, 12, 3, UNITS)]
     predicted = head.predict(tokens)
     expected, px, py = simple_transducer(
@@ -146,8 +146,8 @@ def test_texts_that_do_not_fit_count_nothing():
 def test_warmup():
     head, *batch = inputs()
     loss = PrunedTransducerLoss(width=3, simple_scale=0.5, delay_penalty=0.1, warmup=4)
-    plain = [x.mean() for x in loss.losses(head, *batch, 0.0)]
-    penalised = [x.mean() for x in loss.losses(head, *batch, 0.1)]
+    plain = [x.mean() for x in loss.losses(head, *batch, delay_penalty=0.0)]
+    penalised = [x.mean() for x in loss.losses(head, *batch, delay_penalty=0.1)]
     assert (plain[0] - penalised[0]).abs() > 1e-3
     for warm in (0.0, 0.25, 0.5, 0.75):
         expected = (1 - 0.5 * warm) * plain[0] + (0.1 + 0.9 * warm) * plain[1]

@@ -36,8 +36,7 @@ def top_blocks(
     The selection of routed mechanisms (NSA, 2502.11089), without a gradient.
 
     Args:
-        q: (B, T, H, Dh).
-        k: (B, T, H, Dh).
+        q, k: (B, T, H, Dh).
         lengths: (B,).
         block: g.
         count: blocks of keys for each block of queries, or all.

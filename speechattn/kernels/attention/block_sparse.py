@@ -47,8 +47,7 @@ def block_sparse_attention(
 
     Args:
         q: (B, Tq, H, Dh).
-        k: (B, Tk, Hkv, Dh); Hkv divides H, and neighbouring heads of queries share keys.
-        v: (B, Tk, Hkv, Dh).
+        k, v: (B, Tk, Hkv, Dh); Hkv divides H, and neighbouring heads of queries share keys.
         lengths: (B,) int64, real keys of each item.
         layout: (H, Eq, Ek) or (B, H, Eq, Ek) bool, True for blocks that are seen, with
             Eq = ceil(Tq / g) and Ek = ceil(Tk / g).
@@ -85,18 +84,20 @@ def block_sparse_attention(
     else:
         compute = {"reference": reference, "torch": gathered}[backend]
     with torch.autocast(q.device.type, enabled=False):
-        y = compute(q, k, v, lengths, layout, block, causal, dropout, query_lengths)
+        y = compute(
+            *(q, k, v, lengths, layout),
+            block=block,
+            causal=causal,
+            dropout=dropout,
+            query_lengths=query_lengths,
+        )
     if query_lengths is None:
         return y
     return y.masked_fill(~padding_mask(query_lengths, frames)[..., None, None], 0.0)
 
 
 def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Tensor,
-    layout: Tensor,
+    *tensors: Tensor,
     block: int,
     causal: bool = False,
     dropout: float = 0.0,
@@ -106,6 +107,7 @@ def reference(
 
     Queries that are not real are computed like others.
     """
+    q, k, v, lengths, layout = tensors
     frames, keys, dtype = q.shape[1], k.shape[1], wide(q.dtype)
     k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
     seen = layout.repeat_interleave(block, -2)[..., :frames, :]
@@ -120,11 +122,7 @@ def reference(
 
 
 def gathered(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Tensor,
-    layout: Tensor,
+    *tensors: Tensor,
     block: int,
     causal: bool = False,
     dropout: float = 0.0,
@@ -134,6 +132,7 @@ def gathered(
 
     See `block_sparse_attention`. Blocks without a real query are left out.
     """
+    q, k, v, lengths, layout = tensors
     batch, frames, heads, width = q.shape
     layout = layout & _begun(lengths, layout.shape[-1], block)[:, None, None]  # (B, H, Eq, Ek)
     if query_lengths is not None:
@@ -162,14 +161,9 @@ def _blocks(x: Tensor, block: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Settings:
-    """See `block_sparse_attention`.
+    """Options of `block_sparse_attention`."""
 
-    Attributes:
-        shared: heads of queries to a head of keys.
-        seed: of the dropout.
-    """
-
-    shared: int
+    shared: int  # heads of queries to a head of keys
     block: int
     causal: bool
     dropout: float
@@ -178,28 +172,15 @@ class _Settings:
 
 @dataclass(frozen=True)
 class _Tile:
-    """Rows that are computed together.
+    """Rows that are computed together."""
 
-    Attributes:
-        rows: (r,) which of the R.
-        source: (r * n,) rows of the blocks of keys that they see.
-        seen: (r, 1, g or 1, n * g) bool, True for visible keys; None where all are.
-    """
-
-    rows: Tensor
-    source: Tensor
-    seen: Tensor | None
+    rows: Tensor  # (r,), which of the R
+    source: Tensor  # (r * n,), rows of the blocks of keys that they see
+    seen: Tensor | None  # (r, 1, g or 1, n * g) bool, visible keys; None where all are
 
 
 def _tiles(layout: Tensor, lengths: Tensor, width: int, settings: _Settings) -> Iterator[_Tile]:
-    """Yield all rows that see a block, the longest first.
-
-    Args:
-        layout: (B, H, Eq, Ek), without blocks of padding.
-        lengths: (B,) keys.
-        width: Dh.
-        settings: of the call.
-    """
+    """Yield all rows that see a block, the longest first; the layout is without padding."""
     _, heads, above, across = layout.shape
     block, shared, device = settings.block, settings.shared, layout.device
     counts = layout.sum(-1).flatten()  # (R,)

@@ -35,8 +35,7 @@ def attention(
 
     Args:
         q: (B, Tq, H, Dh) queries.
-        k: (B, Tk, Hkv, Dh) keys; Hkv divides H, and neighbouring heads of queries share keys.
-        v: (B, Tk, Hkv, Dh) values.
+        k, v: (B, Tk, Hkv, Dh); Hkv divides H, and neighbouring heads of queries share keys.
         lengths: (B,) int64, real keys.
         chunks: what a query sees, for Tq = Tk; None for all keys of its item.
         dropout: of the attention weights, in [0, 1]; 0 outside of training.
@@ -65,7 +64,7 @@ def attention(
     else:
         compute = {"reference": reference, "torch": tiled}[backend]
     with torch.autocast(q.device.type, enabled=False):
-        y = compute(q, k, v, lengths, chunks, dropout, slopes=slopes)
+        y = compute(q, k, v, lengths, chunks=chunks, dropout=dropout, slopes=slopes)
     real = (lengths > 0)[:, None]  # (B, 1)
     if query_lengths is not None:
         real = real & padding_mask(query_lengths, q.shape[1])
@@ -73,15 +72,13 @@ def attention(
 
 
 def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Tensor,
+    *tensors: Tensor,
     chunks: Chunks | None = None,
     dropout: float = 0.0,
     slopes: Tensor | None = None,
 ) -> Tensor:
     """Compute the definition; see `attention`. Makes (B, H, Tq, Tk) tensors."""
+    q, k, v, lengths = tensors
     shared = q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(shared, dim=2) for x in (k, v))
     scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(q.shape[3])
@@ -97,39 +94,33 @@ def reference(
 
 
 def tiled(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Tensor,
+    *tensors: Tensor,
     chunks: Chunks | None = None,
     dropout: float = 0.0,
     slopes: Tensor | None = None,
 ) -> Tensor:
     """Compute by group, and by tile for chunks, dropout or slopes; see `attention`."""
+    q, k, v, lengths = tensors
     heads, frames = q.shape[2], k.shape[1]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, Dh)
     if heads != k.shape[1]:
         # Copies: torch has fused kernels for shared heads on some devices only.
         k, v = (x.repeat_interleave(heads // k.shape[1], dim=1) for x in (k, v))
+    run = partial(_group, q, k, v, chunks=chunks, dropout=dropout, slopes=slopes)
     parts, done = [], 0
     for group in groups(lengths, frames, heads):
         parts.append(_nothing(q[done : group.start]))  # items of no keys
-        parts.append(_group(q, k, v, group, chunks, dropout, slopes))
+        parts.append(run(group=group))
         done = group.stop
     parts.append(_nothing(q[done:]))
     return torch.cat(parts).transpose(1, 2)
 
 
 def _group(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    group: Group,
-    chunks: Chunks | None,
-    dropout: float,
-    slopes: Tensor | None,
+    *heads: Tensor, group: Group, chunks: Chunks | None, dropout: float, slopes: Tensor | None
 ) -> Tensor:
     """Compute the output (G, H, Tq, Dh) of a group, from the operands of the batch."""
+    q, k, v = heads
     # The last query is at the last key of the batch.
     ahead = k.shape[2] - q.shape[2]
     q = q[group.start : group.stop]
@@ -185,11 +176,9 @@ def _bias(slopes: Tensor, start: int, stop: int, first: int, last: int, like: Te
 def _reversed_bias(
     slopes: Tensor, start: int, stop: int, first: int, last: int, like: Tensor
 ) -> Tensor:
-    """Return `_bias` with queries from the last to the first, a view of H (c + m - 1) numbers.
-
-    In this order an entry depends only on the sum of row and column, so that rows overlap. To build
-    the full tile took as long as the attention itself.
-    """
+    """Return `_bias` with queries from the last to the first, a view of H (c + m - 1) numbers."""
+    # An entry depends only on the sum of row and column, so that rows overlap. To build the full
+    # tile took as long as the attention itself.
     queries, keys = stop - start, last - first
     distance = torch.arange(first - stop + 1, last - start, device=like.device).abs()  # (c+m-1,)
     fall = -slopes.to(like)[:, None] * distance.to(like)

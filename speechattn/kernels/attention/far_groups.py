@@ -49,8 +49,7 @@ def add_far_groups(
 
     Args:
         q: (B, T, H, Dh), of frames from `first` on.
-        key: (B, E, H, Dh) of the groups.
-        value: (B, E, H, Dh).
+        key, value: (B, E, H, Dh) of the groups.
         near: (B, T, H, Dh), and the logarithm of its denominator (B, T, H), of near frames.
         count: (B,) real groups.
         far: those that a frame sees.
@@ -91,13 +90,7 @@ def add_far_groups(
 
 
 def _tile(
-    q: Tensor,
-    y: Tensor,
-    total: Tensor,
-    key: Tensor,
-    value: Tensor,
-    hidden: Tensor,
-    dropout: float,
+    q: Tensor, y: Tensor, total: Tensor, key: Tensor, value: Tensor, hidden: Tensor, dropout: float
 ) -> Tensor:
     """Compute (B, c, H, Dh) of a tile; see `add_far_groups`."""
     dtype = wide(q.dtype)

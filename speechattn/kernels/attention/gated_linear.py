@@ -43,8 +43,7 @@ def gated_linear_attention(
     """Attend without softmax in a ragged batch, with gates on the state.
 
     Args:
-        q: (B, T, H, Dk).
-        k: (B, T, H, Dk).
+        q, k: (B, T, H, Dk).
         v: (B, T, H, Dv).
         gates: (B, T, H, Dk) g, the logarithm of the decay of the frames before at this one; at most
             0, minus infinity included. Autocast does not round them.
@@ -82,8 +81,7 @@ def gated_linear_attention_step(
     """Compute causal `gated_linear_attention` of the next frames.
 
     Args:
-        q: (B, c, H, Dk).
-        k: (B, c, H, Dk).
+        q, k: (B, c, H, Dk).
         v: (B, c, H, Dv).
         gates: (B, c, H, Dk).
         state: from `linear_attention_state` or the step before.
@@ -128,10 +126,7 @@ def tiled(
 
 
 class _Scan(torch.autograd.Function):
-    """One direction; keeps the state before each block, and computes blocks again backwards.
-
-    Reversed, it runs from the end and leaves out a frame's own key.
-    """
+    """One direction; reversed, it runs from the end and leaves out a frame's own key."""
 
     @staticmethod
     def forward(ctx, q, k, v, gates, lengths, reverse):
@@ -186,18 +181,9 @@ def _ordered(
 def _block(
     q: Tensor, k: Tensor, v: Tensor, gates: Tensor, state: Tensor, strict: bool
 ) -> tuple[Tensor, Tensor]:
-    """Compute a block, in the order of the pass.
+    """Compute a block (n H, c, Dv) in the order of the pass, and the state (n H, Dk, Dv) after it.
 
-    Args:
-        q: (n H, c, Dk).
-        k: (n H, c, Dk).
-        v: (n H, c, Dv).
-        gates: (n H, c, Dk).
-        state: (n H, Dk, Dv), of the blocks before.
-        strict: a frame does not see itself.
-
-    Returns:
-        (n H, c, Dv), and the state with this block.
+    If `strict` a frame does not see itself.
     """
     total = gates.detach().sum(1)
     # Reads one number, for which a GPU has to synchronise.
@@ -223,11 +209,7 @@ def _block(
 def _halves(q: Tensor, k: Tensor, v: Tensor, after: Tensor) -> Tensor:
     """Attend from the frames of a block to those before them, with no exponent above zero.
 
-    Args:
-        q: (n H, c, Dk).
-        k: (n H, c, Dk).
-        v: (n H, c, Dv).
-        after: (n H, c, Dk) float64, the sum of the gates up to each frame.
+    `after` (n H, c, Dk) float64 is the sum of the gates up to each frame.
     """
     frames, half = q.shape[1], 1
     size = 1 << (frames - 1).bit_length()

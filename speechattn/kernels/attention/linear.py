@@ -50,8 +50,7 @@ def linear_attention(
     """Attend without softmax in a ragged batch.
 
     Args:
-        q: (B, T, H, Dk).
-        k: (B, T, H, Dk).
+        q, k: (B, T, H, Dk).
         v: (B, T, H, Dv).
         lengths: (B,) int64.
         decay: (H,) g, the logarithm of the decay per frame; at most 0, without a gradient. None for
@@ -80,7 +79,7 @@ def linear_attention(
             from speechattn.kernels.attention.triton.linear import linear_attention as compute
         else:
             compute = {"reference": reference, "torch": tiled}[backend]
-        y = compute(q, k, v, lengths, decay, causal)
+        y = compute(q, k, v, lengths=lengths, decay=decay, causal=causal)
         if normalise:
             y = _divided(y)
     return y.to(dtype)
@@ -113,12 +112,10 @@ def linear_attention_step(
     """Compute causal `linear_attention` of the next frames.
 
     Args:
-        q: (B, c, H, Dk).
-        k: (B, c, H, Dk).
+        q, k: (B, c, H, Dk).
         v: (B, c, H, Dv).
         state: from `linear_attention_state` or the step before.
-        decay: as in `linear_attention`.
-        normalise: as in `linear_attention`.
+        decay, normalise: as in `linear_attention`.
 
     Returns:
         (B, c, H, Dv), and the state with these frames.
@@ -144,15 +141,10 @@ def linear_attention_step(
 
 
 def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Tensor,
-    decay: Tensor | None = None,
-    causal: bool = True,
+    *tensors: Tensor, lengths: Tensor, decay: Tensor | None = None, causal: bool = True
 ) -> Tensor:
     """Compute the definition; see `linear_attention`. Makes (B, H, T, T) tensors."""
-    q, k, v = (x.to(wide(x.dtype)) for x in (q, k, v))
+    q, k, v = (x.to(wide(x.dtype)) for x in tensors)
     place = torch.arange(q.shape[1], device=q.device)
     apart = place[:, None] - place  # (T, T)
     weights = torch.einsum("bihd,bjhd->bhij", q, k)
@@ -166,15 +158,10 @@ def reference(
 
 
 def tiled(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Tensor,
-    decay: Tensor | None = None,
-    causal: bool = True,
+    *tensors: Tensor, lengths: Tensor, decay: Tensor | None = None, causal: bool = True
 ) -> Tensor:
     """Compute block by block, in float32 at least; see `linear_attention`."""
-    return _LinearAttention.apply(q, k, v, lengths, decay, causal)
+    return _LinearAttention.apply(*tensors, lengths, decay, causal)
 
 
 class _LinearAttention(torch.autograd.Function):
@@ -201,15 +188,10 @@ class _LinearAttention(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Table:
-    """The decay after 0, 1, ..., c frames.
+    """The decay after 0, 1, ..., c frames."""
 
-    Attributes:
-        kept: (H, c+1, 1); None without decay.
-        within: (H or 1, c, c), of frame j for frame i of a block; zero where masked.
-    """
-
-    kept: Tensor | None
-    within: Tensor
+    kept: Tensor | None  # (H, c+1, 1); None without decay
+    within: Tensor  # (H or 1, c, c), of frame j for frame i of a block; zero where masked
 
     @staticmethod
     def make(decay: Tensor | None, size: int, direction: Direction, like: Tensor) -> "_Table":
@@ -229,19 +211,7 @@ class _Table:
 def _block(
     a: Tensor, b: Tensor, c: Tensor, state: Tensor, table: _Table, reverse: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Compute a block's part of `_sum`.
-
-    Args:
-        a: (n H, c, Dk).
-        b: (n H, c, Dk).
-        c: (n H, c, Dv).
-        state: (n H, Dk, Dv), of the blocks before.
-        table: of at least c frames.
-        reverse: the pass runs back in time.
-
-    Returns:
-        (n H, c, Dv), and the state with this block.
-    """
+    """Compute a block's part (n H, c, Dv) of `_sum`, and the state (n H, Dk, Dv) after it."""
     size = a.shape[1]
     within = table.within[:, :size, :size]
     scores = torch.bmm(a, b.mT).unflatten(0, (-1, len(within))) * within

@@ -37,8 +37,7 @@ def local_attention(
     Args:
         q: (B, Tq, H, Dh) queries, the last of them at the last key: in a step there are fewer than
             keys.
-        k: (B, Tk, Hkv, Dh) keys; Hkv divides H, and neighbouring heads of queries share keys.
-        v: (B, Tk, Hkv, Dh) values.
+        k, v: (B, Tk, Hkv, Dh); Hkv divides H, and neighbouring heads of queries share keys.
         lengths: (B,) int64, real keys.
         window: the keys that a query sees.
         dropout: of the attention weights, in [0, 1]; 0 outside of training.
@@ -88,7 +87,9 @@ def attention_and_totals(
     backend = choose(q.device, "local_attention", q)
     with torch.autocast(q.device.type, enabled=False):
         if q.shape[1] < k.shape[1] or inside:
-            y, total = _few(q, k, v, lengths, window, dropout, sink, start)
+            y, total = _few(
+                q, k, v, lengths, window=window, dropout=dropout, sink=sink, start=start
+            )
         elif backend == "triton":
             from speechattn.kernels.attention.triton.local import local_attention as kernel
 
@@ -96,7 +97,8 @@ def attention_and_totals(
         elif backend == "reference":
             y, total = reference(q, k, v, lengths, window, dropout, sink)
         else:
-            y, total = tiled(q, k, v, lengths, window, dropout, sink, totals)
+            options = window, dropout, draw_seed() if dropout > 0 else 0
+            y, total = LocalAttention.apply(q, k, v, sink, lengths, *options, totals)
             if skips_padding(y.device):
                 return y, total  # zero where nothing is real
     real = padding_mask(lengths, k.shape[1])[:, k.shape[1] - q.shape[1] :, None]  # (B, Tq, 1)
@@ -131,32 +133,11 @@ def reference(
     return y.to(dtype), scores.logsumexp(-1).transpose(1, 2)
 
 
-def tiled(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Tensor,
-    window: AttentionWindow,
-    dropout: float = 0.0,
-    sink: Tensor | None = None,
-    totals: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """Compute block by block, forwards and backwards; see `attention_and_totals`."""
-    seed = draw_seed() if dropout > 0 else 0
-    return LocalAttention.apply(q, k, v, sink, lengths, window, dropout, seed, totals)
-
-
 def _few(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Tensor,
-    window: AttentionWindow,
-    dropout: float,
-    sink: Tensor | None,
-    start: int,
+    *tensors: Tensor, window: AttentionWindow, dropout: float, sink: Tensor | None, start: int
 ) -> tuple[Tensor, Tensor]:
     """Compute `reference` for a few queries at a time, with the keys that they may see."""
+    q, k, v, lengths = tensors
     ahead, parts = k.shape[1] - q.shape[1], []
     over = (window.right + window.stride) * window.dilation
     for begin in range(0, q.shape[1], _STEP):
@@ -167,9 +148,8 @@ def _few(
         part = functional.pad(q[:, begin:stop], (0, 0, 0, 0, 0, last - ahead - stop))
         seen = slice(first, last)
         left = (lengths - first).clamp(min=0)
-        y, total = reference(
-            part, k[:, seen], v[:, seen], left, window, dropout, sink, start + first
-        )
+        keys = k[:, seen], v[:, seen]
+        y, total = reference(part, *keys, left, window, dropout, sink, start + first)
         parts.append((y[:, : stop - begin], total[:, : stop - begin]))
     y, total = zip(*parts, strict=True)
     return torch.cat(y, dim=1), torch.cat(total, dim=1)

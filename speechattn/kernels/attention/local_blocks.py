@@ -47,14 +47,7 @@ class _Tile:
 
 
 class _Row:
-    """The layout of a batch's frames in one row, and the tiles that are computed together.
-
-    Args:
-        k: (B, T, Hkv, Dh), for its shape, device and dtype.
-        heads: H.
-        lengths: (B,).
-        window: the keys that a query sees.
-    """
+    """The layout of a batch's frames in one row, and the tiles that are computed together."""
 
     def __init__(self, k: Tensor, heads: int, lengths: Tensor, window: AttentionWindow):
         self.batch, self.frames, self.kv_heads, self.depth = k.shape
@@ -178,14 +171,7 @@ class _Row:
         )
 
     def scores(self, q: Tensor, k: Tensor, sink: Tensor | None, tile: _Tile) -> Tensor:
-        """Compute scores (n, R, m), with one column more for a sink.
-
-        Args:
-            q: (n, R, Dh).
-            k: (n, m, Dh).
-            sink: (H,) or None.
-            tile: of these queries and keys.
-        """
+        """Compute scores (n, R, m) of queries and keys of a tile, one column more for a sink."""
         scale = self.depth**-0.5
         scores = torch.baddbmm(self.bias(tile).expand(len(q), -1, -1), q, k.mT, alpha=scale)
         if any(self.at_border[tile.start : tile.stop]):
@@ -208,18 +194,15 @@ def _phases(lengths: Tensor, dilation: int) -> Tensor:
     return found.clamp(min=0).flatten()
 
 
+# Lengths, window, dropout and its seed.
+Settings = tuple[Tensor, AttentionWindow, float, int]
+
+
 def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    lengths: Tensor,
-    window: AttentionWindow,
-    dropout: float,
-    seed: int,
-    totals: bool,
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, settings: Settings, totals: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the output (B, T, H, Dh) and, if asked for, the log denominators (B, T, H)."""
+    lengths, window, dropout, seed = settings
     row = _Row(k, q.shape[2], lengths, window)
     queries, keys, values = (row.to_row(x) for x in (q, k, v))
     dropping = WeightDropout(dropout, seed, k.device) if dropout > 0 else None
@@ -240,18 +223,10 @@ def forward(
 
 
 def backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    grad: Tensor,
-    grad_total: Tensor | None,
-    lengths: Tensor,
-    window: AttentionWindow,
-    dropout: float,
-    seed: int,
+    *heads: Tensor, sink: Tensor | None, grad_total: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return the gradients of q, k, v and sink from those of both results of `forward`."""
+    (q, k, v, grad), (lengths, window, dropout, seed) = heads, settings
     row = _Row(k, q.shape[2], lengths, window)
     queries, keys, values, slope = (row.to_row(x) for x in (q, k, v, grad))
     slope_total = None if grad_total is None else row.to_row(grad_total[..., None])
@@ -299,7 +274,7 @@ class LocalAttention(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, lengths, *(() if sink is None else (sink,)))
         ctx.settings = window, dropout, seed
-        return forward(q, k, v, sink, lengths, window, dropout, seed, totals)
+        return forward(q, k, v, sink, (lengths, window, dropout, seed), totals)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -309,5 +284,6 @@ class LocalAttention(torch.autograd.Function):
         if grad is None:
             grad = torch.zeros_like(q)
         with torch.autocast(grad.device.type, enabled=False):
-            grads = backward(q, k, v, sink, grad, grad_total, lengths, *ctx.settings)
+            settings = lengths, *ctx.settings
+            grads = backward(q, k, v, grad, sink=sink, grad_total=grad_total, settings=settings)
         return *grads, None, None, None, None, None

@@ -40,8 +40,7 @@ def multi_token_attention(
 
     Args:
         q: (B, Tq, H, Dh), of which the first `past` are only for the filter.
-        k: (B, Tk, H, Dh), Tk at least Tq; the last query is at the last key.
-        v: (B, Tk, H, Dh).
+        k, v: (B, Tk, H, Dh), Tk at least Tq; the last query is at the last key.
         lengths: (B,) int64, keys of each item.
         filters: (H, A, A').
         mix: (H / M, M, M), from heads g to heads h.
@@ -68,8 +67,8 @@ def multi_token_attention(
             halo = max(start - filters.shape[1] + 1, 0)
             # Keys that none of these queries see are 0 to the filter, and out of the softmax.
             last = first + stop if causal else k.shape[2]
-            part = (q[:, :, halo:stop], k[:, :, :last], v[:, :, :last], lengths, filters, mix,
-                    start - halo, first + halo, causal, dropout)  # fmt: skip
+            part = (start - halo, first + halo, causal, dropout, q[:, :, halo:stop],
+                    k[:, :, :last], v[:, :, :last], lengths, filters, mix)  # fmt: skip
             if torch.is_grad_enabled() and not whole:
                 parts.append(checkpoint(_tile, *part, use_reentrant=False))
             else:
@@ -79,32 +78,12 @@ def multi_token_attention(
     return y.masked_fill(~real[..., None, None], 0.0)
 
 
-def _tile(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Tensor,
-    filters: Tensor,
-    mix: Tensor,
-    halo: int,
-    place: int,
-    causal: bool,
-    dropout: float,
-) -> Tensor:
+def _tile(halo: int, place: int, causal: bool, dropout: float, *tensors: Tensor) -> Tensor:
     """Compute (B, H, c, Dh) of the queries after the halo; see `multi_token_attention`.
 
-    Args:
-        q: (B, H, halo + c, Dh); the first of them is at key `place`.
-        k: (B, H, m, Dh).
-        v: (B, H, m, Dh).
-        lengths: (B,).
-        filters: (H, A, A').
-        mix: (H / M, M, M).
-        halo: queries only for the filter, at most A - 1.
-        place: of the first query.
-        causal: whether.
-        dropout: of the weights.
+    The first `halo` queries, at most A - 1, are only for the filter; the first is at key `place`.
     """
+    q, k, v, lengths, filters, mix = tensors
     keys, rows = k.shape[2], q.shape[2]
     scores = (q @ k.transpose(2, 3)).to(filters.dtype) / math.sqrt(q.shape[3])
     j = torch.arange(keys, device=q.device)

@@ -33,12 +33,9 @@ def relative_attention(
     """Attend within the items of a ragged batch.
 
     Args:
-        q: (B, T, H, Dh) queries.
-        k: (B, T, H, Dh) keys.
-        v: (B, T, H, Dh) values.
+        q, k, v: (B, T, H, Dh) queries, keys and values.
         p: (2T-1, H, Dh), row r is the projected sinusoid of the distance i - j = T-1-r.
-        content_bias: (H, Dh).
-        position_bias: (H, Dh).
+        content_bias, position_bias: (H, Dh).
         lengths: (B,) int64.
         chunks: what a frame sees; None for the whole item.
         dropout: of the attention weights, in [0, 1]; 0 outside of training.
@@ -52,28 +49,21 @@ def relative_attention(
     if p.shape[0] != 2 * q.shape[1] - 1:
         raise ValueError(f"relative_attention: {q.shape[1]} frames want p of 2T-1 rows, got "
                          f"{p.shape[0]}")  # fmt: skip
-    q, k, v, p, content_bias, position_bias = operands(q, k, v, p, content_bias, position_bias)
-    backend = choose(q.device, "relative_attention", q)
+    tensors = operands(q, k, v, p, content_bias, position_bias)
+    backend = choose(q.device, "relative_attention", tensors[0])
     if backend == "triton":
         from speechattn.kernels.attention.triton.relative import relative_attention as compute
     else:
         compute = {"reference": reference, "torch": tiled}[backend]
     with torch.autocast(q.device.type, enabled=False):
-        return compute(q, k, v, p, content_bias, position_bias, lengths, chunks, dropout)
+        return compute(*tensors, lengths=lengths, chunks=chunks, dropout=dropout)
 
 
 def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    p: Tensor,
-    content_bias: Tensor,
-    position_bias: Tensor,
-    lengths: Tensor,
-    chunks: Chunks | None = None,
-    dropout: float = 0.0,
+    *tensors: Tensor, lengths: Tensor, chunks: Chunks | None = None, dropout: float = 0.0
 ) -> Tensor:
     """Compute the definition; see `relative_attention`. Makes (B, H, T, 2T-1) tensors."""
+    q, k, v, p, content_bias, position_bias = tensors
     frames, depth = q.shape[1], q.shape[3]
     content = torch.einsum("bihd,bjhd->bhij", q + content_bias, k)  # (B, H, T, T)
     by_distance = torch.einsum("bihd,rhd->bhir", q + position_bias, p)  # (B, H, T, 2T-1)
@@ -94,26 +84,19 @@ def reference(
 
 
 def tiled(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    p: Tensor,
-    content_bias: Tensor,
-    position_bias: Tensor,
-    lengths: Tensor,
-    chunks: Chunks | None = None,
-    dropout: float = 0.0,
+    *tensors: Tensor, lengths: Tensor, chunks: Chunks | None = None, dropout: float = 0.0
 ) -> Tensor:
     """Compute tile by tile, forwards and backwards; see `relative_attention`."""
+    q, k, v, p, content_bias, position_bias = tensors
     scale = 1 / math.sqrt(q.shape[3])
     # Scaling the queries is Dh/T of the work of scaling the scores.
     content = (q + content_bias).mul_(scale)  # (B, T, H, Dh)
     place = (q + position_bias).mul_(scale)
     seed = draw_seed() if dropout > 0 else 0
-    inputs = (content, place, k, v, p)
+    inputs = (content, place, k, v, p, lengths)
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        return RelativeAttention.apply(*inputs, lengths, chunks, dropout, seed)
-    return forward(*inputs, lengths, chunks, dropout, seed)[0]
+        return RelativeAttention.apply(*inputs, chunks, dropout, seed)
+    return forward(*inputs, chunks=chunks, dropout=dropout, seed=seed)[0]
 
 
 def relative_attention_step(
@@ -123,11 +106,9 @@ def relative_attention_step(
 
     Args:
         q: (B, c, H, Dh) queries of the last c of L frames.
-        k: (B, L, H, Dh).
-        v: (B, L, H, Dh).
+        k, v: (B, L, H, Dh).
         p: (c+L-1, H, Dh), row r is the distance i - j = L-1-r: from L-1 down to 1-c.
-        content_bias: (H, Dh).
-        position_bias: (H, Dh).
+        content_bias, position_bias: (H, Dh).
 
     Returns:
         (B, c, H, Dh).

@@ -32,14 +32,9 @@ MANY_FRAMES = 512
 
 
 def by_key(by_distance: Tensor, keys: int) -> Tensor:
-    """Return a tile's values by distance as values by key.
+    """Return a tile's values by distance (R, c, W), contiguous, as values by key (R, c, m), a view.
 
-    Args:
-        by_distance: (R, c, W) contiguous; column r of row i is the distance of key r + i - (c - 1).
-        keys: m = W - c + 1.
-
-    Returns:
-        (R, c, m), a view.
+    Column r of row i is the distance of key r + i - (c - 1).
     """
     items, queries, width = by_distance.shape
     return by_distance.as_strided(
@@ -158,16 +153,9 @@ class _Walk:
         )
 
 
-def fused(
-    content: Tensor,
-    place: Tensor,
-    k: Tensor,
-    v: Tensor,
-    p: Tensor,
-    lengths: Tensor,
-    chunks: Chunks | None,
-) -> Tensor:
+def fused(*tensors: Tensor, chunks: Chunks | None) -> Tensor:
     """Compute `forward` on a CPU, without dropout and without the weights."""
+    content, place, k, v, p, lengths = tensors
     walk = _Walk(k, p, lengths, chunks)
     out = torch.zeros_like(v, memory_format=torch.contiguous_format)
     room = v.new_empty(0)  # for products by distance: allocation costs as much as they do
@@ -206,37 +194,25 @@ def fused(
 
 
 def forward(
-    content: Tensor,
-    place: Tensor,
-    k: Tensor,
-    v: Tensor,
-    p: Tensor,
-    lengths: Tensor,
-    chunks: Chunks | None,
-    dropout: float,
-    seed: int,
-    keep: bool = False,
+    *tensors: Tensor, chunks: Chunks | None, dropout: float, seed: int, keep: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
     """Compute the output, and optionally return the weights.
 
     Args:
-        content: (B, T, H, Dh) scaled queries with the content bias.
-        place: (B, T, H, Dh) scaled queries with the position bias.
-        k: (B, T, H, Dh).
-        v: (B, T, H, Dh).
-        p: (2T-1, H, Dh).
-        lengths: (B,).
+        tensors: scaled queries with the content bias and with the position bias, k and v, (B, T, H,
+            Dh) each; p (2T-1, H, Dh); lengths (B,).
         chunks: what a query sees.
-        dropout: of the weights.
-        seed: of the dropout.
+        dropout: of the weights, drawn from `seed`.
+        seed: see `dropout`.
         keep: return the weights.
 
     Returns:
         (B, T, H, Dh), zero beyond an item's length; and each tile's weights before dropout, if
         `keep`.
     """
+    content, place, k, v, p, lengths = tensors
     if not keep and dropout == 0 and k.device.type == "cpu":
-        return fused(content, place, k, v, p, lengths, chunks), []
+        return fused(*tensors, chunks=chunks), []
     walk = _Walk(k, p, lengths, chunks)
     dropping = WeightDropout(dropout, seed, k.device) if dropout > 0 else None
     out, kept = torch.zeros_like(v, memory_format=torch.contiguous_format), []
@@ -257,20 +233,10 @@ def forward(
 
 
 def backward(
-    content: Tensor,
-    place: Tensor,
-    k: Tensor,
-    v: Tensor,
-    p: Tensor,
-    out: Tensor,
-    grad: Tensor,
-    kept: Sequence[Tensor],
-    lengths: Tensor,
-    chunks: Chunks | None,
-    dropout: float,
-    seed: int,
+    *tensors: Tensor, kept: Sequence[Tensor], chunks: Chunks | None, dropout: float, seed: int
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of the first five arguments of `forward`, from that of its output."""
+    """Return the gradients of the first five tensors of `forward`, from that of its output."""
+    content, place, k, v, p, lengths, out, grad = tensors
     walk = _Walk(k, p, lengths, chunks)
     dropping = WeightDropout(dropout, seed, k.device) if dropout > 0 else None
     remembered = iter(kept)
@@ -334,18 +300,17 @@ class RelativeAttention(torch.autograd.Function):
     def forward(ctx, content, place, k, v, p, lengths, chunks, dropout, seed):
         frames, heads = k.shape[1:3]
         keep = heads * frames * frames <= KEPT_WEIGHTS
-        arguments = content, place, k, v, p, lengths, chunks, dropout, seed
-        out, kept = forward(*arguments, keep=keep)
+        tensors = content, place, k, v, p, lengths
+        out, kept = forward(*tensors, chunks=chunks, dropout=dropout, seed=seed, keep=keep)
         # The weights too, and not as an attribute: checkpointing could not let go of them.
-        ctx.save_for_backward(content, place, k, v, p, out, lengths, *kept)
-        ctx.settings = chunks, dropout, seed
+        ctx.save_for_backward(*tensors, out, *kept)
+        ctx.settings = {"chunks": chunks, "dropout": dropout, "seed": seed}
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        content, place, k, v, p, out, lengths, *kept = ctx.saved_tensors
-        saved = content, place, k, v, p, out
+        saved = ctx.saved_tensors  # read once: checkpointing computes them again each time
         with torch.autocast(grad.device.type, enabled=False):
-            grads = backward(*saved, grad, kept, lengths, *ctx.settings)
+            grads = backward(*saved[:7], grad, kept=saved[7:], **ctx.settings)
         return *grads, None, None, None, None

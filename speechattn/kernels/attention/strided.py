@@ -33,11 +33,9 @@ def strided_attention(
 
     Args:
         q: (B, Tq, H, Dh) queries of these frames.
-        k: (B, T, H, Dh) keys.
-        v: (B, T, H, Dh) values.
+        k, v: (B, T, H, Dh) keys and values.
         p: (2T-1, H, Dh), row r is the projected sinusoid of the distance s i - j = T-1-r.
-        content_bias: (H, Dh).
-        position_bias: (H, Dh).
+        content_bias, position_bias: (H, Dh).
         lengths: (B,) int64, of the keys.
         stride: s.
         dropout: of the attention weights, in [0, 1]; 0 outside of training.
@@ -54,24 +52,15 @@ def strided_attention(
             f"strided_attention: {frames} frames and a stride of {stride} want "
             f"{-(-frames // stride)} queries and p of 2T-1 rows, got {q.shape[1]} and {p.shape[0]}"
         )
-    q, k, v, p, content_bias, position_bias = operands(q, k, v, p, content_bias, position_bias)
+    tensors = operands(q, k, v, p, content_bias, position_bias)
     compute = reference if choose(q.device) == "reference" else tiled
     with torch.autocast(q.device.type, enabled=False):
-        return compute(q, k, v, p, content_bias, position_bias, lengths, stride, dropout)
+        return compute(*tensors, lengths=lengths, stride=stride, dropout=dropout)
 
 
-def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    p: Tensor,
-    content_bias: Tensor,
-    position_bias: Tensor,
-    lengths: Tensor,
-    stride: int,
-    dropout: float = 0.0,
-) -> Tensor:
+def reference(*tensors: Tensor, lengths: Tensor, stride: int, dropout: float = 0.0) -> Tensor:
     """Compute the definition; see `strided_attention`. Makes (B, H, Tq, 2T-1) tensors."""
+    q, k, v, p, content_bias, position_bias = tensors
     frames, depth = k.shape[1], k.shape[3]
     content = torch.einsum("bihd,bjhd->bhij", q + content_bias, k)  # (B, H, Tq, T)
     by_distance = torch.einsum("bihd,rhd->bhir", q + position_bias, p)  # (B, H, Tq, 2T-1)
@@ -84,18 +73,9 @@ def reference(
     return torch.einsum("bhij,bjhd->bihd", weights, v)
 
 
-def tiled(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    p: Tensor,
-    content_bias: Tensor,
-    position_bias: Tensor,
-    lengths: Tensor,
-    stride: int,
-    dropout: float = 0.0,
-) -> Tensor:
+def tiled(*tensors: Tensor, lengths: Tensor, stride: int, dropout: float = 0.0) -> Tensor:
     """Compute tile by tile, backwards again from the inputs; see `strided_attention`."""
+    q, k, v, p, content_bias, position_bias = tensors
     batch, frames, heads, depth = k.shape
     scale = 1 / math.sqrt(depth)
     content = ((q + content_bias) * scale).transpose(1, 2)  # (B, H, Tq, Dh)
@@ -115,16 +95,10 @@ def tiled(
 
 
 def _tile(
-    k: Tensor,
-    v: Tensor,
-    hidden: Tensor,
-    stride: int,
-    dropout: float,
-    content: Tensor,
-    place: Tensor,
-    p: Tensor,
+    k: Tensor, v: Tensor, hidden: Tensor, stride: int, dropout: float, *own: Tensor
 ) -> Tensor:
     """Attend from c queries (B, H, c, Dh), (H, B, c, Dh), with their W = T + s (c-1) distances."""
+    content, place, p = own
     heads, batch, queries, _ = place.shape
     # All items share p: their queries go through one product a head.
     by_distance = torch.bmm(place.flatten(1, 2), p)  # (H, B c, W)

@@ -25,8 +25,7 @@ class Group:
     """Neighbouring items of a batch that are computed together.
 
     Attributes:
-        start: first item.
-        stop: one past the last item.
+        start, stop: first item, and one past the last.
         frames: the largest of their lengths.
         padding: (G, 1, 1, frames) bool, True beyond an item's length; None where there is none.
     """
@@ -55,12 +54,7 @@ class Tile:
 def groups(lengths: Tensor, frames: int, heads: int) -> list[Group]:
     """Cut a batch: long items alone, short ones together until their scores fill the cache.
 
-    Groups without a frame are left out.
-
-    Args:
-        lengths: (B,) int64, at most `frames`.
-        frames: T of the batch.
-        heads: H.
+    Groups without a frame are left out. Lengths (B,) int64 are at most `frames`, T of the batch.
     """
     batch = len(lengths)
     if lengths.device.type != "cpu":  # reading lengths would wait for the device
@@ -84,14 +78,9 @@ def groups(lengths: Tensor, frames: int, heads: int) -> list[Group]:
 def tiles(
     frames: int, rows: int, chunks: Chunks | None, device: torch.device, keys: int | None = None
 ) -> Iterator[Tile]:
-    """Cut the queries of a group.
+    """Cut the queries of a group of `rows` items times heads, by what they see.
 
-    Args:
-        frames: T.
-        rows: items of the group times heads.
-        chunks: what a query sees; None for all keys.
-        device: of the scores.
-        keys: T where left out.
+    There are as many `keys` as queries (`frames`) where left out.
     """
     keys = frames if keys is None else keys
     size = _tile_size(keys, rows, chunks, device)

@@ -16,8 +16,7 @@ class Block:
     Attributes:
         items: indices in the batch, the longest first.
         count: n.
-        start: first frame.
-        stop: one past the last frame.
+        start, stop: first frame, and one past the last.
         hidden: (n, c) bool, True beyond an item's length; None without padding.
     """
 
@@ -32,12 +31,7 @@ def blocks(lengths: Tensor, frames: int, size: int) -> list[Block]:
     """Cut a batch along time, in order, without the padding.
 
     Items have the same order in every block, and a block has the first n of them: so has the state
-    of all items.
-
-    Args:
-        lengths: (B,) int64.
-        frames: T.
-        size: frames of a block at most.
+    of all items. Lengths are (B,) int64, `frames` is T, and `size` is the most frames of a block.
     """
     batch, found = len(lengths), []
     everything = slice(0, batch)

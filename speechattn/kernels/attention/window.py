@@ -25,8 +25,7 @@ class AttentionWindow:
     Stride 1 is a sliding window, stride left + right + 1 is attention within blocks.
 
     Attributes:
-        left: keys before the centre.
-        right: keys after the centre.
+        left, right: keys before and after the centre.
         stride: s; a group lies within its window, so that a frame always sees itself.
         dilation: d.
         causal: nothing after the query is seen. With stride 1 that is a `right` of 0.
@@ -68,11 +67,7 @@ class AttentionWindow:
         Args:
             size: keys of the window, of an even number one more to the left of the centre; or how
                 many are left and right of it.
-            stride: s.
-            dilation: d.
-
-        Raises:
-            ValueError: as the class.
+            stride, dilation: as of the class, as are errors.
         """
         if isinstance(size, int):
             if size < 1:

@@ -21,12 +21,20 @@ reversed frames and states: both run in one loop over T, as 2B sequences.
 Legend: see `speechattn.kernels`; S = 2U + 1 states.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from speechattn.kernels.backend import choose
-from speechattn.kernels.lattice.ctc_lattice import build, log_total, posteriors, recursion
+from speechattn.kernels.lattice.ctc_lattice import (
+    build,
+    log_prob_gradient,
+    log_total,
+    posteriors,
+    recursion,
+)
 from speechattn.kernels.precision import HALF
 from speechattn.masks import padding_mask
 
@@ -128,52 +136,32 @@ def reference(
 
 
 def fast(
-    log_probs: Tensor,
-    lengths: Tensor,
-    tokens: Tensor,
-    token_lengths: Tensor,
+    *texts: Tensor,
     first_scores: Tensor | None = None,
     repeat_score: float = 0.0,
     modified: bool = False,
 ) -> Tensor:
-    """Compute all items and both directions in one loop over the frames; see `ctc`.
-
-    Needs two tensors of (T, 2B, S) float64, half of that without a gradient, and keeps (B, T, C)
-    for the backward pass. NaN in one item spreads to others.
-    """
-    return _Ctc.apply(
-        log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified, "torch"
-    )
+    """Compute with torch, whatever `choose` says; see `ctc`."""
+    return _Ctc.apply(*texts, first_scores, repeat_score, modified, "torch")
 
 
 class _Ctc(torch.autograd.Function):
+    """All items and both directions in one loop over the frames.
+
+    With torch it needs two tensors of (T, 2B, S) float64, half of that without a gradient, and
+    keeps (B, T, C) for the backward pass. NaN in one item spreads to others.
+    """
+
     @staticmethod
-    def forward(
-        ctx,
-        log_probs,
-        lengths,
-        tokens,
-        token_lengths,
-        first_scores,
-        repeat_score,
-        modified,
-        backend,
-    ) -> Tensor:
+    def forward(ctx, *arguments) -> Tensor:
+        log_probs, _, tokens, token_lengths, *_, backend = arguments
         needs_grad = ctx.needs_input_grad[0]
+        compute: Callable[..., tuple] = _forward_backward
         if backend == "triton":
-            from speechattn.kernels.lattice.triton.ctc import forward_backward
-        else:
-            forward_backward = _forward_backward
-        total, blank, token = forward_backward(
-            log_probs,
-            lengths,
-            tokens,
-            token_lengths,
-            first_scores,
-            repeat_score,
-            modified,
-            needs_grad,
-        )
+            from speechattn.kernels.lattice.triton import ctc as triton
+
+            compute = triton.forward_backward
+        total, blank, token = compute(*arguments[:-1], needs_grad)
         if needs_grad:
             beyond = ~padding_mask(token_lengths, tokens.shape[1])
             ctx.save_for_backward(tokens.masked_fill(beyond, 0), blank, token)
@@ -184,28 +172,14 @@ class _Ctc(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor):
         tokens, blank, token = ctx.saved_tensors
-        scale = -gradient[:, None]  # (B, 1)
-        result = blank.new_zeros(*blank.shape, ctx.units)
-        where = tokens[:, None].expand_as(token)
-        # Padding is blank, with a posterior of 0.
-        result.scatter_add_(2, where, token * scale[..., None])
-        result[..., 0] += blank * scale
+        result = log_prob_gradient(tokens, blank, token, gradient, ctx.units)
         return result, None, None, None, None, None, None, None
 
 
-def _forward_backward(
-    log_probs: Tensor,
-    lengths: Tensor,
-    tokens: Tensor,
-    token_lengths: Tensor,
-    first_scores: Tensor | None,
-    repeat_score: float,
-    modified: bool,
-    needs_grad: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _forward_backward(*arguments) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Compute `speechattn.kernels.lattice.triton.ctc.forward_backward` with torch."""
-    arguments = log_probs, lengths, tokens, token_lengths, first_scores, repeat_score, modified
-    lattice = build(*arguments, reverse=needs_grad)
+    log_probs, *_, needs_grad = arguments
+    lattice = build(*arguments)
     reached = recursion(lattice)
     total = log_total(lattice, reached)
     blank = token = None

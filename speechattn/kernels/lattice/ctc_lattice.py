@@ -141,15 +141,20 @@ def recursion(lattice: Lattice) -> Tensor:
 
 
 def log_total(lattice: Lattice, reached: Tensor) -> Tensor:
-    """Return the log of the sum over all alignments (B,), without the lattice's constant."""
+    """Return the log of the sum over all alignments (B,), without the lattice's constant.
+
+    `reached` is of 2 planes, or of more, all after the second with the scores of the second.
+    """
     lengths, ends = lattice.lengths, lattice.token_lengths
     nothing = lattice.constant.new_zeros(len(ends)).masked_fill_(ends > 0, _NEVER)
     if reached.shape[0] == 0:
         return nothing
     items = torch.arange(len(ends), device=ends.device)
     index = ((lengths - 1).clamp(min=0), slice(None), items, ends)
-    total = (reached[index] + lattice.scores[index]).logsumexp(1)  # of (B, 2)
-    return torch.where(lengths > 0, total, nothing)
+    scores = lattice.scores[index]  # (B, 2)
+    if reached.shape[1] > 2:
+        scores = torch.cat([scores[:, :1], scores[:, 1:].expand(-1, reached.shape[1] - 1)], 1)
+    return torch.where(lengths > 0, (reached[index] + scores).logsumexp(1), nothing)
 
 
 def posteriors(lattice: Lattice, reached: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,3 +181,21 @@ def posteriors(lattice: Lattice, reached: Tensor, total: Tensor) -> tuple[Tensor
         both = reached[:, plane, :batch, first:].add_(lattice.scores[:, plane, :batch, first:])
         found.append(both.add_(scale).add_(after.view_as(both)).exp_())
     return found[0].sum(-1).t(), found[1].transpose(0, 1)
+
+
+def log_prob_gradient(
+    tokens: Tensor, blank: Tensor, token: Tensor, gradient: Tensor, units: int
+) -> Tensor:
+    """Return the gradient (B, T, V) of log probabilities from that of the losses, (B,).
+
+    Args:
+        tokens: (B, U), 0 in the padding, which is blank with a posterior of 0.
+        blank, token: (B, T) and (B, T, U), see `posteriors`.
+        gradient: (B,).
+        units: V.
+    """
+    scale = -gradient[:, None].to(blank.dtype)  # (B, 1)
+    result = blank.new_zeros(*blank.shape, units)
+    result.scatter_add_(2, tokens[:, None].expand_as(token), token * scale[..., None])
+    result[..., 0] += blank * scale
+    return result

@@ -9,22 +9,11 @@ Legend: see `speechattn.kernels`; S states.
 
 import warnings
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-
-class GraphArcs(Protocol):
-    """The arcs of a graph, as `speechattn.decoding.fst.arcs.Arcs` has them."""
-
-    states: int
-    source: np.ndarray
-    target: np.ndarray
-    label: np.ndarray
-    score: np.ndarray
-    final: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -44,8 +33,8 @@ class GraphMatrices:
     final: Tensor
 
     @classmethod
-    def from_arcs(cls, arcs: GraphArcs) -> "GraphMatrices":
-        """Build the matrices of a graph.
+    def from_arcs(cls, arcs: Any) -> "GraphMatrices":
+        """Build the matrices of a graph, of arcs like `speechattn.decoding.fst.arcs.Arcs`.
 
         Raises:
             ValueError: a state is entered by two units, as in the topology `modified`.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from speechattn.kernels.lattice.ctc_lattice import Lattice, build
+from speechattn.kernels.lattice.ctc_lattice import Lattice, build, log_prob_gradient, log_total
 from speechattn.kernels.precision import HALF
 from speechattn.masks import padding_mask
 
@@ -35,10 +35,7 @@ def max_duration_ctc(
     two tensors of (T, P, B, C) float64.
 
     Args:
-        log_probs: as in `ctc`, as are the others.
-        lengths: (B,).
-        tokens: (B, U).
-        token_lengths: (B,).
+        log_probs: as in `ctc`, as are lengths, tokens and token_lengths.
         max_repeats: further frames of a token after its first; 0 for tokens of one frame.
         repeat_score: for each of them.
         modified: equal tokens may follow each other without a blank between them: more of them in a
@@ -62,13 +59,12 @@ class _MaxDurationCtc(torch.autograd.Function):
     def forward(
         ctx, log_probs, lengths, tokens, token_lengths, max_repeats, repeat_score, modified
     ) -> Tensor:
-        lattice = build(
-            log_probs, lengths, tokens, token_lengths, None, repeat_score, modified, reverse=False
-        )
+        texts = lengths, tokens, token_lengths
+        lattice = build(log_probs, *texts, None, repeat_score, modified, reverse=False)
         # No token lasts longer than all frames: more planes would never be reached.
         planes = min(max_repeats, max(log_probs.shape[1] - 1, 0)) + 2
         before = _before(lattice, planes)
-        total = _total(lattice, before)
+        total = log_total(lattice, before)
         if ctx.needs_input_grad[0]:
             blank, token = _posteriors(lattice, before, total)
             ctx.save_for_backward(lattice.tokens, blank, token)
@@ -78,12 +74,8 @@ class _MaxDurationCtc(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        tokens, blank, token = ctx.saved_tensors
-        dtype, units = ctx.like
-        scale = -gradient[:, None].double()  # (B, 1)
-        result = blank.new_zeros(*blank.shape, units)
-        result.scatter_add_(2, tokens[:, None].expand_as(token), token * scale[..., None])
-        result[..., 0] += blank * scale
+        (tokens, blank, token), (dtype, units) = ctx.saved_tensors, ctx.like
+        result = log_prob_gradient(tokens, blank, token, gradient, units)
         return result.to(dtype), None, None, None, None, None, None
 
 
@@ -114,24 +106,8 @@ def _before(lattice: Lattice, planes: int) -> Tensor:
     return reached
 
 
-def _total(lattice: Lattice, before: Tensor) -> Tensor:
-    """Return the log of the sum over all alignments (B,), without the lattice's constant."""
-    lengths, ends = lattice.lengths, lattice.token_lengths
-    nothing = lattice.constant.new_zeros(len(ends)).masked_fill_(ends > 0, _NEVER)
-    if not len(before):
-        return nothing
-    items = torch.arange(len(ends), device=ends.device)
-    index = ((lengths - 1).clamp(min=0), slice(None), items, ends)
-    scores = lattice.scores[index]  # (B, 2)
-    scores = torch.cat([scores[:, :1], scores[:, 1:].expand(-1, before.shape[1] - 1)], 1)
-    return torch.where(lengths > 0, (before[index] + scores).logsumexp(1), nothing)
-
-
 def _posteriors(lattice: Lattice, before: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the posteriors of blank (B, T) and of each token (B, T, U).
-
-    Zero beyond an item's frames and where no alignment is possible.
-    """
+    """Return posteriors as `ctc_lattice.posteriors` does."""
     frames, planes, batch, columns = before.shape
     follows = _follows(lattice)
     hidden = ~padding_mask(lattice.lengths, frames) | (total == _NEVER)[:, None]

@@ -50,13 +50,10 @@ def simple_transducer(
         am: (B, T, V) scores of units in a frame, not normalised; finite in padding too. Half
             precision is computed in float32.
         lm: (B, U + 1, V) scores of units after u tokens; likewise.
-        tokens: (B, U) int64, none of them 0; padding is not read.
-        lengths: (B,) int64 frames.
-        token_lengths: (B,) int64.
+        tokens: as of `speechattn.kernels.lattice.transducer.transducer`, as are lengths,
+            token_lengths, delay_penalty and topology.
         lm_only_scale: of the log-probabilities of `lm` alone, 0 to 1.
         am_only_scale: of those of `am` and the unigram; both together at most 1.
-        delay_penalty: see `speechattn.kernels.lattice.transducer.transducer`.
-        topology: see `speechattn.kernels.lattice.transducer_lattice`.
 
     Returns:
         The loss (B,), infinite where no alignment is possible; the posteriors of tokens' arcs,
@@ -180,19 +177,12 @@ def pruned_transducer(
 
     Args:
         logits: (B, T, s, V) scores of the joiner, not normalised.
-        tokens: (B, U) int64, none of them 0; padding is not read.
+        tokens: as of `speechattn.kernels.lattice.transducer.transducer`, as are lengths,
+            token_lengths, delay_penalty, topology, result and errors.
         ranges: (B, T, s) from `prune_ranges`.
-        lengths: (B,) int64 frames.
-        token_lengths: (B,) int64.
-        delay_penalty: see `speechattn.kernels.lattice.transducer.transducer`.
-        topology: see `speechattn.kernels.lattice.transducer_lattice`.
 
     Returns:
-        (B,) float32, or float64 for such input; infinite, with a gradient of zero, where no
-        alignment is left.
-
-    Raises:
-        ValueError: the shapes differ.
+        (B,), infinite where no alignment is left.
     """
     check_shape("pruned_transducer", "ranges", ranges, *logits.shape[:3])
     check_shape("pruned_transducer", "tokens", tokens, len(logits), tokens.shape[-1])

@@ -65,9 +65,8 @@ def transducer(
     with torch.autocast(logits.device.type, enabled=False):
         if choose(logits.device) == "reference":
             return reference(logits, lengths, tokens, token_lengths, delay_penalty, topology)
-        units = pad(without_padding(tokens, token_lengths), (0, 1))[:, None].expand(
-            logits.shape[:3]
-        )
+        units = pad(without_padding(tokens, token_lengths), (0, 1))
+        units = units[:, None].expand(logits.shape[:3])
         token, blank = emissions(logits, units, lengths, token_lengths + 1)
         token, blank = token[..., :-1].transpose(1, 2), blank.transpose(1, 2)
         px, py = arcs(token, blank, lengths, delay_penalty, topology)
@@ -152,12 +151,7 @@ class _Emissions(torch.autograd.Function):
 
 
 def _pieces(logits: Tensor, sizes: list[tuple[int, int]]) -> Iterator[tuple]:
-    """Yield indices into (B, T, S) without padding, each of some frames of an item.
-
-    Args:
-        logits: (B, T, S, V).
-        sizes: frames and columns of each item.
-    """
+    """Yield indices into (B, T, S), each of some frames of an item, without its padding."""
     at_once = _AT_ONCE.get(logits.device.type, _AT_ONCE["cuda"])
     for b, (frames, count) in enumerate(sizes):
         step = max(at_once // max(count * logits.shape[3], 1), 1)

@@ -191,10 +191,7 @@ class _Lattice(torch.autograd.Function):
 
 
 def _skewed(rows: Tensor) -> Tensor:
-    """Return a view (B, R, D) of (B, R, D + 1) with row u moved u to the right.
-
-    From the left comes the end of the row above.
-    """
+    """Return a view (B, R, D) of (B, R, D + 1), row u moved u to the right behind the row above."""
     batch, count, width = rows.shape
     return rows.as_strided((batch, count, width - 1), (count * width, width - 1, 1))
 
@@ -223,9 +220,7 @@ def _frames(steps: Tensor, frames: int, regular: bool) -> Tensor:
 def _recursion(stay: Tensor, move: Tensor) -> Tensor:
     """Return the log of the sum over all paths from the start to a node, (D + 1, C, B).
 
-    Args:
-        stay: (D, C, B) scores of blanks.
-        move: (D, C - 1, B) scores of tokens.
+    From the scores of blanks (D, C, B) and of tokens (D, C - 1, B).
     """
     steps, columns, batch = stay.shape
     reached = stay.new_empty(steps + 1, columns * batch)
@@ -246,11 +241,8 @@ def _recursion(stay: Tensor, move: Tensor) -> Tensor:
 def _occupations(stay: Tensor, reached: Tensor, where, possible: Tensor) -> tuple[Tensor, Tensor]:
     """Return the posteriors of tokens (D, C - 1, B) and of blanks (D, C, B).
 
-    Args:
-        stay: (D, C, B) scores of blanks; overwritten.
-        reached: (D + 1, C, B) from `_recursion`; overwritten.
-        where: an index of the nodes where items end.
-        possible: (B,) 1 for items that have an alignment, else 0.
+    Overwrites `stay` and `reached`, see `_recursion`; `where` indexes the nodes where items end,
+    and `possible` (B,) is 1 for items that have an alignment, else 0.
     """
     steps, columns, batch = stay.shape
     stay += reached[:-1]

@@ -102,7 +102,7 @@ def test_many_blocks(causal, decay):
     """As the package runs it, several blocks, the last not full, no item ends on a block."""
     tensors, lengths = inputs([130, 700, 0, 257, 128])
     y = linear_attention(*tensors, lengths, decay=decay, causal=causal)
-    expected = reference(*tensors, lengths, decay, causal)
+    expected = reference(*tensors, lengths=lengths, decay=decay, causal=causal)
     torch.testing.assert_close(y, expected)
     for one, other in zip(gradients(y, tensors), gradients(expected, tensors), strict=True):
         torch.testing.assert_close(one, other)

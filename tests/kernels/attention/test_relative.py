@@ -45,13 +45,13 @@ def compare(tensors, lengths, chunks=None, tolerance=1e-10):
     weight = torch.randn_like(tensors[0])
     outputs, gradients = [], []
     for compute in (reference, module.tiled):
-        y = compute(*tensors, lengths, chunks)
+        y = compute(*tensors, lengths=lengths, chunks=chunks)
         outputs.append(y.detach())
         gradients.append(torch.autograd.grad((y * weight).sum(), tensors))
     assert torch.isfinite(outputs[0]).all()
     assert (outputs[0] - outputs[1]).abs().max() < tolerance
     with torch.no_grad():
-        again = module.tiled(*tensors, lengths, chunks)  # by a path of its own
+        again = module.tiled(*tensors, lengths=lengths, chunks=chunks)  # by a path of its own
     assert (again - outputs[1]).abs().max() < tolerance
     for name, a, b in zip(NAMES, *gradients, strict=True):
         assert (a - b).abs().max() < tolerance * max(1, a.abs().max()), name
@@ -61,7 +61,7 @@ def compare(tensors, lengths, chunks=None, tolerance=1e-10):
 def test_definition_by_loops():
     (q, k, v, p, u, w), lengths = inputs([6, 3], dtype=torch.double)
     chunks = Chunks(2, 1)
-    y = reference(q, k, v, p, u, w, lengths, chunks)
+    y = reference(q, k, v, p, u, w, lengths=lengths, chunks=chunks)
     for b, n in enumerate(lengths.tolist()):
         for h in range(2):
             for i in range(6):
@@ -135,7 +135,9 @@ def test_gradcheck(cut):
     tensors, lengths = inputs([6, 0, 3], heads=2, depth=2)
     for chunks in (None, Chunks(2, 1)):
         assert torch.autograd.gradcheck(
-            lambda *x, chunks=chunks: module.tiled(*x, lengths, chunks), tensors, fast_mode=True
+            lambda *x, chunks=chunks: module.tiled(*x, lengths=lengths, chunks=chunks),
+            tensors,
+            fast_mode=True,
         )
 
 
@@ -144,7 +146,7 @@ def test_weights_are_saved_where_checkpointing_finds_them():
     tensors, lengths = inputs([9, 4])
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-        y = module.tiled(*tensors, lengths)
+        y = module.tiled(*tensors, lengths=lengths)
     assert max(x.numel() for x in saved) >= 2 * 2 * 9 * 9
     first = torch.autograd.grad(y.sum(), tensors, retain_graph=True)
     for a, b in zip(first, torch.autograd.grad(y.sum(), tensors), strict=True):
@@ -157,7 +159,7 @@ def test_checkpointing_changes_nothing(reentrant):
     gradients = []
     for run in (lambda f, *x: f(*x), partial(checkpoint, use_reentrant=reentrant)):
         torch.manual_seed(3)
-        y = run(lambda *x: module.tiled(*x, lengths, dropout=0.3), *tensors)
+        y = run(lambda *x: module.tiled(*x, lengths=lengths, dropout=0.3), *tensors)
         for x in tensors:
             x.grad = None
         y.square().sum().backward()
@@ -172,7 +174,7 @@ def test_gradient_of_one_input_alone(name):
         x.requires_grad_(other == name)
     x = tensors[NAMES.index(name)]
     expected, found = (
-        torch.autograd.grad(f(*tensors, lengths).square().sum(), x)[0]
+        torch.autograd.grad(f(*tensors, lengths=lengths).square().sum(), x)[0]
         for f in (reference, module.tiled)
     )
     assert torch.allclose(found, expected, atol=1e-10)
@@ -184,10 +186,10 @@ def test_dropout_is_the_same_backwards(cut):
 
     def seeded(*x):
         torch.manual_seed(3)
-        return module.tiled(*x, lengths, dropout=0.4)
+        return module.tiled(*x, lengths=lengths, dropout=0.4)
 
     with torch.no_grad():
-        seeded_output, plain = seeded(*tensors), module.tiled(*tensors, lengths)
+        seeded_output, plain = seeded(*tensors), module.tiled(*tensors, lengths=lengths)
     assert (seeded_output - plain).abs().max() > 0.1
     assert torch.autograd.gradcheck(seeded, tensors, fast_mode=True)
 
@@ -197,15 +199,15 @@ def test_dropout_rate(frames):
     """Values that are unit vectors show the weights."""
     (q, k, _, p, u, w), lengths = inputs([frames], heads=2, depth=frames, dtype=torch.float32)
     v = torch.eye(frames)[None, :, None].expand(1, frames, 2, frames)
-    kept = module.tiled(q, k, v, p, u, w, lengths)
+    kept = module.tiled(q, k, v, p, u, w, lengths=lengths)
     torch.manual_seed(1)
-    dropped = module.tiled(q, k, v, p, u, w, lengths, dropout=0.25)
+    dropped = module.tiled(q, k, v, p, u, w, lengths=lengths, dropout=0.25)
     gone = dropped == 0
     assert gone.float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert torch.allclose(dropped[~gone], kept[~gone] / 0.75, atol=1e-6)
     torch.manual_seed(1)
-    assert torch.equal(dropped, module.tiled(q, k, v, p, u, w, lengths, dropout=0.25))
-    assert not torch.equal(dropped, module.tiled(q, k, v, p, u, w, lengths, dropout=0.25))
+    assert torch.equal(dropped, module.tiled(q, k, v, p, u, w, lengths=lengths, dropout=0.25))
+    assert not torch.equal(dropped, module.tiled(q, k, v, p, u, w, lengths=lengths, dropout=0.25))
     rows = gone.float().mean(-1)
     assert rows.std() > 0.01  # no row is a copy of the one before
     assert not torch.equal(gone[:, 0], gone[:, 1])
@@ -261,7 +263,7 @@ class Sizes(TorchDispatchMode):
 def sizes(compute, frames, chunks=None, dropout=0.0, backwards=True):
     tensors, lengths = inputs([frames, frames // 2], depth=2, dtype=torch.float32)
     with Sizes() as seen:
-        y = compute(*tensors, lengths, chunks, dropout)
+        y = compute(*tensors, lengths=lengths, chunks=chunks, dropout=dropout)
         if backwards:
             y.sum().backward()
     return seen
@@ -306,7 +308,7 @@ def test_wrong_number_of_distances():
 @pytest.mark.parametrize("queries", [1, 3, 6])
 def test_step_equals_last_rows(queries):
     (q, k, v, p, u, w), lengths = inputs([6, 6])
-    whole = reference(q, k, v, p, u, w, lengths)
+    whole = reference(q, k, v, p, u, w, lengths=lengths)
     part = relative_attention_step(q[:, -queries:], k, v, p[: 5 + queries], u, w)
     assert torch.allclose(part, whole[:, -queries:], atol=1e-12)
     part.sum().backward()

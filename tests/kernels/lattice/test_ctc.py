@@ -124,9 +124,8 @@ def test_path_equals_reference(spread, modified):
     first_scores = torch.randn(5, 24, dtype=torch.float64)
     results = []
     for compute in (reference, module.fast):
-        loss = compute(
-            logits.log_softmax(-1), lengths, texts, token_lengths, first_scores, -0.2, modified
-        )
+        options = {"first_scores": first_scores, "repeat_score": -0.2, "modified": modified}
+        loss = compute(logits.log_softmax(-1), lengths, texts, token_lengths, **options)
         (gradient,) = torch.autograd.grad(loss[loss.isfinite()].sum(), logits)
         results.append((loss, gradient))
     torch.testing.assert_close(*(r[0] for r in results), rtol=1e-10, atol=1e-10)

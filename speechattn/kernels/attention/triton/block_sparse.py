@@ -25,6 +25,8 @@ from speechattn.kernels.attention.triton.common import (
     padded,
     precision,
     product,
+    refuse_double,
+    sized,
     store_until,
     tuned,
 )
@@ -45,9 +47,7 @@ def block_sparse_attention(
 
     With another dropout; the output is zero for queries that are not real.
     """
-    if q.dtype == torch.float64:
-        raise ValueError("the Triton kernel of block_sparse_attention takes float32 and halves, "
-                         "not float64")  # fmt: skip
+    refuse_double("block_sparse_attention", q)
     if query_lengths is None:
         query_lengths = torch.full_like(lengths, q.shape[1])
     if layout.dim() == 3:
@@ -129,22 +129,22 @@ def _grid(
     return triton.cdiv(frames, block) * triton.cdiv(block, sizes[name]), heads, batch
 
 
-def _sizes(*configurations: tuple[int, int, int, int]) -> list[tuple[dict, int, int]]:
-    return [({"BLOCK_M": m, "BLOCK_N": n}, w, s) for m, n, w, s in configurations]
-
-
 # Tiles of queries and keys, warps, stages. A tile of queries (forwards and dq) or keys (dk and dv)
 # ends with its block, so small ones are for small blocks.
-_FORWARD = _sizes(
+_TILE = ["BLOCK_M", "BLOCK_N"]
+_FORWARD = sized(
+    _TILE,
     (128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 4, 3), (64, 128, 4, 3), (64, 64, 4, 3),
     (64, 32, 4, 3), (32, 128, 4, 3), (32, 64, 4, 3), (16, 128, 4, 3), (16, 64, 2, 3),
     (16, 32, 2, 2),
 )  # fmt: skip
-_QUERIES = _sizes(
+_QUERIES = sized(
+    _TILE,
     (128, 64, 8, 2), (64, 128, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (32, 128, 4, 2),
     (32, 64, 4, 2), (16, 128, 4, 2), (16, 64, 4, 2), (32, 32, 4, 2),
 )  # fmt: skip
-_KEYS = _sizes(
+_KEYS = sized(
+    _TILE,
     (64, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (128, 32, 4, 2),
     (64, 32, 4, 2), (128, 16, 4, 2), (64, 16, 4, 2), (32, 32, 4, 2),
 )  # fmt: skip

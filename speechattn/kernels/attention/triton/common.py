@@ -27,8 +27,7 @@ class KeyRange:
 
     Attributes:
         size: frames of a chunk.
-        left: frames before the chunk; None for all.
-        right: frames after the chunk; None for all.
+        left, right: frames before and after the chunk; None for all.
         causal: nothing after the query is seen, wherever its chunk ends.
     """
 
@@ -90,6 +89,17 @@ def tuned(configurations: list[tuple[dict, int, int]], key: list[str], reset: tu
         configurations = [(sizes, 1, 1)]
     choices = [triton.Config(s, num_warps=w, num_stages=n) for s, w, n in configurations]
     return triton.autotune(choices, key=key, reset_to_zero=list(reset) or None)
+
+
+def sized(names: list[str], *configurations: tuple[int, ...]) -> list[tuple[dict, int, int]]:
+    """Return configurations for `tuned` from tuples: tile sizes by these names, warps, stages."""
+    return [(dict(zip(names, c, strict=False)), c[-2], c[-1]) for c in configurations]
+
+
+def refuse_double(operation: str, heads: torch.Tensor) -> None:
+    """Raise ValueError where operands are float64, which the kernels do not take."""
+    if heads.dtype == torch.float64:
+        raise ValueError(f"the Triton kernel of {operation} takes float32 and halves, not float64")
 
 
 def tiles(rows: int, name: str, heads: int, batch: int, sizes: dict) -> tuple[int, int, int]:

@@ -26,6 +26,8 @@ from speechattn.kernels.attention.triton.common import (
     precision,
     product,
     queries_seeing,
+    refuse_double,
+    sized,
     store,
     tiles,
     tuned,
@@ -50,8 +52,7 @@ def attention(
     """Compute `speechattn.kernels.attention.exact.attention`; dropout draws other numbers.
 
     Args:
-        window: frames that a query sees to the left and to the right of its own, in place of
-            chunks; key j is at the place of query j.
+        window: frames that a query sees to the left and right of its own, in place of chunks.
         sink: (H,) the score of one more key per head, whose value is zero (gpt-oss, 2508.10925,
             section 2.2; not the sink of 2309.17453, which is the first frames).
 
@@ -64,15 +65,13 @@ def attention(
     if (chunks is not None or window is not None) and q.shape[1] != k.shape[1]:
         raise ValueError(f"attention: chunks and windows want as many queries as keys, not "
                          f"{q.shape[1]} and {k.shape[1]}")  # fmt: skip
-    if q.dtype == torch.float64:
-        raise ValueError("the Triton kernel of attention takes float32 and halves, not float64")
+    refuse_double("attention", q)
     seed = draw_seed() if dropout > 0 else 0
     if query_lengths is None:
         query_lengths = torch.full_like(lengths, q.shape[1])
     key_range = KeyRange.make(chunks, window)
-    return Attention.apply(q, k, v, lengths, query_lengths, sink, slopes, key_range, dropout, seed)[
-        0
-    ]
+    tensors = q, k, v, lengths, query_lengths, sink, slopes
+    return Attention.apply(*tensors, key_range, dropout, seed)[0]
 
 
 class Attention(torch.autograd.Function):
@@ -128,6 +127,7 @@ def _shared(
     q: Tensor, k: Tensor, slopes: Tensor | None, key_range: KeyRange, dropout: float, seed: int
 ) -> dict:
     """Return the arguments of all three kernels."""
+    seen = k.shape[1] if key_range.reach is None else min(k.shape[1], key_range.reach)
     return {
         "heads": q.shape[2],
         "queries": q.shape[1],
@@ -136,9 +136,7 @@ def _shared(
         "slopes": slopes,
         "seed": seed,
         "drop": dropout,
-        "length": bucket(
-            k.shape[1] if key_range.reach is None else min(k.shape[1], key_range.reach)
-        ),
+        "length": bucket(seen),
         "SHARED": q.shape[2] // k.shape[2],
         "DEPTH": q.shape[3],
         "BLOCK_D": padded(q.shape[3]),
@@ -150,17 +148,16 @@ def _shared(
     }
 
 
-def _sizes(*configurations: tuple[int, int, int, int]) -> list[tuple[dict, int, int]]:
-    return [({"BLOCK_M": m, "BLOCK_N": n}, w, s) for m, n, w, s in configurations]
-
-
 # Tiles of queries and keys, warps, stages. The large ones need Hopper's shared memory and its
 # products of 64 rows per warp group; those that do not fit a GPU drop out of the tuning.
-_FORWARD = _sizes(
+_TILE = ["BLOCK_M", "BLOCK_N"]
+_FORWARD = sized(
+    _TILE,
     (128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 4, 4), (128, 64, 4, 3),
     (128, 32, 4, 3), (64, 128, 4, 3), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2),
 )  # fmt: skip
-_BACKWARD = _sizes(
+_BACKWARD = sized(
+    _TILE,
     (128, 64, 8, 2), (64, 128, 8, 2), (128, 128, 8, 1), (64, 64, 4, 3), (64, 64, 4, 2),
     (64, 64, 4, 1), (64, 32, 4, 2), (32, 64, 4, 2), (32, 32, 4, 2),
 )  # fmt: skip

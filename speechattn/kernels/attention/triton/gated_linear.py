@@ -22,6 +22,8 @@ from speechattn.kernels.attention.triton.common import (
     padded,
     precision,
     product,
+    refuse_double,
+    sized,
     store_until,
     tuned,
 )
@@ -46,9 +48,7 @@ def gated_linear_attention(
 
     Keeps the state before each block for the backward pass: (B, H, T / c, Dk, Dv) float32.
     """
-    if q.dtype == torch.float64:
-        raise ValueError("the Triton kernel of gated linear attention takes float32 and halves, "
-                         "not float64")  # fmt: skip
+    refuse_double("gated linear attention", q)
     gates = gates.float()
     if causal:
         return _Scan.apply(q, k, v, gates, lengths, False, v.dtype)
@@ -143,13 +143,11 @@ def _states(
     return states
 
 
-def _sizes(*configurations: tuple[int, int, int]) -> list[tuple[dict, int, int]]:
-    return [({"BLOCK_V": v}, w, s) for v, w, s in configurations]
-
-
 # Columns of the state, warps, stages.
-_ALONG = _sizes((64, 4, 2), (32, 4, 3), (32, 4, 2), (16, 4, 3), (32, 2, 2), (16, 2, 2))
-_WITHIN = _sizes((128, 8, 1), (64, 4, 1), (32, 4, 1), (16, 4, 1), (64, 8, 1), (32, 8, 1))
+_ALONG = sized(["BLOCK_V"], (64, 4, 2), (32, 4, 3), (32, 4, 2), (16, 4, 3), (32, 2, 2), (16, 2, 2))
+_WITHIN = sized(
+    ["BLOCK_V"], (128, 8, 1), (64, 4, 1), (32, 4, 1), (16, 4, 1), (64, 8, 1), (32, 8, 1)
+)
 _KEY = ["DEPTH", "WIDTH", "HALF"]
 
 

@@ -24,6 +24,8 @@ from speechattn.kernels.attention.triton.common import (
     places,
     precision,
     product,
+    refuse_double,
+    sized,
     tiles,
     tuned,
 )
@@ -32,20 +34,14 @@ Direction = Literal["past", "future", "both"]
 
 
 def linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Tensor,
-    decay: Tensor | None = None,
-    causal: bool = True,
+    *tensors: Tensor, lengths: Tensor, decay: Tensor | None = None, causal: bool = True
 ) -> Tensor:
     """Compute `speechattn.kernels.attention.linear.linear_attention`, without `normalise`."""
-    if q.dtype == torch.float64:
-        raise ValueError("the Triton kernel of linear attention takes float32 and halves, not "
-                         "float64")  # fmt: skip
+    q = tensors[0]
+    refuse_double("linear attention", q)
     if decay is None:
         decay = torch.zeros(q.shape[2], device=q.device)
-    return _LinearAttention.apply(q, k, v, lengths, decay, causal)
+    return _LinearAttention.apply(*tensors, lengths, decay, causal)
 
 
 class _LinearAttention(torch.autograd.Function):
@@ -73,23 +69,17 @@ def _sum(
 ) -> Tensor:
     """Sum exp(g |i - j|) (a_i . b_j) c_j over j, up to i, from i on, or all."""
     if direction == "both":
-        before = _pass(a, b, c, lengths, decay, torch.float32)
-        after = _pass(a, b, c, lengths, decay, torch.float32, reverse=True, strict=True)
+        before = _pass(a, b, c, lengths, decay, dtype=torch.float32)
+        after = _pass(a, b, c, lengths, decay, dtype=torch.float32, reverse=True, strict=True)
         return before.add_(after).to(c.dtype)
-    return _pass(a, b, c, lengths, decay, c.dtype, reverse=direction == "future")
+    return _pass(a, b, c, lengths, decay, dtype=c.dtype, reverse=direction == "future")
 
 
 def _pass(
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    lengths: Tensor,
-    decay: Tensor,
-    dtype: torch.dtype,
-    reverse: bool = False,
-    strict: bool = False,
+    *tensors: Tensor, dtype: torch.dtype, reverse: bool = False, strict: bool = False
 ) -> Tensor:
     """Sum from one end to the other; `strict` leaves out i itself."""
+    a, b, c, lengths, decay = tensors
     batch, frames, heads, depth = a.shape
     width = c.shape[3]
     out = torch.empty_like(c, dtype=dtype)
@@ -105,11 +95,10 @@ def _pass(
 
 # Frames of a block, columns of the state, warps, stages. Few columns make more programs, for small
 # batches.
-_CONFIGURATIONS = [
-    ({"BLOCK": n, "BLOCK_V": m}, w, s)
-    for n, m, w, s in ((128, 64, 8, 2), (64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 2),
-                       (64, 32, 4, 3), (64, 16, 4, 3), (32, 64, 4, 2), (32, 32, 4, 2))
-]  # fmt: skip
+_CONFIGURATIONS = sized(
+    ["BLOCK", "BLOCK_V"], (128, 64, 8, 2), (64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 2),
+    (64, 32, 4, 3), (64, 16, 4, 3), (32, 64, 4, 2), (32, 32, 4, 2),
+)  # fmt: skip
 
 
 @tuned(_CONFIGURATIONS, ["DEPTH", "WIDTH", "REVERSE", "STRICT"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from speechattn.kernels.attention.dropout import draw_seed
-from speechattn.kernels.attention.triton.common import KeyRange
+from speechattn.kernels.attention.triton.common import KeyRange, refuse_double
 from speechattn.kernels.attention.triton.exact import Attention
 from speechattn.kernels.attention.window import AttentionWindow
 
@@ -30,9 +30,7 @@ def local_attention(
         (B, T, H, Dh), and the logarithms of the denominators (B, T, H) float32; both zero where a
         query is not real.
     """
-    if q.dtype == torch.float64:
-        raise ValueError("the Triton kernel of local attention takes float32 and halves, not "
-                         "float64")  # fmt: skip
+    refuse_double("local attention", q)
     frames, d = q.shape[1], window.dilation
     # At most the frames there are: the kernels count in 32 bits.
     before, after = (

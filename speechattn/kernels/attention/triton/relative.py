@@ -47,6 +47,8 @@ from speechattn.kernels.attention.triton.common import (
     precision,
     product,
     queries_seeing,
+    refuse_double,
+    sized,
     store,
     tiles,
     tuned,
@@ -60,24 +62,12 @@ _SPLITS = 4
 
 
 def relative_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    p: Tensor,
-    content_bias: Tensor,
-    position_bias: Tensor,
-    lengths: Tensor,
-    chunks: Chunks | None = None,
-    dropout: float = 0.0,
+    *tensors: Tensor, lengths: Tensor, chunks: Chunks | None = None, dropout: float = 0.0
 ) -> Tensor:
     """Compute `speechattn.kernels.attention.relative.relative_attention`, with another dropout."""
-    if q.dtype == torch.float64:
-        raise ValueError("the Triton kernel of relative attention takes float32 and halves, not "
-                         "float64")  # fmt: skip
+    refuse_double("relative attention", tensors[0])
     seed = draw_seed() if dropout > 0 else 0
-    key_range = KeyRange.make(chunks)
-    tensors = q, k, v, p, content_bias, position_bias
-    return _RelativeAttention.apply(*tensors, lengths, key_range, dropout, seed)
+    return _RelativeAttention.apply(*tensors, lengths, KeyRange.make(chunks), dropout, seed)
 
 
 class _RelativeAttention(torch.autograd.Function):
@@ -141,17 +131,15 @@ def _shared(q: Tensor, key_range: KeyRange, dropout: float, seed: int) -> dict:
     }
 
 
-def _sizes(*configurations: tuple[int, int, int]) -> list[tuple[dict, int, int]]:
-    return [({"BLOCK": n}, warps, stages) for n, warps, stages in configurations]
-
-
 # Frames of a tile, warps, stages. Shared memory holds a tile's float32 scores for the rotation
 # besides the loads. Registers are scarce: tiles of 64 suit Hopper, whose products read their
 # operands from shared memory; heads of 128 and float32 need tiles of 32 or 16.
-_FORWARD = _sizes(
+_FORWARD = sized(
+    ["BLOCK"],
     (128, 8, 2), (128, 8, 1), (64, 8, 2), (64, 4, 3), (64, 4, 2), (32, 8, 2), (32, 4, 2),
 )  # fmt: skip
-_BACKWARD = _sizes(
+_BACKWARD = sized(
+    ["BLOCK"],
     (64, 8, 2), (64, 8, 1), (64, 4, 2), (32, 8, 2), (32, 4, 2), (32, 4, 1), (16, 4, 2),
 )  # fmt: skip
 _KEY = ["length", "DEPTH", "HAS_LEFT", "HAS_RIGHT", "DROPPED"]

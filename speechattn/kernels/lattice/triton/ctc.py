@@ -30,17 +30,7 @@ def forward_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Sum over all alignments, and compute posteriors; see `speechattn.kernels.lattice.ctc.ctc`.
 
-    With `needs_grad` two tensors of (B, T, 2, C) float64 are needed.
-
-    Args:
-        log_probs: (B, T, V) float32 or float64.
-        lengths: (B,).
-        tokens: (B, U).
-        token_lengths: (B,).
-        first_scores: (B, T) or None.
-        repeat_score: for each further frame of a token.
-        modified: equal tokens may follow each other without a blank.
-        needs_grad: compute the posteriors.
+    Posteriors, with `needs_grad`, need two tensors of (B, T, 2, C) float64.
 
     Returns:
         (B,) float64, the logarithm of the sum; posteriors of blank (B, T) and of each token

@@ -39,7 +39,7 @@ def random_layout(q, k, block, each=False, share=0.5):
 def compare(tensors, tolerance, lengths, layout, block, causal=False, query_lengths=None):
     """Outputs and gradients, against the definition in float64."""
     doubles = [x.detach().double().requires_grad_() for x in tensors]
-    y = reference(*doubles, lengths, layout, block, causal)
+    y = reference(*doubles, lengths, layout, block=block, causal=causal)
     if query_lengths is not None:
         hidden = ~padding_mask(query_lengths, y.shape[1])[..., None, None]
         y = y.masked_fill(hidden, 0.0)
@@ -135,7 +135,7 @@ def test_dropout(device):
     v = torch.randn_like(q).requires_grad_()
     doubles = [x.detach().double().requires_grad_() for x in (q, k, v)]
     eye = torch.eye(frames, dtype=torch.double, device=device)[None, :, None]
-    weights = reference(*doubles[:2], eye.expand(2, -1, 2, -1), lengths, layout, block)
+    weights = reference(*doubles[:2], eye.expand(2, -1, 2, -1), lengths, layout, block=block)
     y = torch.einsum("bihj,bjhd->bihd", weights * factor, doubles[2])
     z = seeded(v, 0.25)
     assert (y - z).abs().max() < 1e-4

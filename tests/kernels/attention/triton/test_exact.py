@@ -191,7 +191,7 @@ def test_on_a_gpu(depth, shared, span, dtype, tolerance, device):
     real = padding_mask(lengths, 700)[..., None, None]
     chunks = span.get("chunks")
     compare(
-        lambda *x: reference(*x, lengths, chunks).masked_fill(~real, 0.0),
+        lambda *x: reference(*x, lengths, chunks=chunks).masked_fill(~real, 0.0),
         lambda *x: kernel(*x, lengths, query_lengths=lengths, **span),
         tensors,
         tolerance,

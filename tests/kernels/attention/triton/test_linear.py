@@ -36,8 +36,8 @@ def compare(
     tensors = [torch.randn(s).to(device, dtype).requires_grad_() for s in shapes]
     doubles = [x.detach().double().requires_grad_() for x in tensors]
     lengths = torch.tensor(lengths, device=device)
-    y = definition(*doubles, lengths, decay, **settings)
-    z = kernel(*tensors, lengths, decay, **settings)
+    y = definition(*doubles, lengths=lengths, decay=decay, **settings)
+    z = kernel(*tensors, lengths=lengths, decay=decay, **settings)
     assert torch.isfinite(z).all()
     assert (y - z).abs().max() < tolerance * max(1, y.abs().max())
     weight = torch.randn_like(y)
@@ -58,7 +58,7 @@ def test_both_sides(device):
 
 def test_no_decay(device):
     q = torch.randn(1, 5, 1, 8, device=device)
-    y = kernel(q, q, q, torch.tensor([5], device=device))
+    y = kernel(q, q, q, lengths=torch.tensor([5], device=device))
     expected = (q[0, :, 0] @ q[0, :, 0].T).tril() @ q[0, :, 0]
     assert torch.allclose(y[0, :, 0], expected, atol=1e-5)
 
@@ -82,9 +82,9 @@ def test_what_stands_in_the_padding(device):
     lengths = torch.tensor([5, 20], device=device)
     q, k, v = (torch.randn(2, 20, 1, 8, device=device) for _ in range(3))
     decay = torch.tensor([-0.2], device=device)
-    y = kernel(q, k, v, lengths, decay)
+    y = kernel(q, k, v, lengths=lengths, decay=decay)
     hidden = ~padding_mask(lengths, 20)[..., None, None]
-    z = kernel(*(x.masked_fill(hidden, 1e30) for x in (q, k, v)), lengths, decay)
+    z = kernel(*(x.masked_fill(hidden, 1e30) for x in (q, k, v)), lengths=lengths, decay=decay)
     assert torch.equal(y, z) and y[0, 5:].abs().max() == 0
 
 

@@ -28,7 +28,10 @@ def inputs(lengths, device, heads=1, depth=8, size=1.0, dtype=torch.float):
 def compare(tensors, lengths, tolerance, **settings):
     """With the definition in float64, each to its own size."""
     doubles = [x.detach().double().requires_grad_() for x in tensors]
-    y, z = reference(*doubles, lengths, **settings), kernel(*tensors, lengths, **settings)
+    y, z = (
+        reference(*doubles, lengths=lengths, **settings),
+        kernel(*tensors, lengths=lengths, **settings),
+    )
     assert torch.isfinite(z).all()
     weight = torch.randn_like(y)
     assert (y - z).abs().max() < tolerance * max(1, y.abs().max())
@@ -80,17 +83,17 @@ def test_extreme_scores(device):
     compare(tensors, lengths, 1e-3)
     with torch.no_grad():
         q, k, v, *rest = tensors
-        y = kernel(1e4 * q, 1e4 * k, v, *rest, lengths)
+        y = kernel(1e4 * q, 1e4 * k, v, *rest, lengths=lengths)
     assert torch.isfinite(y).all() and y.abs().max() <= v.abs().max()
 
 
 def test_what_stands_in_the_padding(device):
     (q, k, v, *rest), lengths = inputs([3, 18], device)
-    y = kernel(q, k, v, *rest, lengths)
+    y = kernel(q, k, v, *rest, lengths=lengths)
     with torch.no_grad():
         hidden = ~padding_mask(lengths, 18)[..., None, None]
         filled = [x.masked_fill(hidden, 1e30).requires_grad_() for x in (q, k, v)]
-    z = kernel(*filled, *rest, lengths)
+    z = kernel(*filled, *rest, lengths=lengths)
     assert torch.equal(y, z)
     for g in torch.autograd.grad(z.sum(), (*filled, *rest)):
         assert torch.isfinite(g).all()
@@ -104,10 +107,10 @@ def test_dropout(device):
 
     def seeded(*x):
         torch.manual_seed(5)
-        return kernel(*x, lengths, dropout=0.25)
+        return kernel(*x, lengths=lengths, dropout=0.25)
 
     drawn = seeded(q, k, unit, *rest).detach()[:, :, 0]
-    whole = kernel(q, k, unit, *rest, lengths).detach()[:, :, 0]
+    whole = kernel(q, k, unit, *rest, lengths=lengths).detach()[:, :, 0]
     real = whole > 0
     factor = torch.where(real, drawn / whole, 0.0).round(decimals=3)
     values, counts = factor[real].unique(return_counts=True)
@@ -116,7 +119,7 @@ def test_dropout(device):
 
     # Without autograd: the weights of the definition on unit vectors, dropped as drawn.
     def definition(q, k, v, *rest):
-        weights = reference(q, k, unit.double(), *rest, lengths)[:, :, 0]
+        weights = reference(q, k, unit.double(), *rest, lengths=lengths)[:, :, 0]
         return (weights * (drawn > 0) / 0.75) @ v[:, :, 0]
 
     tensors = [q, k, torch.randn_like(q).requires_grad_(), *rest]

@@ -135,4 +135,4 @@ def test_no_frames_and_no_tokens(device):
 @pytest.mark.parametrize("modified", [False, True])
 def test_on_a_gpu(modified, device):
     log_probs, *texts, first_scores = cases(device, 700, 150, 40, dtype=torch.float)
-    compare(fast, log_probs, *texts, first_scores, rtol=1e-5, modified=modified)
+    compare(fast, log_probs, *texts, first_scores=first_scores, rtol=1e-5, modified=modified)
