@@ -259,8 +259,7 @@ def as_sound(part: np.ndarray, name: str) -> np.ndarray:
     """
     if part.ndim not in (1, 2) or (part.dtype.kind != "f" and part.dtype != np.int16):
         raise MediaError(
-            name,
-            f"sound is float or int16, (n,) or (channels, n), not {part.dtype} {part.shape}",
+            name, f"sound is float or int16, (n,) or (channels, n), not {part.dtype} {part.shape}"
         )
     if part.ndim == 2 and part.shape[0] > part.shape[1] > 0:
         raise MediaError(name, f"sound is (channels, n), not {part.shape}: transpose it")
