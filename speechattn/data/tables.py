@@ -15,15 +15,10 @@ from speechattn.files import write_text
 
 @dataclass(frozen=True)
 class Table:
-    """Transcripts by utterance.
+    """Transcripts by utterance."""
 
-    Args:
-        texts: text by utterance id, in the file's order.
-        speakers: speaker by utterance id; empty for a two-column file.
-    """
-
-    texts: dict[str, str]
-    speakers: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str]  # by utterance id, in the file's order
+    speakers: dict[str, str] = field(default_factory=dict)  # likewise; none in a two-column file
 
 
 def read_table(path: str | Path) -> Table:

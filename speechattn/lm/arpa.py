@@ -17,17 +17,11 @@ from speechattn.errors import ConfigError
 
 @dataclass(frozen=True)
 class ArpaNgrams:
-    """The n-grams of one order, M of them; natural logs.
+    """The n-grams of one order, M of them; natural logs."""
 
-    Attributes:
-        words: (M, order) int64.
-        log_prob: (M,) float64.
-        weight: (M,) float64, of backing off; 0 where the file gives none.
-    """
-
-    words: Tensor
-    log_prob: Tensor
-    weight: Tensor
+    words: Tensor  # (M, order) int64
+    log_prob: Tensor  # (M,) float64
+    weight: Tensor  # (M,) float64, of backing off; 0 where the file gives none
 
 
 def read_arpa(path: str | Path, words: dict[bytes, int]) -> list[ArpaNgrams]:

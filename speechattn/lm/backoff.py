@@ -15,22 +15,14 @@ class BackoffArcs:
 
     State 0 is the empty context; it has an arc for every unit. Every other state backs off to a
     shorter one, and so on to 0.
-
-    Attributes:
-        root: (V,) int64, the state that each unit leads to from state 0.
-        backoff: (S,) int64; of state 0 it is 0.
-        key: (E + 1,) int64, source * V + unit of the arcs, sorted; the last is larger than all.
-        target: (E + 1,) int64, where the arcs lead to.
-        first: (S + 1,) int64, the first arc of each state; state 0 has none here.
-        hops: the most back-offs from any state to state 0.
     """
 
-    root: Tensor
-    backoff: Tensor
-    key: Tensor
-    target: Tensor
-    first: Tensor
-    hops: int
+    root: Tensor  # (V,) int64, the state that each unit leads to from state 0
+    backoff: Tensor  # (S,) int64; of state 0 it is 0
+    key: Tensor  # (E + 1,) int64, source * V + unit of the arcs, sorted; the last is above all
+    target: Tensor  # (E + 1,) int64, where the arcs lead to
+    first: Tensor  # (S + 1,) int64, the first arc of each state; state 0 has none here
+    hops: int  # the most back-offs from any state to state 0
 
     @classmethod
     def of(cls, root: Tensor, backoff: Tensor, key: Tensor, target: Tensor) -> "BackoffArcs":

@@ -36,20 +36,13 @@ class Ngrams:
     """The different n-grams of one order; `<s>` is V, `</s>` is V - 1.
 
     Unigrams are all units, seen or not, each at its id.
-
-    Attributes:
-        last: (M,) int64, the last unit.
-        prefix: (M,) int64, index of all units but the last in the order below; 0 for unigrams.
-        suffix: (M,) int64, index of all units but the first.
-        seen: (M,) int64, occurrences.
-        count: (M,) int64, to be discounted: `seen`, or the different units before the n-gram.
     """
 
-    last: np.ndarray
-    prefix: np.ndarray
-    suffix: np.ndarray
-    seen: np.ndarray
-    count: np.ndarray
+    last: np.ndarray  # (M,) int64, the last unit
+    prefix: np.ndarray  # (M,) int64, index of all units but the last in the order below, or 0
+    suffix: np.ndarray  # (M,) int64, index of all units but the first
+    seen: np.ndarray  # (M,) int64, occurrences
+    count: np.ndarray  # (M,) int64, to discount: `seen`, or the different units before the n-gram
 
 
 def count_ngrams(lines: TokenLines, order: int, vocab_size: int) -> list[Ngrams]:
@@ -115,17 +108,11 @@ def discounts(count: np.ndarray, order: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The model of the n-grams of one order.
+    """The model of the n-grams of one order."""
 
-    Attributes:
-        prob: (M,) float64, of the last unit after the others.
-        weight: (M,) float64, of backing off from it; 1 where nothing follows it.
-        keep: (M,) bool, whether it is written.
-    """
-
-    prob: np.ndarray
-    weight: np.ndarray
-    keep: np.ndarray
+    prob: np.ndarray  # (M,) float64, of the last unit after the others
+    weight: np.ndarray  # (M,) float64, of backing off from it; 1 where nothing follows it
+    keep: np.ndarray  # (M,) bool, whether it is written
 
 
 def kneser_ney(ngrams: Sequence[Ngrams], vocab_size: int, min_count: int = 1) -> list[Estimate]:

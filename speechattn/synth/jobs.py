@@ -20,21 +20,13 @@ MARK = "synthetic.json"
 
 @dataclass(frozen=True)
 class SynthSummary:
-    """Counts of a synthetic corpus.
+    """Counts of a synthetic corpus."""
 
-    Args:
-        folder: the corpus.
-        clips: files in it.
-        written: those written by this call; the others were there.
-        seconds: duration of the clips together.
-        speakers: names of the speakers.
-    """
-
-    folder: Path
-    clips: int
-    written: int
-    seconds: float
-    speakers: tuple[str, ...]
+    folder: Path  # the corpus
+    clips: int  # files in it
+    written: int  # those written by this call; the others were there
+    seconds: float  # duration of the clips together
+    speakers: tuple[str, ...]  # their names
 
 
 def claim(folder: Path, facts: dict[str, Any], readme: str) -> None:

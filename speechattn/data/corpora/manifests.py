@@ -52,35 +52,20 @@ _FACTS = ".facts.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One clip of a corpus, before its file was opened.
+    """One clip of a corpus, before its file was opened."""
 
-    Attributes:
-        id: unique in the corpus; names the cut, the recording and the stored crop.
-        path: the audio or video file.
-        speaker: who speaks.
-        split: names the CutSet it goes to.
-        text: what is said.
-        language: code of the language, if known.
-        landmarks: precomputed face landmarks (.npz, .npy) of a video.
-        words: (word, start, duration) in seconds, if the corpus is aligned.
-        custom: further fields of the cut.
-        line: line of the corpus table that it comes from.
-        sound: the sound of a video, where it is not (only) in the video.
-        remarks: faults that are known and do not keep it from being used.
-    """
-
-    id: str
-    path: Path
-    speaker: str
-    split: str
-    text: str
-    language: str | None = None
-    landmarks: Path | None = None
-    words: tuple[tuple[str, float, float], ...] = ()
-    custom: dict[str, str] = field(default_factory=dict)
-    line: int | None = None
-    sound: Path | None = None
-    remarks: tuple[str, ...] = ()
+    id: str  # unique in the corpus; names the cut, the recording and the stored crop
+    path: Path  # the audio or video file
+    speaker: str  # who speaks
+    split: str  # names the CutSet it goes to
+    text: str  # what is said
+    language: str | None = None  # code of the language, if known
+    landmarks: Path | None = None  # precomputed face landmarks (.npz, .npy) of a video
+    words: tuple[tuple[str, float, float], ...] = ()  # (word, start, duration) in seconds, if known
+    custom: dict[str, str] = field(default_factory=dict)  # further fields of the cut
+    line: int | None = None  # line of the corpus table that it comes from
+    sound: Path | None = None  # the sound of a video, where it is not (only) in the video
+    remarks: tuple[str, ...] = ()  # faults that are known and do not keep it from being used
 
 
 def utterance_id(speaker: str, name: str) -> str:

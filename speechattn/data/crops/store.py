@@ -32,23 +32,14 @@ CROPS = Layout(
 
 @dataclass(frozen=True)
 class CropInfo:
-    """Size, rate and origin of one clip.
+    """Size, rate and origin of one clip."""
 
-    Attributes:
-        frames: number of frames T.
-        height: pixels.
-        width: pixels.
-        fps: frames per second.
-        detected: fraction of the pictures searched in which the face was found.
-        note: what a person should know about the clip; empty for most.
-    """
-
-    frames: int
-    height: int
-    width: int
-    fps: float
-    detected: float = 1.0
-    note: str = ""
+    frames: int  # T
+    height: int  # pixels
+    width: int  # pixels
+    fps: float  # frames per second
+    detected: float = 1.0  # fraction of the pictures searched in which the face was found
+    note: str = ""  # what a person should know about the clip; empty for most
 
 
 @dataclass(frozen=True)

@@ -32,23 +32,14 @@ class StaleDetections(Exception):
 
 @dataclass(frozen=True, eq=False)
 class MouthCrop:
-    """The mouth of one video.
+    """The mouth of one video."""
 
-    Attributes:
-        frames: uint8 (T, side, side), grey.
-        fps: frames per second.
-        landmarks: float32 (T, 5, 2), smoothed, in pixels of the video's pictures.
-        detected: fraction of the pictures searched in which the face was found.
-        detections: the faces in every picture searched; empty if landmarks came with the video.
-        note: what a person should know about the clip; empty for most.
-    """
-
-    frames: np.ndarray
-    fps: float
-    landmarks: np.ndarray
-    detected: float
-    detections: Detections = ()
-    note: str = ""
+    frames: np.ndarray  # uint8 (T, side, side), grey
+    fps: float  # frames per second
+    landmarks: np.ndarray  # float32 (T, 5, 2), smoothed, in pixels of the video's pictures
+    detected: float  # fraction of the pictures searched in which the face was found
+    detections: Detections = ()  # in every picture searched; none if landmarks came with the video
+    note: str = ""  # what a person should know about the clip; empty for most
 
 
 class MouthCropper:

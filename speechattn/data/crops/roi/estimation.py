@@ -14,25 +14,15 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Estimate:
-    """Time and disk that a run over many videos needs.
+    """Time and disk that a run over many videos needs."""
 
-    Attributes:
-        clips: videos to crop.
-        video_seconds: their length together.
-        seconds: wall time.
-        disk: bytes of crops and faces.
-        free: bytes free where they go.
-        workers: processes.
-        measured: clips that were measured.
-    """
-
-    clips: int
-    video_seconds: float
-    seconds: float
-    disk: float
-    free: float
-    workers: int
-    measured: int
+    clips: int  # videos to crop
+    video_seconds: float  # their length together
+    seconds: float  # wall time
+    disk: float  # bytes of crops and faces
+    free: float  # bytes free where they go
+    workers: int  # processes
+    measured: int  # clips that were measured
 
     def __str__(self) -> str:
         return (

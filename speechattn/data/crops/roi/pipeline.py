@@ -33,21 +33,13 @@ _TELL_EVERY = 300.0  # seconds; a log file shows no progress bar
 
 @dataclass(frozen=True)
 class RoiSummary:
-    """Counts of a run.
+    """Counts of a run."""
 
-    Attributes:
-        done: clips cropped in this run.
-        skipped: clips that were in the store before.
-        failed: clips without a crop; listed in `failures.tsv`.
-        frames: crops written in this run.
-        seconds: wall time of this run.
-    """
-
-    done: int
-    skipped: int
-    failed: int
-    frames: int
-    seconds: float
+    done: int  # clips cropped in this run
+    skipped: int  # clips that were in the store before
+    failed: int  # clips without a crop; listed in `failures.tsv`
+    frames: int  # crops written in this run
+    seconds: float  # wall time of this run
 
 
 def extract(

@@ -25,17 +25,11 @@ _Rows = dict[str, tuple[str, str]]  # key -> path, text
 
 @dataclass(frozen=True)
 class MergeSummary:
-    """Counts of a corpus whose shards were merged.
+    """Counts of a corpus whose shards were merged."""
 
-    Attributes:
-        done: clips with crops.
-        failed: clips without; listed in `failures.tsv`.
-        missing: clips that no job has tried.
-    """
-
-    done: int
-    failed: int
-    missing: int
+    done: int  # clips with crops
+    failed: int  # clips without; listed in `failures.tsv`
+    missing: int  # clips that no job has tried
 
 
 def shard_of(key: str, num_shards: int) -> int:

@@ -39,19 +39,12 @@ _PATIENCE, _PATIENCE_TIMES, _PATIENCE_UNKNOWN = 600.0, 20.0, 10800.0
 
 @dataclass(frozen=True)
 class RoiItem:
-    """One video to crop.
+    """One video to crop."""
 
-    Attributes:
-        key: name in the store, the cut's id.
-        path: the video.
-        landmarks: landmark file to use instead of the detector (see `landmarks`), or None.
-        seconds: length of the video if it is known, for the estimate of time and disk.
-    """
-
-    key: str
-    path: str
-    landmarks: str | None = None
-    seconds: float | None = None
+    key: str  # name in the store, the cut's id
+    path: str  # the video
+    landmarks: str | None = None  # file to use instead of the detector (see `landmarks`)
+    seconds: float | None = None  # length, if known, for the estimate of time and disk
 
 
 @dataclass(frozen=True)
