@@ -198,8 +198,7 @@ def _read_all(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    failed = [Failure(str(u.path), u.line, reasons[u.id]) for u in todo if u.id in reasons]
-    return facts, failed
+    return facts, [Failure(str(u.path), u.line, reasons[u.id]) for u in todo if u.id in reasons]
 
 
 def _check(
@@ -272,22 +271,12 @@ def _to_cut(utterance: Utterance, facts: MediaFacts) -> "MonoCut":
     )
     custom: dict = {**utterance.custom, "has_audio": facts.has_audio}
     if facts.video_frames is not None:
-        custom |= {
-            "video": facts.path,
-            "video_fps": facts.video_fps,
-            "video_frames": facts.video_frames,
-        }
+        custom |= {"video": facts.path, "video_fps": facts.video_fps}
+        custom["video_frames"] = facts.video_frames
     if utterance.landmarks is not None:
         custom["landmarks"] = str(utterance.landmarks)
-    cut = MonoCut(
-        id=utterance.id,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
-        supervisions=[supervision],
-        recording=recording,
-        custom=custom,
-    )
+    parts = {"supervisions": [supervision], "recording": recording, "custom": custom}
+    cut = MonoCut(id=utterance.id, start=0.0, duration=recording.duration, channel=0, **parts)
     validate(cut)
     return cut
 
@@ -303,9 +292,7 @@ def _write_lhotse(
     kinds |= {f"cuts_{split}": CutSet for split in splits}
     with ExitStack() as stack:
         parts = {n: stack.enter_context(replacing(output_dir / f"{n}.jsonl.gz")) for n in kinds}
-        writers = {
-            name: stack.enter_context(kind.open_writer(parts[name])) for name, kind in kinds.items()
-        }
+        writers = {n: stack.enter_context(k.open_writer(parts[n])) for n, k in kinds.items()}
         for utterance in utterances:
             cut = _to_cut(utterance, facts[utterance.id])
             writers["recordings"].write(cut.recording)

@@ -65,8 +65,7 @@ def read_media(
     end. Where `sound`, a file beside the video, cannot be used, the video's own sound or silence
     takes its place, and `remark` tells why.
     """
-    fps = frames = audio = None
-    remark = ""
+    fps, frames, audio, remark = None, None, None, ""
     try:
         status = path.stat()
         info = None if _audio_header(path) is not None else probe(path)

@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +37,11 @@ def part_folders(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob(_PARTS) if path.is_dir())
 
 
+def index_folders(folder: str | Path, layout: Layout) -> list[Path]:
+    """Return those of a store's folder and its parts that have an index."""
+    return [f for f in (Path(folder), *part_folders(folder)) if (f / layout.index).is_file()]
+
+
 class BlobStore:
     """Reads entries. Cheap to open, picklable, and safe in forked processes.
 
@@ -51,8 +57,7 @@ class BlobStore:
 
     def __init__(self, folder: str | Path, layout: Layout):
         self.folder, self.layout = Path(folder), layout
-        folders = [self.folder, *part_folders(folder)]
-        folders = [one for one in folders if (one / layout.index).is_file()]
+        folders = index_folders(folder, layout)
         if not folders:
             raise SpeechattnError(f"{folder}: no {layout.title} here ({layout.index} is missing)")
         self._index = BlobIndex(layout)
@@ -97,11 +102,8 @@ class BlobStore:
         offset = index.offset[row] + sum(lengths[:first])
         # pread keeps no position, so forked workers can share the file.
         data = os.pread(self._descriptor(index.file[row]), sum(sizes), offset)
-        parts, position = [], 0
-        for size in sizes:
-            parts.append(data[position : position + size])
-            position += size
-        return parts
+        ends = accumulate(sizes)
+        return [data[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     def close(self) -> None:
         """Close the files; the next read opens them again."""
@@ -233,10 +235,6 @@ def merge_parts(folder: str | Path, layout: Layout) -> int:
     no links); then the index is replaced; then what the parts had is removed. Of entries that are
     there twice the first is kept. Readers that have the store open must open it again.
 
-    Args:
-        folder: of the store.
-        layout: of the store.
-
     Returns:
         How many entries were taken over.
 
@@ -244,7 +242,7 @@ def merge_parts(folder: str | Path, layout: Layout) -> int:
         SpeechattnError: something is writing to one of the parts.
     """
     folder = Path(folder)
-    parts = [part for part in part_folders(folder) if (part / layout.index).is_file()]
+    parts = [part for part in index_folders(folder, layout) if part != folder]
     if not parts:
         return 0
     with ExitStack() as stack:
@@ -261,13 +259,12 @@ def merge_parts(folder: str | Path, layout: Layout) -> int:
             keys.update(last)
             moved: dict[int, int] = {}
             for record in new:
-                if record["shard"] not in moved:
-                    moved[record["shard"]] = number
-                    links.append(
-                        (part / layout.file(record["shard"]), folder / layout.file(number))
-                    )
+                shard = record["shard"]
+                if shard not in moved:
+                    moved[shard] = number
+                    links.append((part / layout.file(shard), folder / layout.file(number)))
                     number += 1
-                record["shard"] = moved[record["shard"]]
+                record["shard"] = moved[shard]
                 lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         for source, target in links:
             target.unlink(missing_ok=True)

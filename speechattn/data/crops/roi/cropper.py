@@ -59,12 +59,8 @@ class MouthCropper:
     ):
         self.options = options or RoiOptions()
         self._detector, self._memory_limit = detector, memory_limit
-        self._cut = replace(
-            self.options,
-            size=self.options.side,
-            mouth_width=self.options.side_mouth_width,
-            scales=(),
-        )
+        side, width = self.options.side, self.options.side_mouth_width
+        self._cut = replace(self.options, size=side, mouth_width=width, scales=())
 
     def crop(
         self,
@@ -129,12 +125,7 @@ class MouthCropper:
     def _follow(
         self, path: str | Path, locate: _Locate, every: int
     ) -> tuple[Track, str, int, float, list[list[Face]]]:
-        """Track the faces of a video and choose the speaker.
-
-        Returns:
-            The speaker's track, the note on the choice, how many frames there are, the file's
-            rate, and the faces in every picture searched.
-        """
+        """Return the speaker's track, a note on the choice, count and rate of frames, all faces."""
         tracker = Tracker(self._cut, every, self._memory_limit)
         detections: list[list[Face]] = []
         total, file_fps = 0, 0.0
@@ -152,32 +143,22 @@ class MouthCropper:
         if not tracks:
             raise NoFaceError(path, f"no face found in {len(detections)} pictures of {total}")
         track, note = choose(tracks, self.options.tie)
-        if len(tracker.tracks) > 1:
-            _log.debug(
-                "%s: %d faces, took one seen %d times", path, len(tracker.tracks), track.seen
-            )
+        if (count := len(tracker.tracks)) > 1:
+            _log.debug("%s: %d faces, took one seen %d times", path, count, track.seen)
         return track, note, total, file_fps, detections
 
     def _run(self, path: str | Path, locate: _Locate, every: int) -> MouthCrop:
         track, note, total, file_fps, detections = self._follow(path, locate, every)
-        detected = track.seen / len(detections)
+        detected, fps = track.seen / len(detections), self.options.fps
         missing = (track.start, total - track.end)
-        return MouthCrop(
-            frames=track.crops.array(*missing),
-            fps=self.options.fps,
-            landmarks=np.pad(np.stack(track.landmarks), (missing, (0, 0), (0, 0)), mode="edge"),
-            detected=detected,
-            detections=detections,
-            note="; ".join(filter(None, [note, *self._remarks(detected, file_fps)])),
-        )
-
-    def _remarks(self, detected: float, file_fps: float) -> list[str]:
-        remarks = []
+        landmarks = np.pad(np.stack(track.landmarks), (missing, (0, 0), (0, 0)), mode="edge")
+        notes = [note] if note else []
         if detected < _SELDOM:
-            remarks.append(f"face found in {detected:.0%} of the pictures looked at")
-        if file_fps and abs(file_fps / self.options.fps - 1) > 0.01:
-            remarks.append(f"resampled from {file_fps:.4g} to {self.options.fps:g} fps")
-        return remarks
+            notes.append(f"face found in {detected:.0%} of the pictures looked at")
+        if file_fps and abs(file_fps / fps - 1) > 0.01:
+            notes.append(f"resampled from {file_fps:.4g} to {fps:g} fps")
+        frames = track.crops.array(*missing)
+        return MouthCrop(frames, fps, landmarks, detected, detections, "; ".join(notes))
 
 
 class _Replay:

@@ -64,15 +64,9 @@ def estimate_run(
         video, share = frames / fps / len(outcomes) * len(items), 1.0
     while not folder.exists():
         folder = folder.parent
-    return Estimate(
-        clips=len(items),
-        video_seconds=video,
-        seconds=taken / frames * video * fps * share / max(workers, 1),
-        disk=disk / frames * video * fps * share,
-        free=shutil.disk_usage(folder).free,
-        workers=workers,
-        measured=len(outcomes),
-    )
+    seconds = taken / frames * video * fps * share / max(workers, 1)
+    space, free = disk / frames * video * fps * share, shutil.disk_usage(folder).free
+    return Estimate(len(items), video, seconds, space, free, workers, len(outcomes))
 
 
 def _hours(seconds: float) -> str:

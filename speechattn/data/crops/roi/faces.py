@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechattn.data.crops.blobs import BlobStore, BlobWriter, Layout, part_folders
+from speechattn.data.crops.blobs import BlobStore, BlobWriter, Layout, index_folders
 from speechattn.data.crops.roi.detector import Face
 from speechattn.data.crops.roi.options import RoiOptions
 
@@ -81,11 +81,7 @@ class FaceCache:
     """
 
     def __init__(self, folders: Sequence[str | Path]):
-        self._stores = [
-            BlobStore(folder, FACES)
-            for folder in folders
-            if any((f / FACES.index).is_file() for f in (Path(folder), *part_folders(folder)))
-        ]
+        self._stores = [BlobStore(one, FACES) for one in folders if index_folders(one, FACES)]
 
     def get(self, key: str) -> CachedFaces | None:
         """Return the faces of a video if they are known, without a check that they still hold."""

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechattn.data.crops.blobs import part_folders, part_name
+from speechattn.data.crops.blobs import index_folders, part_name
 from speechattn.data.crops.roi.estimation import SAMPLE, Estimate, estimate_run, spread_first
 from speechattn.data.crops.roi.faces import FaceCache, FaceWriter
 from speechattn.data.crops.roi.options import RoiOptions
@@ -165,7 +165,7 @@ def estimate(
     if shard is not None:
         items, num_shards = shard_items(items, num_shards, shard), 1
     _check_options(folder, options)
-    if any((one / CROPS.index).is_file() for one in (folder, *part_folders(folder))):
+    if index_folders(folder, CROPS):
         there = CropStore(folder)
         items = [item for item in items if item.key not in there]
     cache = FaceCache([folder, *faces])
@@ -195,11 +195,10 @@ def _announce(estimate: Estimate | None) -> None:
 
 def _check_options(folder: Path, options: RoiOptions) -> None:
     # Crops of two geometries in one store would train a model on both, unnoticed.
-    for one in (folder, *part_folders(folder)):
-        file, index = one / OPTIONS, one / CROPS.index
-        if not file.is_file() or not index.is_file() or not index.stat().st_size:
+    for one in index_folders(folder, CROPS):
+        if not (one / OPTIONS).is_file() or not (one / CROPS.index).stat().st_size:
             continue
-        before = json.loads(file.read_text())
+        before = json.loads((one / OPTIONS).read_text())
         before["scales"] = tuple(before["scales"])
         old, new = _geometry(RoiOptions(**before)), _geometry(options)
         told = ", ".join(f"{k} was {old[k]}, is {v}" for k, v in new.items() if old[k] != v)
