@@ -39,15 +39,10 @@ def read_table(path: str | Path) -> Table:
         raise SpeechattnError(f"{path}: not UTF-8 text ({error.reason})") from None
 
     # Not splitlines(): a transcript may hold U+2028 and its like.
-    rows = [
-        (number, line.rstrip("\r"))
-        for number, line in enumerate(content.split("\n"), start=1)
-        if line.strip()
-    ]
+    lines = enumerate(content.split("\n"), start=1)
+    rows = [(number, line.rstrip("\r")) for number, line in lines if line.strip()]
     columns, first_line = _count_columns(path, rows)
-    texts: dict[str, str] = {}
-    speakers: dict[str, str] = {}
-    seen_at: dict[str, int] = {}
+    texts, speakers, seen_at = {}, {}, {}
     for number, line in rows:
         cells = line.split("\t")
         if len(cells) == 1 and columns == 2:
@@ -60,10 +55,8 @@ def read_table(path: str | Path) -> Table:
         utterance = cells[0].strip()
         if not utterance:
             raise SpeechattnError(f"{path}:{number}: the utterance id is empty")
-        if utterance in texts:
-            raise SpeechattnError(
-                f"{path}:{number}: id {utterance!r} was already on line {seen_at[utterance]}"
-            )
+        if before := seen_at.get(utterance):
+            raise SpeechattnError(f"{path}:{number}: id {utterance!r} was already on line {before}")
         seen_at[utterance] = number
         texts[utterance] = cells[-1].strip()
         if columns == 3:

@@ -32,14 +32,9 @@ class BackoffArcs:
         hops, state = 0, backoff
         while bool(state.any()):
             hops, state = hops + 1, backoff[state]
-        return cls(
-            root,
-            backoff,
-            torch.cat([key, end]),
-            torch.cat([target, end * 0]),
-            torch.searchsorted(key, starts),
-            hops + (len(backoff) > 1),
-        )
+        keys, targets = torch.cat([key, end]), torch.cat([target, end * 0])
+        first = torch.searchsorted(key, starts)
+        return cls(root, backoff, keys, targets, first, hops + (len(backoff) > 1))
 
     def chain(self, state: Tensor) -> list[Tensor]:
         """Return the states (N,), what they back off to, and so on, up to state 0, exclusive."""
@@ -58,13 +53,9 @@ class BackoffArcs:
         return target
 
     def write(self, row: Tensor, state: Tensor, values: Tensor, offset: Tensor) -> None:
-        """Write the states' own arcs into their rows.
+        """Write the own arcs of states (N,) into their rows (N, V), which are contiguous.
 
-        Args:
-            row: (N, V), contiguous; changed.
-            state: (N,).
-            values: (E + 1,), of each arc.
-            offset: (N,), added to them.
+        What is written are the `values` (E + 1,) of the arcs, plus the `offset` (N,) of the row.
         """
         begin = self.first[state]
         count = self.first[state + 1] - begin

@@ -46,13 +46,7 @@ class Ngrams:
 
 
 def count_ngrams(lines: TokenLines, order: int, vocab_size: int) -> list[Ngrams]:
-    """Count the n-grams of sentences, by order.
-
-    Args:
-        lines: the sentences.
-        order: of the longest n-grams.
-        vocab_size: V.
-    """
+    """Count the n-grams of sentences, of orders 1 to `order`; `vocab_size` is V."""
     words, place = _words(lines, vocab_size)
     units, none = np.arange(vocab_size + 1), np.zeros(vocab_size + 1, np.int64)
     seen = np.bincount(words, minlength=len(units))
@@ -61,12 +55,9 @@ def count_ngrams(lines: TokenLines, order: int, vocab_size: int) -> list[Ngrams]
     below = words  # the n-gram of the order below that ends at each word
     for n in range(2, order + 1):
         ends = np.flatnonzero(place >= n - 1)
-        key, first, index, seen = np.unique(
-            below[ends - 1] * len(units) + words[ends],
-            return_index=True,
-            return_inverse=True,
-            return_counts=True,
-        )
+        keys = below[ends - 1] * len(units) + words[ends]
+        wanted = {"return_index": True, "return_inverse": True, "return_counts": True}
+        key, first, index, seen = np.unique(keys, **wanted)
         suffix = below[ends[first]]
         # Only <s> precedes the n-grams that begin a sentence.
         different = np.bincount(suffix, minlength=len(orders[-1].last))
@@ -97,11 +88,8 @@ def discounts(count: np.ndarray, order: int) -> np.ndarray:
         y = n[0] / (n[0] + 2 * n[1])
         estimate = np.arange(1, 4) - np.arange(2, 5) * y * n[1:] / n[:3]
     if ((estimate <= 0) | (estimate > np.arange(1, 4))).any():
-        logger.warning(
-            "%d-grams: too few occur once, twice and three times (or sentences are repeated) to "
-            "estimate discounts; using 0.5, 1 and 1.5",
-            order,
-        )
+        why = "too few occur once, twice and three times (or sentences are repeated)"
+        logger.warning("%d-grams: %s to estimate discounts; using 0.5, 1 and 1.5", order, why)
         return FALLBACK
     return estimate
 
@@ -157,8 +145,7 @@ def write_arpa(
     path = Path(path)
     keep = [e.keep.copy() for e in estimates]
     keep[0][BLANK] = False
-    counts = [int(k.sum()) for k in keep]
-    counts = [n for n in counts if n]
+    counts = [n for n in (int(k.sum()) for k in keep) if n]
     opened = gzip.open if path.suffix == ".gz" else open
     with replacing(path) as part, opened(part, "wt", encoding="utf-8", newline="\n") as file:
         file.write("\\data\\\n")

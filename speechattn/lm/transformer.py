@@ -101,23 +101,15 @@ class TransformerLm(nn.Module):
             raise ValueError(f"attention_dropout is {attention_dropout}; it has to be in [0, 1)")
         if positions not in ("none", "sinusoidal"):
             raise ValueError(f"positions is {positions!r}; it has to be none or sinusoidal")
-        self.vocab_size = vocab_size
-        self.width = width
-        self.positions = positions
+        self.vocab_size, self.width, self.positions = vocab_size, width, positions
         self.embed = nn.Embedding(vocab_size, embed_size)
         self.input = nn.Sequential(
             nn.Linear(embed_size, width), nn.LayerNorm(width), nn.Dropout(dropout), nn.ReLU()
         )
         self.position_dropout = nn.Dropout(dropout if positions == "sinusoidal" else 0.0)
+        mechanism = self_attention or SoftmaxTokenAttention
         self.layers = nn.ModuleList(
-            LmLayer(
-                width,
-                attention_heads,
-                linear_units,
-                dropout,
-                attention_dropout,
-                self_attention or SoftmaxTokenAttention,
-            )
+            LmLayer(width, attention_heads, linear_units, dropout, attention_dropout, mechanism)
             for _ in range(num_blocks)
         )
         self.after_norm = nn.LayerNorm(width, eps=NORM_EPS)

@@ -17,20 +17,9 @@ def split_words(text: str, segmented: bool = False) -> list[str]:
         text: a sentence.
         segmented: spaces separate words of ideographs too, which stay whole.
     """
-    words: list[str] = []
-    for part in text.split():
-        if segmented:
-            words.append(part)
-            continue
-        run = ""
-        for character in part:
-            if is_ideograph(character):
-                words += [run, character] if run else [character]
-                run = ""
-            else:
-                run += character
-        words += [run] if run else []
-    return words
+    if not segmented:
+        text = "".join(f" {c} " if is_ideograph(c) else c for c in text)
+    return text.split()
 
 
 class _Words(Tokenizer):

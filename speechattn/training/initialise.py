@@ -129,11 +129,8 @@ def map_tokens(
 ) -> dict[str, Tensor]:
     """Return a classifier's weights for tokens at other ids, with `new` ones for unknown tokens.
 
-    Args:
-        weights: of a model of the tokens `theirs`.
-        new: initial ones of a model of the tokens `ours`.
-        theirs: tokens at their ids.
-        ours: likewise.
+    `weights` are of a model of the tokens `theirs`, `new` of one of the tokens `ours`, both at
+    their ids.
     """
     place = {token: i for i, token in enumerate(theirs)}
     pairs = [(i, place[token]) for i, token in enumerate(ours) if token in place]

@@ -25,11 +25,9 @@ def fit_crops(frames: np.ndarray, options: RoiOptions, path: str | Path) -> np.n
     if frames.shape[1] == options.side:
         return frames
     if options.size < options.side:
-        raise MediaError(
-            path,
-            f"mouth crops of {frames.shape[1]} pixels, where this model sees {options.side} pixels "
-            "of the face: give the video of the face, or crops of that size",
-        )
+        known = f"mouth crops of {frames.shape[1]} pixels, where this model sees {options.side}"
+        advice = "pixels of the face: give the video of the face, or crops of that size"
+        raise MediaError(path, f"{known} {advice}")
     size = (options.size, options.size)
     if frames.shape[1:] == size:
         return frames

@@ -25,9 +25,8 @@ from speechattn.data.crops.blobs import BlobStore, BlobWriter, Layout
 from speechattn.errors import SpeechattnError
 
 _BLOCK = 25  # frames; a shorter read decodes only the blocks that it touches
-CROPS = Layout(
-    "index.jsonl", "crops", ("frames", "height", "width", "fps", "detected"), "crop store"
-)
+_NUMBERS = ("frames", "height", "width", "fps", "detected")
+CROPS = Layout("index.jsonl", "crops", _NUMBERS, "crop store")
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,9 @@ def encode(frames: np.ndarray, fps: float, detected: float = 1.0, note: str = ""
 
 def _decode(block: bytes, height: int, width: int) -> np.ndarray:
     """Decode a block to uint8 (frames of the block, H, W)."""
-    data = ZstdDecompressor().decompress(block)
     # bytearray: numpy may then write into it.
-    out = np.frombuffer(bytearray(data), dtype=np.uint8)
-    out = out.reshape(-1, height, width)
+    data = bytearray(ZstdDecompressor().decompress(block))
+    out = np.frombuffer(data, dtype=np.uint8).reshape(-1, height, width)
     np.add.accumulate(out[0], axis=0, dtype=np.uint8, out=out[0])
     for i in range(1, len(out)):
         out[i] += out[i - 1]

@@ -88,12 +88,9 @@ def check_bytes(path: str | Path) -> None:
             elif length == 0:  # to the end of the file
                 length = size - position
             if length < 8 or position + length > size:
-                name = kind.decode("latin-1")
-                raise MediaError(
-                    path,
-                    f"truncated: box '{name}' at byte {position} says {length} bytes, "
-                    f"{size - position} are there",
-                )
+                where = f"box '{kind.decode('latin-1')}' at byte {position}"
+                there = f"says {length} bytes, {size - position} are there"
+                raise MediaError(path, f"truncated: {where} {there}")
             position += length
     if boxes and b"moov" not in boxes:
         raise MediaError(path, "truncated: its index (box 'moov') is missing")

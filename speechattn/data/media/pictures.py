@@ -48,18 +48,7 @@ class Frame:
 
 
 def iter_frames(path: str | Path, fps: float = 25.0) -> Iterator[np.ndarray]:
-    """Yield the RGB pictures of a video at `fps`; see `iter_video`.
-
-    Args:
-        path: the file.
-        fps: frames per second wanted.
-
-    Yields:
-        uint8 (H, W, 3), red first.
-
-    Raises:
-        MediaError: see `iter_video`.
-    """
+    """Yield the pictures of `iter_video`, uint8 (H, W, 3), red first."""
     for frame in iter_video(path, fps):
         yield frame.rgb()
 
@@ -118,13 +107,11 @@ def _resample(
     first = previous = None
     emitted = 0
     for time, frame in timed:
-        if previous is None:
-            first = time
-        else:
-            # The 1e-6 keeps ties on the earlier picture in spite of rounding.
-            while first + emitted / fps <= (previous[0] + time) / 2 + 1e-6:
-                yield Frame(previous[1], emitted / fps, stated)
-                emitted += 1
+        first = time if first is None else first
+        # The 1e-6 keeps ties on the earlier picture in spite of rounding.
+        while previous and first + emitted / fps <= (previous[0] + time) / 2 + 1e-6:
+            yield Frame(previous[1], emitted / fps, stated)
+            emitted += 1
         previous = (time, frame)
     if previous is None:
         raise MediaError(path, "no pictures in its video stream")

@@ -127,10 +127,8 @@ def _timed_pieces(path, container, stream, sample_rate: int) -> Iterator[tuple[n
 
 
 def _pieces(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Iterator[np.ndarray]:
-    for resampled in resampler.resample(frame):
-        samples = resampled.to_ndarray()[0]
-        if len(samples):
-            yield samples.astype(np.float32) / 32768
+    arrays = (resampled.to_ndarray()[0] for resampled in resampler.resample(frame))
+    yield from (samples.astype(np.float32) / 32768 for samples in arrays if len(samples))
 
 
 def resample(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
@@ -149,7 +147,5 @@ def _resampler(sample_rate: int) -> av.AudioResampler:
 
 
 def fit_audio(audio: np.ndarray, samples: int) -> np.ndarray:
-    """Cut sound, or lengthens it with silence, to `samples`: lips and voice then end together."""
-    if len(audio) >= samples:
-        return audio[:samples]
-    return np.pad(audio, (0, samples - len(audio)))
+    """Cut sound, or lengthen it with silence, to `samples`: lips and voice then end together."""
+    return audio[:samples] if len(audio) >= samples else np.pad(audio, (0, samples - len(audio)))

@@ -22,9 +22,8 @@ class CharTokenizer(Tokenizer):
 
     def __init__(self, tokens: Sequence[str]):
         super().__init__(tokens)
-        if wrong := [
-            t for t in self.tokens[2:-1] if t != SPACE_TOKEN and (len(t) != 1 or t.isspace())
-        ]:
+        units = (t for t in self.tokens[2:-1] if t != SPACE_TOKEN)
+        if wrong := [t for t in units if len(t) != 1 or t.isspace()]:
             raise ConfigError(f"tokens: {wrong[:5]} are not single characters")
         self._ids = {" " if t == SPACE_TOKEN else t: i for i, t in enumerate(self.tokens)}
 

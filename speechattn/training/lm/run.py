@@ -67,13 +67,9 @@ def train_lm(
         train, valid = hold_out(train)
         logger.info("no --valid-text: %d sentences are held out", len(valid))
     train, valid = TokenLines.of(train, tokenizer), TokenLines.of(valid, tokenizer)
-    logger.info(
-        "%.2f M parameters; %d sentences, %d tokens, %.2f %% of them <unk>",
-        sum(p.numel() for p in lm.parameters()) / 1e6,
-        len(train),
-        len(train.ids),
-        100.0 * train.unknown / max(1, len(train.ids)),
-    )
+    size, tokens = sum(p.numel() for p in lm.parameters()) / 1e6, len(train.ids)
+    message = "%.2f M parameters; %d sentences, %d tokens, %.2f %% of them <unk>"
+    logger.info(message, size, len(train), tokens, 100.0 * train.unknown / max(1, tokens))
     data = LmData(data_options, train, valid, tokenizer, options.seed)
     folder.mkdir(parents=True, exist_ok=True)
     check_resumed(folder, config, ("lm",))

@@ -187,10 +187,8 @@ def _announce(estimate: Estimate | None) -> None:
         return
     _log.info("%s", estimate)
     if estimate.disk > estimate.free:
-        raise SpeechattnError(
-            f"the disk is too small: {estimate}; choose another folder or make room, what is "
-            "cropped is kept"
-        )
+        advice = "choose another folder or make room, what is cropped is kept"
+        raise SpeechattnError(f"the disk is too small: {estimate}; {advice}")
 
 
 def _check_options(folder: Path, options: RoiOptions) -> None:

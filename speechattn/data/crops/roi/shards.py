@@ -73,11 +73,8 @@ def merge_shards(items: Sequence[RoiItem], folder: str | Path) -> MergeSummary:
     merge_parts(folder, FACES)
     merge_parts(folder, CROPS)
     store = CropStore(folder)
-    failures = {
-        item.key: failures[item.key]
-        for item in items
-        if item.key not in store and item.key in failures
-    }
+    lost = [item.key for item in items if item.key not in store]
+    failures = {key: failures[key] for key in lost if key in failures}
     write_rows(folder / FAILURES, "reason", failures)
     for part in parts:
         remove_partial(part)

@@ -102,10 +102,8 @@ class _Worker:
         self._cropper = MouthCropper(options, make())
 
     def __call__(self, task: Task) -> Outcome:
-        begun = time.perf_counter()
-        item = task.item
+        begun, item, cached = time.perf_counter(), task.item, task.cached
         state = (*file_state(item.path), self._number)
-        cached = task.cached
         if cached and (cached.size, cached.modified, cached.detector) != state:
             cached = None
         crop, reason = None, ""
@@ -126,8 +124,7 @@ class _Worker:
         if crop is None:
             return Outcome(reason=reason, faces=cached, seconds=time.perf_counter() - begun)
         if crop.detections:
-            data = encode_faces(crop.detections)
-            cached = CachedFaces(len(crop.detections), *state, data)
+            cached = CachedFaces(len(crop.detections), *state, encode_faces(crop.detections))
         packed = encode(crop.frames, crop.fps, crop.detected, crop.note)
         return Outcome(packed, "", cached, time.perf_counter() - begun)
 
