@@ -6,9 +6,10 @@ To add one, derive from `Search` (or `NbestSearch`, `FusedSearch`) and write `fi
 """
 
 from speechattn.decoding.search.base import FusedSearch, NbestSearch, Search
-from speechattn.decoding.search.ctc import CtcBeamSearch, CtcGreedySearch, CtcRescoringSearch
-from speechattn.decoding.search.graph import GraphRescoringSearch, GraphSearch
+from speechattn.decoding.search.ctc import CtcBeamSearch, CtcGreedySearch
+from speechattn.decoding.search.graph import GraphSearch
 from speechattn.decoding.search.joint import JointSearch
+from speechattn.decoding.search.rescoring import CtcRescoringSearch, GraphRescoringSearch
 from speechattn.decoding.search.transducer import TransducerBeamSearch, TransducerGreedySearch
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Searches by CTC alone, and CTC's n-best lists ranked anew by the attention decoder."""
+"""Searches by CTC alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,7 @@ from speechattn.decoding.ctc import ctc_greedy
 from speechattn.decoding.ctc_beam import ctc_beam_search
 from speechattn.decoding.fusion import Fusion
 from speechattn.decoding.hypothesis import Hypothesis
-from speechattn.decoding.rescoring import add_decoder, rescore
 from speechattn.decoding.search.base import FusedSearch, Search, SearchedModel
-from speechattn.decoding.search.joint import check_bidirectional, check_whole_hypotheses
 from speechattn.decoding.streaming.base import StreamLimits, StreamSearch
 from speechattn.decoding.streaming.beam import PrefixBeamStream
 from speechattn.decoding.streaming.greedy import GreedyStream
@@ -89,63 +87,3 @@ class CtcBeamSearch(FusedSearch):
             settle=limits.settle_frames(2.0 if scorers else 0.5),
             longest=limits.pending_frames,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CtcRescoringSearch(CtcBeamSearch):
-    """CTC's `beam_size` best sequences, ranked anew with the attention decoder.
-
-    The attention rescoring of WeNet (2102.01547).
-
-    Attributes:
-        ctc_weight: share of the CTC score, 0..1; the decoder gets the rest.
-        reverse_weight: share of the right-to-left decoder in the attention score, 0..1; needs a
-            BidirectionalDecoder.
-    """
-
-    needs_decoder: ClassVar[bool] = True
-    streams: ClassVar[bool] = False
-    has_second_pass = True
-
-    ctc_weight: float = 0.3
-    reverse_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_share("ctc_weight")
-        self._require_share("reverse_weight")
-
-    def check_model(self, model: SearchedModel) -> None:
-        super().check_model(model)
-        check_rescoring(model, self.reverse_weight)
-
-    def second_pass(
-        self, outputs: Sequence[ModelOutput], found: list[list[Hypothesis]], fusion: Fusion
-    ) -> list[list[Hypothesis]]:
-        found = add_attention(outputs, found, self.ctc_weight, self.reverse_weight)
-        return super().second_pass(outputs, found, fusion)
-
-
-def add_attention(
-    outputs: Sequence[ModelOutput],
-    found: list[list[Hypothesis]],
-    ctc_weight: float,
-    reverse_weight: float,
-) -> list[list[Hypothesis]]:
-    """Rank what CTC found with the decoder, and with its right-to-left half if that has a share."""
-    (output,) = outputs
-    found = add_decoder(output, found, 1 - ctc_weight)
-    if reverse_weight > 0:
-        found = rescore(outputs, found, 1 - ctc_weight, reverse_weight)
-    return found
-
-
-def check_rescoring(model: SearchedModel, reverse_weight: float) -> None:
-    """Check that all decoders can score whole hypotheses, right to left too if that has a weight.
-
-    Raises:
-        ConfigError: one cannot.
-    """
-    check_whole_hypotheses(model, "search: rescoring")
-    if reverse_weight > 0:
-        check_bidirectional(model, reverse_weight)

@@ -17,7 +17,6 @@ from speechattn.decoding.fst.path import EMPTY_PATH, LOST_PATH, GraphPath
 from speechattn.decoding.fusion import Fusion
 from speechattn.decoding.hypothesis import Hypothesis
 from speechattn.decoding.search.base import NbestSearch, SearchedModel
-from speechattn.decoding.search.ctc import add_attention, check_rescoring
 from speechattn.decoding.streaming.base import StreamLimits, StreamSearch
 from speechattn.decoding.streaming.graph import GraphStream
 from speechattn.errors import ConfigError, require
@@ -145,36 +144,3 @@ class GraphSearch(NbestSearch):
             list(path.starts),
             None if confidence is None else list(confidence),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphRescoringSearch(GraphSearch):
-    """The `beam_size` best sentences of a graph, ranked anew with the attention decoder.
-
-    Attributes:
-        ctc_weight: share of the CTC score, 0..1; the decoder gets the rest.
-        reverse_weight: share of the right-to-left decoder in the attention score, 0..1; needs a
-            BidirectionalDecoder.
-    """
-
-    needs_decoder: ClassVar[bool] = True
-    streams: ClassVar[bool] = False
-    has_second_pass = True
-
-    ctc_weight: float = 0.3
-    reverse_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_share("ctc_weight")
-        self._require_share("reverse_weight")
-
-    def check_model(self, model: SearchedModel) -> None:
-        super().check_model(model)
-        check_rescoring(model, self.reverse_weight)
-
-    def second_pass(
-        self, outputs: Sequence[ModelOutput], found: list[list[Hypothesis]], fusion: Fusion
-    ) -> list[list[Hypothesis]]:
-        found = add_attention(outputs, found, self.ctc_weight, self.reverse_weight)
-        return super().second_pass(outputs, found, fusion)
