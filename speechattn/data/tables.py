@@ -42,7 +42,9 @@ def read_table(path: str | Path) -> Table:
     lines = enumerate(content.split("\n"), start=1)
     rows = [(number, line.rstrip("\r")) for number, line in lines if line.strip()]
     columns, first_line = _count_columns(path, rows)
-    texts, speakers, seen_at = {}, {}, {}
+    texts: dict[str, str] = {}
+    speakers: dict[str, str] = {}
+    seen_at: dict[str, int] = {}
     for number, line in rows:
         cells = line.split("\t")
         if len(cells) == 1 and columns == 2:

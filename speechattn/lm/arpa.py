@@ -25,11 +25,9 @@ class ArpaNgrams:
 
 
 def read_arpa(path: str | Path, words: dict[bytes, int]) -> list[ArpaNgrams]:
-    """Read the n-grams of an ARPA file, by order, those of known words only.
+    """Read the n-grams of an ARPA file, gzipped or not, by order, those of known words only.
 
-    Args:
-        path: the file, gzipped or not.
-        words: ids by their UTF-8.
+    `words` are the ids of these by their UTF-8.
 
     Raises:
         ConfigError: it is not an ARPA file, or not complete.

@@ -56,8 +56,9 @@ def count_ngrams(lines: TokenLines, order: int, vocab_size: int) -> list[Ngrams]
     for n in range(2, order + 1):
         ends = np.flatnonzero(place >= n - 1)
         keys = below[ends - 1] * len(units) + words[ends]
-        wanted = {"return_index": True, "return_inverse": True, "return_counts": True}
-        key, first, index, seen = np.unique(keys, **wanted)
+        key, first, index, seen = np.unique(
+            keys, return_index=True, return_inverse=True, return_counts=True
+        )
         suffix = below[ends[first]]
         # Only <s> precedes the n-grams that begin a sentence.
         different = np.bincount(suffix, minlength=len(orders[-1].last))

@@ -41,10 +41,8 @@ class Perplexity:
 
     def __str__(self) -> str:
         unknown = 100.0 * self.unknown / max(1, self.tokens)
-        return (
-            f"perplexity {self.token:.2f} a token, {self.character:.2f} a character "
-            f"({self.sentences} sentences, {self.tokens} tokens, {unknown:.2f} % <unk>)"
-        )
+        counts = f"{self.sentences} sentences, {self.tokens} tokens, {unknown:.2f} % <unk>"
+        return f"perplexity {self.token:.2f} a token, {self.character:.2f} a character ({counts})"
 
 
 def _exp(x: float) -> float:

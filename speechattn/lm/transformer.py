@@ -92,9 +92,8 @@ class TransformerLm(nn.Module):
     ):
         super().__init__()
         if attention_heads < 1 or width % attention_heads or width % 2:
-            raise ValueError(
-                f"width {width} has to be even and a multiple of attention_heads {attention_heads}"
-            )
+            wanted = f"even and a multiple of attention_heads {attention_heads}"
+            raise ValueError(f"width {width} has to be {wanted}")
         if num_blocks < 1:
             raise ValueError(f"num_blocks is {num_blocks}; a language model needs at least one")
         if not 0.0 <= attention_dropout < 1.0:
@@ -144,11 +143,7 @@ class TransformerLm(nn.Module):
         return TokenTree.root(cache, self.layers[0].self_attention.stride)
 
     def step(self, token: Tensor, tree: TokenTree) -> tuple[Tensor, TokenTree]:
-        """Feed one token to every hypothesis.
-
-        Args:
-            token: (N,) int64, <sos> first.
-            tree: the tokens fed so far, of N hypotheses.
+        """Feed one token (N,) int64, <sos> first, to every hypothesis of a tree of N.
 
         Returns:
             Log-probabilities of the next token (N, V), and the tree with `token` in it.

@@ -152,15 +152,10 @@ def _plan(clips: int, speakers: int, seed: int, damaged: bool) -> list[_Item]:
     kinds = list(DAMAGE) if damaged else []
     sentences = draw_mandarin(clips + len(kinds), rng)
     single, multi = round(clips * _SINGLE_SHARE), round(clips * _MULTI_SHARE)
-    places = [
-        *_cncvs_places(clips - single - multi, speakers),
-        *_single_places(single, speakers),
-        *_multi_places(multi, speakers + 1),
-    ]
-    items = [
-        _Item(*place[:5], index, place[5], sentence)
-        for index, (place, sentence) in enumerate(zip(places, sentences, strict=False))
-    ]
+    places = [*_cncvs_places(clips - single - multi, speakers), *_single_places(single, speakers)]
+    places += _multi_places(multi, speakers + 1)
+    pairs = enumerate(zip(places, sentences, strict=False))
+    items = [_Item(*place[:5], i, place[5], sentence) for i, (place, sentence) in pairs]
     people = _people(speakers)
     for number, (kind, sentence) in enumerate(zip(kinds, sentences[clips:], strict=True)):
         dataset, which = _DAMAGED_IN[kind]

@@ -60,9 +60,8 @@ def synth_corpus(
     folder = Path(output)
     jobs = []
     for s in range(speakers):
-        rng = np.random.default_rng([seed, s, 1])
-        for u, sentence in enumerate(draw_sentences(language, utterances, rng)):
-            jobs.append(_Job(folder, language, seed, s, u, sentence))
+        sentences = draw_sentences(language, utterances, np.random.default_rng([seed, s, 1]))
+        jobs += [_Job(folder, language, seed, s, u, one) for u, one in enumerate(sentences)]
     _claim(folder, language, speakers, utterances, seed=seed)
     missing = [job for job in jobs if not job.video.exists()]
     run_jobs(_write, missing, len(jobs), workers=workers, progress=progress)

@@ -216,13 +216,9 @@ def normalise_phone(symbol: str) -> str:
 
 def _phones(events, rate: int, total: float) -> tuple[Phone, ...]:
     marks = [(sample / rate, name) for kind, sample, _, name in events if kind == _EVENT_PHONEME]
-    ends = [start for start, _ in marks[1:]] + [total]
-    phones = []
-    for (start, name), end in zip(marks, ends, strict=True):
-        start, end = min(start, total), min(end, total)
-        if end > start:
-            phones.append(Phone(normalise_phone(name), start, end))
-    return tuple(phones)
+    edges = [min(start, total) for start, _ in marks] + [total]
+    spans = zip(marks, edges, edges[1:], strict=False)
+    return tuple(Phone(normalise_phone(n), a, b) for (_, n), a, b in spans if b > a)
 
 
 def _words(words, starts, events, phones, *, rate: int) -> tuple[Word, ...]:

@@ -63,10 +63,8 @@ def initialise(
         source = weights_of(folder, model, tokenizer, allow, renew_classifier=renew_classifier)
         matching = {name: value for name, value in source.items() if name in weights}
         if not matching:
-            raise ConfigError(
-                f"--init {folder}: none of its tensors has a place in a model of "
-                f"{' and '.join(model.modalities)}"
-            )
+            kind = f"a model of {' and '.join(model.modalities)}"
+            raise ConfigError(f"--init {folder}: none of its tensors has a place in {kind}")
         for name, value in matching.items():
             if value.shape != weights[name].shape:
                 raise ConfigError(

@@ -69,9 +69,8 @@ def check_resumed(folder: Path, config: dict[str, Any], fixed: Sequence[str] = (
     changed = [name for name in {**before, **config} if before.get(name) != config.get(name)]
     for name in fixed:
         if name in changed:
-            raise ConfigError(
-                f"{folder} was begun with another `{name}`; choose another folder, or remove it"
-            )
+            advice = "choose another folder, or remove it"
+            raise ConfigError(f"{folder} was begun with another `{name}`; {advice}")
     if changed:
         logger.warning("going on with other settings than before in: %s", ", ".join(changed))
 

@@ -21,12 +21,10 @@ def word_alignment(cut: "Cut") -> list[Word] | None:
     Lhotse's `supervision.alignment["word"]`, in which corpora with alignments have them; None if a
     supervision has none.
     """
-    words = []
-    for supervision in cut.supervisions:
-        if not supervision.alignment or "word" not in supervision.alignment:
-            return None
-        words += [(w.symbol, w.start, w.end) for w in supervision.alignment["word"]]
-    return words
+    alignments = [supervision.alignment or {} for supervision in cut.supervisions]
+    if not all("word" in alignment for alignment in alignments):
+        return None
+    return [(w.symbol, w.start, w.end) for alignment in alignments for w in alignment["word"]]
 
 
 def token_times(

@@ -108,7 +108,8 @@ def read_dataset(
 
     Folders named in `skip` are left out. Files that lack a video or cannot be read are failures.
     """
-    failures, clips = [], []
+    failures: list[Failure] = []
+    clips: list[Clip] = []
     infos = _read_infos(root, skip, failures)
     for folder in _media_folders(root, skip, failures, MAX_DEPTH):
         clips += _read_folder(root, folder, journal, infos=infos, failures=failures)
@@ -256,16 +257,13 @@ def _read_infos(
 
 
 def _info_rows(content: Any, file: str, failures: list[Failure]) -> Iterator[tuple[str, Info]]:
-    if isinstance(content, dict):
-        if content and all(isinstance(value, list) for value in content.values()):
-            rows = [(None, row) for value in content.values() for row in value]
-        else:
-            rows = list(content.items())
-    elif isinstance(content, list):
-        rows = [(None, row) for row in content]
-    else:
+    values = list(content.values()) if isinstance(content, dict) else []
+    if values and all(isinstance(value, list) for value in values):
+        content = [row for value in values for row in value]
+    if not isinstance(content, dict | list):
         raise ValueError("it holds neither an object nor a list")
-    for key, row in rows:
+    named = isinstance(content, dict)
+    for key, row in content.items() if named else ((None, row) for row in content):
         row = {"text": row} if isinstance(row, str) else row
         if isinstance(row, dict):
             key = key or _first(row, _IDS)

@@ -214,11 +214,9 @@ def _read_clip(corpus_dir: Path, aligns: str, speaker: str, path: Path) -> Utter
 def _with_landmarks(utterance: Utterance, corpus_dir: Path) -> Utterance:
     if utterance.landmarks is not None:
         return utterance
-    for suffix in (".npz", ".npy"):
-        file = corpus_dir / "landmarks" / utterance.speaker / (utterance.path.stem + suffix)
-        if file.is_file():
-            return replace(utterance, landmarks=file)
-    return utterance
+    base = corpus_dir / "landmarks" / utterance.speaker / utterance.path.stem
+    files = (Path(f"{base}{suffix}") for suffix in (".npz", ".npy"))
+    return replace(utterance, landmarks=next((file for file in files if file.is_file()), None))
 
 
 # ------------------------------------------------------------------------------------ splits

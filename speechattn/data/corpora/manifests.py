@@ -127,10 +127,8 @@ def write_manifests(
     if not facts:
         lost = [failure for failure in failures if not failure.kept]
         first = f"; the first: {lost[0].file}: {lost[0].reason}" if lost else ""
-        raise SpeechattnError(
-            f"nothing could be prepared ({len(lost)} failures, listed in "
-            f"{output_dir / 'failures.tsv'}){first}"
-        )
+        listed = f"{len(lost)} failures, listed in {output_dir / 'failures.tsv'}"
+        raise SpeechattnError(f"nothing could be prepared ({listed}){first}")
     usable = [u for u in utterances if u.id in facts]
     paths = _write_lhotse(usable, facts, output_dir)
     splits = {name: [name] for name in paths}
@@ -258,12 +256,10 @@ def _to_cut(utterance: Utterance, facts: MediaFacts) -> "MonoCut":
         for word, start, length in utterance.words
         if start < recording.duration
     ]
+    common = {"id": utterance.id, "start": 0.0, "duration": recording.duration, "channel": 0}
     supervision = SupervisionSegment(
-        id=utterance.id,
+        **common,
         recording_id=utterance.id,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
         text=utterance.text,
         language=utterance.language,
         speaker=utterance.speaker,
@@ -275,8 +271,7 @@ def _to_cut(utterance: Utterance, facts: MediaFacts) -> "MonoCut":
         custom["video_frames"] = facts.video_frames
     if utterance.landmarks is not None:
         custom["landmarks"] = str(utterance.landmarks)
-    parts = {"supervisions": [supervision], "recording": recording, "custom": custom}
-    cut = MonoCut(id=utterance.id, start=0.0, duration=recording.duration, channel=0, **parts)
+    cut = MonoCut(**common, supervisions=[supervision], recording=recording, custom=custom)
     validate(cut)
     return cut
 

@@ -142,10 +142,8 @@ def _compare(seconds: float, audio: _Sound, sound: Path) -> str:
     short, long = sorted((seconds, audio_seconds))
     if long - short <= MAX_APART or long <= MAX_RATIO * short:
         return ""
-    return (
-        f"{seconds:.2f} s of picture and {audio_seconds:.2f} s of sound in {sound.name}: a wrong "
-        "frame rate, a cut file or another clip's sound"
-    )
+    lengths = f"{seconds:.2f} s of picture and {audio_seconds:.2f} s of sound in {sound.name}"
+    return f"{lengths}: a wrong frame rate, a cut file or another clip's sound"
 
 
 def _audio_header(path: Path):

@@ -70,10 +70,9 @@ def read_summary(output_dir: str | Path) -> dict:
 
 
 def _counts(rows: Sequence[tuple[str, MediaFacts]]) -> dict[str, float]:
-    facts = [one for _, one in rows]
     return {
         "utterances": len(rows),
-        "hours": round(sum(f.num_samples / f.sample_rate for f in facts) / 3600, 4),
+        "hours": round(sum(f.num_samples / f.sample_rate for _, f in rows) / 3600, 4),
         "speakers": len({speaker for speaker, _ in rows}),
-        "silent": sum(not f.has_audio for f in facts),
+        "silent": sum(not f.has_audio for _, f in rows),
     }

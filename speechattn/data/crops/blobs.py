@@ -75,11 +75,7 @@ class BlobStore:
         return iter(self._index.rows)
 
     def number(self, key: str, name: str) -> float:
-        """Return one of the layout's numbers of an entry.
-
-        Raises:
-            KeyError: no such entry.
-        """
+        """Return one of the layout's numbers of an entry; raise a KeyError if there is none."""
         return self._index.numbers[name][self._row(key)]
 
     def note(self, key: str) -> str:
@@ -91,11 +87,7 @@ class BlobStore:
         return self._index.files[self._index.file[self._row(key)]]
 
     def blocks(self, key: str, first: int = 0, stop: int | None = None) -> list[bytes]:
-        """Read blocks `first` to `stop` of an entry.
-
-        Raises:
-            KeyError: no such entry.
-        """
+        """Read blocks `first` to `stop` of an entry; raise a KeyError if there is none."""
         index, row = self._index, self._row(key)
         lengths = index.sizes[index.first[row] : index.first[row + 1]]
         sizes = lengths[first:stop]
@@ -206,11 +198,10 @@ class BlobWriter:
 
     def close(self) -> None:
         """Write everything to disk and unlock the store."""
-        for file in (self._file, self._index):
-            if not file.closed:
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
+        for file in (file for file in (self._file, self._index) if not file.closed):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -40,11 +40,7 @@ def is_crop_array(path: str | Path) -> bool:
 
 
 def open_crops(path: str | Path) -> np.memmap:
-    """Map crops that numpy stored, (T, H, H) uint8.
-
-    Raises:
-        OSError, ValueError, EOFError: the file is no such array.
-    """
+    """Map crops that numpy stored, (T, H, H) uint8; raise OSError, ValueError, EOFError if none."""
     return np.lib.format.open_memmap(path, mode="r")
 
 

@@ -89,11 +89,7 @@ class CropStore(BlobStore):
         return list(self)
 
     def info(self, key: str) -> CropInfo:
-        """Return the size and rate of a clip.
-
-        Raises:
-            KeyError: no such clip.
-        """
+        """Return the size and rate of a clip; raise a KeyError if there is none."""
         frames, height, width, fps, detected = (self.number(key, name) for name in CROPS.numbers)
         return CropInfo(int(frames), int(height), int(width), fps, detected, self.note(key))
 

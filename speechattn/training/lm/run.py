@@ -86,12 +86,7 @@ def train_lm(
 
 
 def average_lm(
-    config: dict[str, Any],
-    exp: str | Path,
-    tokenizer: Tokenizer,
-    best: int,
-    *,
-    meta: dict[str, Any],
+    config: dict[str, Any], exp: str | Path, tokenizer: Tokenizer, best: int, *, meta: dict
 ) -> None:
     """Average the best epochs of `exp/train` into `exp/lm`."""
     paths = best_checkpoints(Path(exp) / "train", best)

@@ -116,10 +116,9 @@ class MouthCropper:
             return [Face(np.array([0, 0, 1, 1], dtype=np.float32), 1.0, row)]
 
         crop = self._run(path, locate, 1)
-        if abs(len(crop.frames) - len(points)) > _ROW_SLACK:
-            raise MediaError(
-                landmarks, f"{len(points)} rows for {len(crop.frames)} frames of video {path}"
-            )
+        rows, frames = len(points), len(crop.frames)
+        if abs(frames - rows) > _ROW_SLACK:
+            raise MediaError(landmarks, f"{rows} rows for {frames} frames of video {path}")
         return replace(crop, detected=present, detections=())
 
     def _follow(
@@ -135,10 +134,9 @@ class MouthCropper:
             if index % every == 0:
                 detections.append(locate(index, frame))
                 tracker.update(detections[-1])
-        if isinstance(locate, _Replay) and len(detections) != len(locate.detections):
-            raise StaleDetections(
-                f"{path}: {len(locate.detections)} detections cached, {len(detections)} needed"
-            )
+        if isinstance(locate, _Replay) and len(detections) != (cached := len(locate.detections)):
+            needed = len(detections)
+            raise StaleDetections(f"{path}: {cached} detections cached, {needed} needed")
         tracks = tracker.finish()
         if not tracks:
             raise NoFaceError(path, f"no face found in {len(detections)} pictures of {total}")
@@ -176,9 +174,8 @@ class _Locator:
     """Searches the whole picture every `search_every` frames, and follows the faces between."""
 
     def __init__(self, detector: FaceDetector, options: RoiOptions):
-        self._detector = detector
+        self._detector, self._every = detector, options.search_every
         self._refiner = detector if isinstance(detector, RefiningDetector) else None
-        self._every = options.search_every
         self._searched = -options.search_every
         self._faces: list[Face] = []
 

@@ -53,10 +53,9 @@ def file_state(path: str | Path) -> tuple[int, int]:
 def encode_faces(detections: Detections) -> bytes:
     """Pack faces; what comes back is the same to the last bit."""
     counts = np.array([len(faces) for faces in detections], dtype=np.uint16)
-    rows = np.array(
-        [[*face.box, face.score, *np.ravel(face.points)] for faces in detections for face in faces],
-        dtype=np.float32,
-    )
+    every = (face for faces in detections for face in faces)
+    rows = [[*face.box, face.score, *np.ravel(face.points)] for face in every]
+    rows = np.array(rows, dtype=np.float32)
     # Bytes of equal weight side by side: the high ones hardly change.
     planes = rows.reshape(-1, 1).view(np.uint8).T.tobytes() if rows.size else b""
     return zlib.compress(counts.tobytes() + planes, 1)
