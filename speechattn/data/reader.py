@@ -118,11 +118,7 @@ class MediaReader:
         return Item(media.name, "", [], audio, video)
 
     def pieces(self, source: Source, seconds: float = 0.1) -> Iterator[Piece]:
-        """Read a source as a microphone and a camera would give it.
-
-        Args:
-            source: as of `open`.
-            seconds: a piece.
+        """Read a source as a microphone and a camera would give it, in pieces of `seconds`.
 
         Raises:
             MediaError: it lacks what the model takes.

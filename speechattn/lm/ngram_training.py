@@ -105,13 +105,10 @@ class Estimate:
 
 
 def kneser_ney(ngrams: Sequence[Ngrams], vocab_size: int, min_count: int = 1) -> list[Estimate]:
-    """Estimate probabilities and back-off weights, by order.
+    """Estimate probabilities and back-off weights of what `count_ngrams` returns, by order.
 
-    Args:
-        ngrams: as `count_ngrams` gives them.
-        vocab_size: V.
-        min_count: n-grams of three units and more that occur less often are dropped; their
-            probability goes to the orders below.
+    N-grams of three units and more that occur less often than `min_count` are dropped; their
+    probability goes to the orders below.
     """
     estimates: list[Estimate] = []
     lower = np.full(vocab_size + 1, 1.0 / (vocab_size - 1))  # of all but blank and <s>

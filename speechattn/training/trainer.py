@@ -54,13 +54,8 @@ def seed(options: TrainingOptions) -> None:
 def check_resumed(folder: Path, config: dict[str, Any], fixed: Sequence[str] = ("model",)) -> None:
     """Check that a configuration may resume what an earlier one began in `folder`.
 
-    Args:
-        folder: of checkpoints.
-        config: the new one.
-        fixed: sections that have to be the same.
-
     Raises:
-        ConfigError: one of those differs. Other changes are only reported.
+        ConfigError: one of the sections `fixed` differs. Other changes are only reported.
     """
     if not (folder / LAST).exists() or not (folder / "config.yaml").exists():
         return
@@ -149,12 +144,7 @@ def fit(
 ) -> dict[str, int]:
     """Train from the last checkpoint of `folder`, or from the start.
 
-    Args:
-        trainer: of `make_trainer`.
-        task: what is trained.
-        data: its batches.
-        folder: of checkpoints and tables.
-        config: written to its `config.yaml`, which `check_resumed` reads.
+    `config` is written to its `config.yaml`, which `check_resumed` reads.
 
     Returns:
         How many epochs and steps there were, for `done.json`.

@@ -27,14 +27,12 @@ def join_groups(
 
     All utterances are put in a random order. From the front of it a recording takes one and, with
     a chance, the next ones too, up to a length that is uniform between that of the first and the
-    longest there may be.
+    longest there may be. `seed` and `epoch`, from 0, decide the draws.
 
     Args:
         durations: (M,) seconds of each utterance.
         seconds: that joined recordings have at most; longer utterances stay single.
         chance: that a recording may have more than one utterance, 0..1.
-        seed: of the draws.
-        epoch: from 0.
 
     Returns:
         (M,) the utterances in order, and (R + 1,) where in it each of the R recordings starts,

@@ -83,12 +83,7 @@ class TextJournal:
         self._file.close()
 
     def read(self, entry: os.DirEntry) -> str:
-        """Read a text file.
-
-        Raises:
-            OSError: it cannot be read.
-            UnicodeDecodeError: it is neither UTF-8 nor GB 18030.
-        """
+        """Read a text file; raise OSError, or UnicodeDecodeError if not UTF-8 nor GB 18030."""
         stamp = (entry.stat().st_size, entry.stat().st_mtime_ns)
         if (known := self._known.get(entry.path)) and known[:2] == stamp:
             return known[2]
@@ -262,8 +257,8 @@ def _info_rows(content: Any, file: str, failures: list[Failure]) -> Iterator[tup
         content = [row for value in values for row in value]
     if not isinstance(content, dict | list):
         raise ValueError("it holds neither an object nor a list")
-    named = isinstance(content, dict)
-    for key, row in content.items() if named else ((None, row) for row in content):
+    pairs = content.items() if isinstance(content, dict) else ((None, row) for row in content)
+    for key, row in pairs:
         row = {"text": row} if isinstance(row, str) else row
         if isinstance(row, dict):
             key = key or _first(row, _IDS)

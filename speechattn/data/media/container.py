@@ -35,9 +35,6 @@ class MediaInfo:
 def probe(path: str | Path) -> MediaInfo:
     """Read the headers of an audio or video file.
 
-    Args:
-        path: the file.
-
     Raises:
         MediaError: missing, empty, truncated (an mp4 whose boxes end past the file), or not media.
     """

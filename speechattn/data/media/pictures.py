@@ -54,15 +54,11 @@ def iter_frames(path: str | Path, fps: float = 25.0) -> Iterator[np.ndarray]:
 
 
 def iter_video(path: str | Path, fps: float = 25.0) -> Iterator[Frame]:
-    """Decode a video once, in a stream, and yield pictures at a constant rate.
+    """Decode a video once, in a stream, and yield pictures at `fps` a second.
 
     Picture i is the one whose time stamp is nearest to `i / fps` seconds after the first (the
     earlier one in a tie), so a faster file is thinned, a slower one held, and a file whose rate
     varies keeps its timing. The memory used does not grow with the length.
-
-    Args:
-        path: the file.
-        fps: frames per second wanted.
 
     Yields:
         `Frame`, about duration times fps of them.

@@ -29,16 +29,12 @@ def read_audio(path: str | Path, sample_rate: int = 16000) -> np.ndarray:
 
 
 def stream_audio(path: str | Path, sample_rate: int = 16000) -> Iterator[np.ndarray]:
-    """Read the sound of an audio or a video file in pieces, mixed down to one channel.
+    """Read the sound of an audio or a video file in pieces, one channel at `sample_rate` Hz.
 
     Audio files are read by libsndfile, everything else by FFmpeg. In a video, sample 0 is the
     moment of the first picture: sound that starts later is preceded by silence, sound that starts
     earlier is cut. Sound of videos and resampled sound is rounded to 16 bits, so that writing it
-    to FLAC and reading it back changes nothing.
-
-    Args:
-        path: an audio or a video file.
-        sample_rate: Hz wanted.
+    to FLAC and reading it back changes nothing. Several channels are mixed down.
 
     Yields:
         float32 (n,) in [-1, 1], n at least 1 and at most a few seconds' worth.

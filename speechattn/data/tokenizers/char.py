@@ -31,9 +31,7 @@ class CharTokenizer(Tokenizer):
     def train(cls, texts: Iterable[str], min_count: int = 1) -> Self:
         """Make tokens of the characters of texts, most frequent first (ties by code point).
 
-        Args:
-            texts: training transcripts.
-            min_count: rarer characters become `<unk>`.
+        Characters rarer than `min_count` become `<unk>`.
         """
         counts = Counter(character for text in texts for character in collapse_spaces(text))
         units = sorted((c for c in counts if counts[c] >= min_count), key=lambda c: (-counts[c], c))

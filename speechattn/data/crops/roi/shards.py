@@ -52,11 +52,8 @@ def merge_shards(items: Sequence[RoiItem], folder: str | Path) -> MergeSummary:
     """Merge the stores, lists of failures and notes that the jobs wrote.
 
     Nothing is cropped, and killed at any moment it is done by calling it again. Clips that no job
-    has tried are counted; running their job again, or the whole without shards, adds them.
-
-    Args:
-        items: the videos of the corpus.
-        folder: of the store.
+    has tried are counted; running their job again, or the whole without shards, adds them. `items`
+    are the videos of the corpus.
 
     Raises:
         SpeechattnError: a job is still writing, or there is nothing to merge.
