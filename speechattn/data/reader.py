@@ -71,12 +71,9 @@ class MediaReader:
         crop_size: int,
         cropper: MouthCropper,
     ):
-        self.uses_audio = "audio" in modalities
-        self.uses_video = "video" in modalities
-        self.sample_rate = sample_rate
-        self.video_fps = video_fps
-        self.cropper = cropper
-        self.center = CenterCrop(crop_size)
+        self.uses_audio, self.uses_video = "audio" in modalities, "video" in modalities
+        self.sample_rate, self.video_fps = sample_rate, video_fps
+        self.cropper, self.center = cropper, CenterCrop(crop_size)
 
     @contextmanager
     def open(
@@ -123,11 +120,7 @@ class MediaReader:
         return Item(media.name, "", [], audio, video)
 
     def pieces(self, source: Source, seconds: float = 0.1) -> Iterator[Piece]:
-        """Read a source as a microphone and a camera would give it.
-
-        Args:
-            source: as of `open`.
-            seconds: a piece.
+        """Read a source as a microphone and a camera would give it, in pieces of `seconds`.
 
         Raises:
             MediaError: it lacks what the model takes.
@@ -161,10 +154,8 @@ class MediaReader:
         arrays: dict[str, np.ndarray] = {}
         for modality, part in self._parts(source, name):
             if modality == "audio":
-                sound = as_sound(part, name)
-                arrays[modality] = resample(
-                    sound, sample_rate or self.sample_rate, self.sample_rate
-                )
+                rate = sample_rate or self.sample_rate
+                arrays[modality] = resample(as_sound(part, name), rate, self.sample_rate)
             else:
                 arrays[modality] = as_crops(part, self.cropper.options, name)
         needs = (("audio", self.uses_audio, "sound"), ("video", self.uses_video, "mouth crops"))
@@ -181,9 +172,8 @@ class MediaReader:
             modality = "video" if part.dtype == np.uint8 else "audio"
             if not (self.uses_video if modality == "video" else self.uses_audio):
                 takes = "mouth crops, uint8 (n, H, H)" if self.uses_video else "sound, float (n,)"
-                raise MediaError(
-                    name, f"an array of {part.dtype} is {modality}; this model takes {takes}"
-                )
+                reason = f"an array of {part.dtype} is {modality}; this model takes {takes}"
+                raise MediaError(name, reason)
             yield modality, part
 
 
@@ -260,8 +250,7 @@ def as_sound(part: np.ndarray, name: str) -> np.ndarray:
     """
     if part.ndim not in (1, 2) or (part.dtype.kind != "f" and part.dtype != np.int16):
         raise MediaError(
-            name,
-            f"sound is float or int16, (n,) or (channels, n), not {part.dtype} {part.shape}",
+            name, f"sound is float or int16, (n,) or (channels, n), not {part.dtype} {part.shape}"
         )
     if part.ndim == 2 and part.shape[0] > part.shape[1] > 0:
         raise MediaError(name, f"sound is (channels, n), not {part.shape}: transpose it")
@@ -280,9 +269,8 @@ def as_crops(part: np.ndarray, options: RoiOptions, name: str) -> np.ndarray:
     """
     frames = part[None] if part.ndim == 2 else part
     if frames.ndim != 3 or frames.shape[1] != frames.shape[2]:
-        raise MediaError(
-            name, f"mouth crops are square and grey, (n, H, H) or (H, H), not {part.shape}"
-        )
+        wanted = "mouth crops are square and grey, (n, H, H) or (H, H)"
+        raise MediaError(name, f"{wanted}, not {part.shape}")
     return fit_crops(frames, options, name) if len(frames) else frames
 
 
@@ -307,12 +295,9 @@ def in_real_time(pieces: Iterable[Piece], seconds: float = 0.1) -> Iterator[Piec
 
 
 def pieces_of_pipe(file: BinaryIO, sample_rate: int, seconds: float = 0.1) -> Iterator[np.ndarray]:
-    """Read raw sound as it comes: 16 bits a sample, little-endian, one channel.
+    """Read raw sound as it comes, pieces of `seconds` at most: 16 bits, little-endian, one channel.
 
-    Args:
-        file: that is read.
-        sample_rate: Hz.
-        seconds: a piece at most.
+    `sample_rate` is in Hz.
     """
     rest = b""
     read = getattr(file, "read1", file.read)  # as much as is there

@@ -15,15 +15,10 @@ from speechattn.files import write_text
 
 @dataclass(frozen=True)
 class Table:
-    """Transcripts by utterance.
+    """Transcripts by utterance."""
 
-    Args:
-        texts: text by utterance id, in the file's order.
-        speakers: speaker by utterance id; empty for a two-column file.
-    """
-
-    texts: dict[str, str]
-    speakers: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str]  # by utterance id, in the file's order
+    speakers: dict[str, str] = field(default_factory=dict)  # likewise; none in a two-column file
 
 
 def read_table(path: str | Path) -> Table:
@@ -44,11 +39,8 @@ def read_table(path: str | Path) -> Table:
         raise SpeechattnError(f"{path}: not UTF-8 text ({error.reason})") from None
 
     # Not splitlines(): a transcript may hold U+2028 and its like.
-    rows = [
-        (number, line.rstrip("\r"))
-        for number, line in enumerate(content.split("\n"), start=1)
-        if line.strip()
-    ]
+    lines = enumerate(content.split("\n"), start=1)
+    rows = [(number, line.rstrip("\r")) for number, line in lines if line.strip()]
     columns, first_line = _count_columns(path, rows)
     texts: dict[str, str] = {}
     speakers: dict[str, str] = {}
@@ -65,10 +57,8 @@ def read_table(path: str | Path) -> Table:
         utterance = cells[0].strip()
         if not utterance:
             raise SpeechattnError(f"{path}:{number}: the utterance id is empty")
-        if utterance in texts:
-            raise SpeechattnError(
-                f"{path}:{number}: id {utterance!r} was already on line {seen_at[utterance]}"
-            )
+        if before := seen_at.get(utterance):
+            raise SpeechattnError(f"{path}:{number}: id {utterance!r} was already on line {before}")
         seen_at[utterance] = number
         texts[utterance] = cells[-1].strip()
         if columns == 3:

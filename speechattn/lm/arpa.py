@@ -17,25 +17,17 @@ from speechattn.errors import ConfigError
 
 @dataclass(frozen=True)
 class ArpaNgrams:
-    """The n-grams of one order, M of them; natural logs.
+    """The n-grams of one order, M of them; natural logs."""
 
-    Attributes:
-        words: (M, order) int64.
-        log_prob: (M,) float64.
-        weight: (M,) float64, of backing off; 0 where the file gives none.
-    """
-
-    words: Tensor
-    log_prob: Tensor
-    weight: Tensor
+    words: Tensor  # (M, order) int64
+    log_prob: Tensor  # (M,) float64
+    weight: Tensor  # (M,) float64, of backing off; 0 where the file gives none
 
 
 def read_arpa(path: str | Path, words: dict[bytes, int]) -> list[ArpaNgrams]:
-    """Read the n-grams of an ARPA file, by order, those of known words only.
+    """Read the n-grams of an ARPA file, gzipped or not, by order, those of known words only.
 
-    Args:
-        path: the file, gzipped or not.
-        words: ids by their UTF-8.
+    `words` are the ids of these by their UTF-8.
 
     Raises:
         ConfigError: it is not an ARPA file, or not complete.

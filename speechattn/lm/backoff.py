@@ -15,22 +15,14 @@ class BackoffArcs:
 
     State 0 is the empty context; it has an arc for every unit. Every other state backs off to a
     shorter one, and so on to 0.
-
-    Attributes:
-        root: (V,) int64, the state that each unit leads to from state 0.
-        backoff: (S,) int64; of state 0 it is 0.
-        key: (E + 1,) int64, source * V + unit of the arcs, sorted; the last is larger than all.
-        target: (E + 1,) int64, where the arcs lead to.
-        first: (S + 1,) int64, the first arc of each state; state 0 has none here.
-        hops: the most back-offs from any state to state 0.
     """
 
-    root: Tensor
-    backoff: Tensor
-    key: Tensor
-    target: Tensor
-    first: Tensor
-    hops: int
+    root: Tensor  # (V,) int64, the state that each unit leads to from state 0
+    backoff: Tensor  # (S,) int64; of state 0 it is 0
+    key: Tensor  # (E + 1,) int64, source * V + unit of the arcs, sorted; the last is above all
+    target: Tensor  # (E + 1,) int64, where the arcs lead to
+    first: Tensor  # (S + 1,) int64, the first arc of each state; state 0 has none here
+    hops: int  # the most back-offs from any state to state 0
 
     @classmethod
     def of(cls, root: Tensor, backoff: Tensor, key: Tensor, target: Tensor) -> "BackoffArcs":
@@ -40,14 +32,9 @@ class BackoffArcs:
         hops, state = 0, backoff
         while bool(state.any()):
             hops, state = hops + 1, backoff[state]
-        return cls(
-            root,
-            backoff,
-            torch.cat([key, end]),
-            torch.cat([target, end * 0]),
-            torch.searchsorted(key, starts),
-            hops + (len(backoff) > 1),
-        )
+        keys, targets = torch.cat([key, end]), torch.cat([target, end * 0])
+        first = torch.searchsorted(key, starts)
+        return cls(root, backoff, keys, targets, first, hops + (len(backoff) > 1))
 
     def chain(self, state: Tensor) -> list[Tensor]:
         """Return the states (N,), what they back off to, and so on, up to state 0, exclusive."""
@@ -66,13 +53,9 @@ class BackoffArcs:
         return target
 
     def write(self, row: Tensor, state: Tensor, values: Tensor, offset: Tensor) -> None:
-        """Write the states' own arcs into their rows.
+        """Write the own arcs of states (N,) into their rows (N, V), which are contiguous.
 
-        Args:
-            row: (N, V), contiguous; changed.
-            state: (N,).
-            values: (E + 1,), of each arc.
-            offset: (N,), added to them.
+        What is written are the `values` (E + 1,) of the arcs, plus the `offset` (N,) of the row.
         """
         begin = self.first[state]
         count = self.first[state + 1] - begin

@@ -33,14 +33,9 @@ def save_lm(
     tokenizer: Tokenizer,
     meta: Mapping[str, Any],
 ) -> None:
-    """Write the directory of a language model.
+    """Write the directory of a language model; `config` are the arguments of `TransformerLm`.
 
-    Args:
-        folder: made if it is not there.
-        config: the arguments of `TransformerLm`.
-        weights: its state dict.
-        tokenizer: its files go beside.
-        meta: facts about the training, JSON values.
+    The other arguments are those of `write_trained`.
     """
     write_trained(folder, {"lm": dict(config)}, weights, tokenizer, meta)
 

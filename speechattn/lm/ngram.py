@@ -27,29 +27,17 @@ UNKNOWN = -100.0
 
 @dataclass(frozen=True)
 class NgramLm:
-    """A back-off n-gram model over V units; natural logs.
+    """A back-off n-gram model over V units; natural logs."""
 
-    Attributes:
-        arcs: contexts as states. A state is the longest suffix of the history that the model has.
-        unigram: (V,) float32, -inf for blank.
-        log_prob: (E + 1,) float32, of the longer n-grams.
-        weight: (S,) float32, what backing off from a state costs; 0 for state 0.
-        shortest: (S,) int64, the last state before 0 in the back-off of each state.
-        unit: (V,) int64, each unit itself, or <unk> where the model lacks it.
-        missing: int64, the units that it lacks; blank is not among them.
-        start: the state after <s>.
-        order: the longest n-gram's units.
-    """
-
-    arcs: BackoffArcs
-    unigram: Tensor
-    log_prob: Tensor
-    weight: Tensor
-    shortest: Tensor
-    unit: Tensor
-    missing: Tensor
-    start: int
-    order: int
+    arcs: BackoffArcs  # of contexts: a state is the longest suffix of the history in the model
+    unigram: Tensor  # (V,) float32, -inf for blank
+    log_prob: Tensor  # (E + 1,) float32, of the longer n-grams
+    weight: Tensor  # (S,) float32, what backing off from a state costs; 0 for state 0
+    shortest: Tensor  # (S,) int64, the last state before 0 in the back-off of each state
+    unit: Tensor  # (V,) int64, each unit itself, or <unk> where the model lacks it
+    missing: Tensor  # int64, the units that it lacks; blank is not among them
+    start: int  # the state after <s>
+    order: int  # the longest n-gram's units
 
     @classmethod
     def from_arpa(

@@ -36,30 +36,17 @@ class Ngrams:
     """The different n-grams of one order; `<s>` is V, `</s>` is V - 1.
 
     Unigrams are all units, seen or not, each at its id.
-
-    Attributes:
-        last: (M,) int64, the last unit.
-        prefix: (M,) int64, index of all units but the last in the order below; 0 for unigrams.
-        suffix: (M,) int64, index of all units but the first.
-        seen: (M,) int64, occurrences.
-        count: (M,) int64, to be discounted: `seen`, or the different units before the n-gram.
     """
 
-    last: np.ndarray
-    prefix: np.ndarray
-    suffix: np.ndarray
-    seen: np.ndarray
-    count: np.ndarray
+    last: np.ndarray  # (M,) int64, the last unit
+    prefix: np.ndarray  # (M,) int64, index of all units but the last in the order below, or 0
+    suffix: np.ndarray  # (M,) int64, index of all units but the first
+    seen: np.ndarray  # (M,) int64, occurrences
+    count: np.ndarray  # (M,) int64, to discount: `seen`, or the different units before the n-gram
 
 
 def count_ngrams(lines: TokenLines, order: int, vocab_size: int) -> list[Ngrams]:
-    """Count the n-grams of sentences, by order.
-
-    Args:
-        lines: the sentences.
-        order: of the longest n-grams.
-        vocab_size: V.
-    """
+    """Count the n-grams of sentences, of orders 1 to `order`; `vocab_size` is V."""
     words, place = _words(lines, vocab_size)
     units, none = np.arange(vocab_size + 1), np.zeros(vocab_size + 1, np.int64)
     seen = np.bincount(words, minlength=len(units))
@@ -68,11 +55,9 @@ def count_ngrams(lines: TokenLines, order: int, vocab_size: int) -> list[Ngrams]
     below = words  # the n-gram of the order below that ends at each word
     for n in range(2, order + 1):
         ends = np.flatnonzero(place >= n - 1)
+        keys = below[ends - 1] * len(units) + words[ends]
         key, first, index, seen = np.unique(
-            below[ends - 1] * len(units) + words[ends],
-            return_index=True,
-            return_inverse=True,
-            return_counts=True,
+            keys, return_index=True, return_inverse=True, return_counts=True
         )
         suffix = below[ends[first]]
         # Only <s> precedes the n-grams that begin a sentence.
@@ -104,38 +89,26 @@ def discounts(count: np.ndarray, order: int) -> np.ndarray:
         y = n[0] / (n[0] + 2 * n[1])
         estimate = np.arange(1, 4) - np.arange(2, 5) * y * n[1:] / n[:3]
     if ((estimate <= 0) | (estimate > np.arange(1, 4))).any():
-        logger.warning(
-            "%d-grams: too few occur once, twice and three times (or sentences are repeated) to "
-            "estimate discounts; using 0.5, 1 and 1.5",
-            order,
-        )
+        why = "too few occur once, twice and three times (or sentences are repeated)"
+        logger.warning("%d-grams: %s to estimate discounts; using 0.5, 1 and 1.5", order, why)
         return FALLBACK
     return estimate
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The model of the n-grams of one order.
+    """The model of the n-grams of one order."""
 
-    Attributes:
-        prob: (M,) float64, of the last unit after the others.
-        weight: (M,) float64, of backing off from it; 1 where nothing follows it.
-        keep: (M,) bool, whether it is written.
-    """
-
-    prob: np.ndarray
-    weight: np.ndarray
-    keep: np.ndarray
+    prob: np.ndarray  # (M,) float64, of the last unit after the others
+    weight: np.ndarray  # (M,) float64, of backing off from it; 1 where nothing follows it
+    keep: np.ndarray  # (M,) bool, whether it is written
 
 
 def kneser_ney(ngrams: Sequence[Ngrams], vocab_size: int, min_count: int = 1) -> list[Estimate]:
-    """Estimate probabilities and back-off weights, by order.
+    """Estimate probabilities and back-off weights of what `count_ngrams` returns, by order.
 
-    Args:
-        ngrams: as `count_ngrams` gives them.
-        vocab_size: V.
-        min_count: n-grams of three units and more that occur less often are dropped; their
-            probability goes to the orders below.
+    N-grams of three units and more that occur less often than `min_count` are dropped; their
+    probability goes to the orders below.
     """
     estimates: list[Estimate] = []
     lower = np.full(vocab_size + 1, 1.0 / (vocab_size - 1))  # of all but blank and <s>
@@ -170,8 +143,7 @@ def write_arpa(
     path = Path(path)
     keep = [e.keep.copy() for e in estimates]
     keep[0][BLANK] = False
-    counts = [int(k.sum()) for k in keep]
-    counts = [n for n in counts if n]
+    counts = [n for n in (int(k.sum()) for k in keep) if n]
     opened = gzip.open if path.suffix == ".gz" else open
     with replacing(path) as part, opened(part, "wt", encoding="utf-8", newline="\n") as file:
         file.write("\\data\\\n")

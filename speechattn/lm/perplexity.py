@@ -21,20 +21,13 @@ class Perplexity:
     The end of each sentence is predicted too, and counts as one token and one character. So models
     of different units can be compared by character, as long as none of them has `<unk>` for a part
     of the text, which costs less than what it stands for.
-
-    Attributes:
-        log_prob: of all sentences, natural log.
-        sentences: how many.
-        tokens: without the sentences' ends.
-        characters: spaces counted, without the sentences' ends.
-        unknown: tokens that are `<unk>`.
     """
 
-    log_prob: float
-    sentences: int
-    tokens: int
-    characters: int
-    unknown: int
+    log_prob: float  # of all sentences, natural log
+    sentences: int  # how many
+    tokens: int  # without the sentences' ends
+    characters: int  # spaces counted, without the sentences' ends
+    unknown: int  # tokens that are `<unk>`
 
     @property
     def token(self) -> float:
@@ -48,10 +41,8 @@ class Perplexity:
 
     def __str__(self) -> str:
         unknown = 100.0 * self.unknown / max(1, self.tokens)
-        return (
-            f"perplexity {self.token:.2f} a token, {self.character:.2f} a character "
-            f"({self.sentences} sentences, {self.tokens} tokens, {unknown:.2f} % <unk>)"
-        )
+        counts = f"{self.sentences} sentences, {self.tokens} tokens, {unknown:.2f} % <unk>"
+        return f"perplexity {self.token:.2f} a token, {self.character:.2f} a character ({counts})"
 
 
 def _exp(x: float) -> float:

@@ -18,8 +18,7 @@ class NgramScorer:
     """
 
     def __init__(self, lm: NgramLm, batch: int):
-        self.lm = lm
-        self.batch = batch
+        self.lm, self.batch = lm, batch
 
     def start(self) -> Tensor:
         return torch.zeros(self.batch, dtype=torch.int64, device=self.lm.unit.device)
@@ -41,8 +40,7 @@ class LmScorer:
     """
 
     def __init__(self, lm: TransformerLm, batch: int):
-        self.lm = lm
-        self.batch = batch
+        self.lm, self.batch = lm, batch
 
     def start(self) -> TokenTree:
         return self.lm.init_state(self.batch)
@@ -73,8 +71,7 @@ class InternalLmScorer:
     """
 
     def __init__(self, decoder: Decoder, batch: int):
-        self.decoder = decoder
-        self.batch = batch
+        self.decoder, self.batch = decoder, batch
 
     def start(self) -> DecoderState:
         like = next(self.decoder.parameters())

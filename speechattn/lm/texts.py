@@ -62,19 +62,12 @@ def _transcripts(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class TokenLines:
-    """Sentences as token ids, one after the other, without <sos/eos>.
+    """Sentences as token ids, one after the other, without <sos/eos>."""
 
-    Attributes:
-        ids: (tokens,) int32.
-        starts: (sentences + 1,) int64, where each begins, and the end.
-        characters: of all sentences, spaces counted, white space made uniform.
-        unknown: how many of `ids` are `<unk>`.
-    """
-
-    ids: np.ndarray
-    starts: np.ndarray
-    characters: int
-    unknown: int
+    ids: np.ndarray  # (tokens,) int32
+    starts: np.ndarray  # (sentences + 1,) int64, where each begins, and the end
+    characters: int  # of all sentences, spaces counted, white space made uniform
+    unknown: int  # how many of `ids` are `<unk>`
 
     @classmethod
     def of(cls, texts: Sequence[str], tokenizer: Tokenizer) -> "TokenLines":
@@ -105,15 +98,10 @@ class TokenLines:
 
 @dataclass(frozen=True)
 class LmBatch:
-    """Sentences behind <sos>.
+    """Sentences behind <sos>."""
 
-    Attributes:
-        tokens: (B, U) int64, starting with <sos>; <sos> again beyond a length.
-        lengths: (B,) int64, <sos> counted.
-    """
-
-    tokens: Tensor
-    lengths: Tensor
+    tokens: Tensor  # (B, U) int64, starting with <sos>; <sos> again beyond a length
+    lengths: Tensor  # (B,) int64, <sos> counted
 
     def __len__(self) -> int:
         return len(self.lengths)

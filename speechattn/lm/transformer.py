@@ -92,32 +92,23 @@ class TransformerLm(nn.Module):
     ):
         super().__init__()
         if attention_heads < 1 or width % attention_heads or width % 2:
-            raise ValueError(
-                f"width {width} has to be even and a multiple of attention_heads {attention_heads}"
-            )
+            wanted = f"even and a multiple of attention_heads {attention_heads}"
+            raise ValueError(f"width {width} has to be {wanted}")
         if num_blocks < 1:
             raise ValueError(f"num_blocks is {num_blocks}; a language model needs at least one")
         if not 0.0 <= attention_dropout < 1.0:
             raise ValueError(f"attention_dropout is {attention_dropout}; it has to be in [0, 1)")
         if positions not in ("none", "sinusoidal"):
             raise ValueError(f"positions is {positions!r}; it has to be none or sinusoidal")
-        self.vocab_size = vocab_size
-        self.width = width
-        self.positions = positions
+        self.vocab_size, self.width, self.positions = vocab_size, width, positions
         self.embed = nn.Embedding(vocab_size, embed_size)
         self.input = nn.Sequential(
             nn.Linear(embed_size, width), nn.LayerNorm(width), nn.Dropout(dropout), nn.ReLU()
         )
         self.position_dropout = nn.Dropout(dropout if positions == "sinusoidal" else 0.0)
+        mechanism = self_attention or SoftmaxTokenAttention
         self.layers = nn.ModuleList(
-            LmLayer(
-                width,
-                attention_heads,
-                linear_units,
-                dropout,
-                attention_dropout,
-                self_attention or SoftmaxTokenAttention,
-            )
+            LmLayer(width, attention_heads, linear_units, dropout, attention_dropout, mechanism)
             for _ in range(num_blocks)
         )
         self.after_norm = nn.LayerNorm(width, eps=NORM_EPS)
@@ -152,11 +143,7 @@ class TransformerLm(nn.Module):
         return TokenTree.root(cache, self.layers[0].self_attention.stride)
 
     def step(self, token: Tensor, tree: TokenTree) -> tuple[Tensor, TokenTree]:
-        """Feed one token to every hypothesis.
-
-        Args:
-            token: (N,) int64, <sos> first.
-            tree: the tokens fed so far, of N hypotheses.
+        """Feed one token (N,) int64, <sos> first, to every hypothesis of a tree of N.
 
         Returns:
             Log-probabilities of the next token (N, V), and the tree with `token` in it.

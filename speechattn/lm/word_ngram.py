@@ -11,26 +11,13 @@ from speechattn.units import BLANK_TOKEN, SOS_EOS_TOKEN, UNK_TOKEN, is_ideograph
 
 
 def split_words(text: str, segmented: bool = False) -> list[str]:
-    """Split a text into words: at spaces, and around each ideograph.
+    """Split a sentence into words: at spaces, and around each ideograph unless it is `segmented`.
 
-    Args:
-        text: a sentence.
-        segmented: spaces separate words of ideographs too, which stay whole.
+    Then spaces separate words of ideographs too, which stay whole.
     """
-    words: list[str] = []
-    for part in text.split():
-        if segmented:
-            words.append(part)
-            continue
-        run = ""
-        for character in part:
-            if is_ideograph(character):
-                words += [run, character] if run else [character]
-                run = ""
-            else:
-                run += character
-        words += [run] if run else []
-    return words
+    if not segmented:
+        text = "".join(f" {c} " if is_ideograph(c) else c for c in text)
+    return text.split()
 
 
 class _Words(Tokenizer):

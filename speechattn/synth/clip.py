@@ -18,8 +18,7 @@ FPS = 25
 SAMPLE_RATE = 16000
 _MALE = ("m3", "m1", "Alex", "m7", "m2", "david", "m4", "m5")
 _FEMALE = ("f2", "linda", "f3", "f1", "steph", "f4", "Annie", "f5")
-_OPENING, _WIDTH = PARAMETERS.index("opening"), PARAMETERS.index("width")
-_JAW = PARAMETERS.index("jaw")
+_GAINED = [PARAMETERS.index(name) for name in ("opening", "jaw", "width")]
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,9 @@ def film_clip(
     times = np.arange(round(len(speech.samples) / speech.sample_rate * fps)) / fps
     track = mouth_track(speech.phones, times)
     gain = face.look.gain * rng.uniform(*style.effort)
-    for column in (_OPENING, _JAW, _WIDTH):
-        track[:, column] = np.clip(track[:, column] * gain, -1.0, 1.0)
-    shots = list(face.film(track, rng, fps, style.window))
-    landmarks = np.stack([points for _, points in shots])
-    return Clip(speech, track, landmarks, [frame for frame, _ in shots])
+    track[:, _GAINED] = np.clip(track[:, _GAINED] * gain, -1.0, 1.0)
+    frames, landmarks = zip(*face.film(track, rng, fps, style.window), strict=True)
+    return Clip(speech, track, np.stack(landmarks), list(frames))
 
 
 def speaker_voice(style: Style, seed: int, speaker: int) -> Voice:
@@ -72,13 +69,9 @@ def speaker_voice(style: Style, seed: int, speaker: int) -> Voice:
     rng = np.random.default_rng([seed, speaker, 3])
     variants = _FEMALE if speaker % 2 else _MALE
     low, high = style.rate
-    return Voice(
-        style.language,
-        variants[speaker // 2 % len(variants)],
-        pitch=int(rng.integers(38, 63)),
-        pitch_range=int(rng.integers(35, 66)),
-        rate=int(rng.integers(low, high + 1)),
-    )
+    ranges = ((38, 63), (35, 66), (low, high + 1))  # of pitch, its range and the rate
+    draws = (int(rng.integers(*limits)) for limits in ranges)
+    return Voice(style.language, variants[speaker // 2 % len(variants)], *draws)
 
 
 @lru_cache(maxsize=4)
@@ -122,9 +115,7 @@ def write_clip(
         fps: frames per second.
         index_first: put the file's index before the media, so that a reader can start early.
     """
-    options = {"fflags": "+bitexact"}
-    if index_first:
-        options["movflags"] = "+faststart"
+    options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if index_first else {})
     with av.open(str(path), "w", format="mp4", options=options) as container:
         if frames:
             video = container.add_stream("libx264", rate=fps)

@@ -103,15 +103,9 @@ def synth_cnvsrc(
     folder = Path(output)
     people = [*_people(speakers), "single", *_MULTI]
     items = _plan(clips, speakers, seed, damaged)
-    facts = {
-        "generator": GENERATOR,
-        "layout": "cnvsrc",
-        "clips": clips,
-        "speakers": speakers,
-        "seed": seed,
-        "damaged": damaged,
-        "voices": {p: asdict(speaker_voice(STYLE, seed, s)) for s, p in enumerate(people)},
-    }
+    facts = {"generator": GENERATOR, "layout": "cnvsrc", "clips": clips, "speakers": speakers}
+    facts |= {"seed": seed, "damaged": damaged}
+    facts["voices"] = {p: asdict(speaker_voice(STYLE, seed, s)) for s, p in enumerate(people)}
     claim(folder, facts, _readme(clips, seed))
     jobs = [_Job(folder, seed, item) for item in items]
     missing = [job for job in jobs if not job.done.exists()]
@@ -139,20 +133,10 @@ class _Item:
         """Return the transcript."""
         return "" if self.kind == "empty-transcript" else "".join(self.sentence.words)
 
-    @property
-    def video(self) -> str:
-        """Return the path of the video below the dataset's folder."""
-        return f"{self.part}/video/{self.name}.mp4"
-
-    @property
-    def audio(self) -> str:
-        """Return the path of the sound below the dataset's folder."""
-        return f"{self.part}/audio/{self.name}.wav"
-
-    @property
-    def transcript(self) -> str:
-        """Return the path of the transcript below the dataset's folder."""
-        return f"{self.part}/text/{self.name}.txt"
+    def file(self, kind: str) -> str:
+        """Return the path of "video", "audio" or "text" below the dataset's folder."""
+        suffix = {"video": "mp4", "audio": "wav", "text": "txt"}[kind]
+        return f"{self.part}/{kind}/{self.name}.{suffix}"
 
 
 def _people(speakers: int) -> list[str]:
@@ -168,15 +152,10 @@ def _plan(clips: int, speakers: int, seed: int, damaged: bool) -> list[_Item]:
     kinds = list(DAMAGE) if damaged else []
     sentences = draw_mandarin(clips + len(kinds), rng)
     single, multi = round(clips * _SINGLE_SHARE), round(clips * _MULTI_SHARE)
-    places = [
-        *_cncvs_places(clips - single - multi, speakers),
-        *_single_places(single, speakers),
-        *_multi_places(multi, speakers + 1),
-    ]
-    items = [
-        _Item(*place[:5], index, place[5], sentence)
-        for index, (place, sentence) in enumerate(zip(places, sentences, strict=False))
-    ]
+    places = [*_cncvs_places(clips - single - multi, speakers), *_single_places(single, speakers)]
+    places += _multi_places(multi, speakers + 1)
+    pairs = enumerate(zip(places, sentences, strict=False))
+    items = [_Item(*place[:5], i, place[5], sentence) for i, (place, sentence) in pairs]
     people = _people(speakers)
     for number, (kind, sentence) in enumerate(zip(kinds, sentences[clips:], strict=True)):
         dataset, which = _DAMAGED_IN[kind]
@@ -202,8 +181,7 @@ def _cncvs_place(person: str, number: int, speaker: int) -> tuple[str, str, str,
 def _cncvs_places(count: int, speakers: int) -> Iterator[tuple]:
     people = _people(speakers)
     held_out = max(1, round(0.05 * count))
-    training = count - 2 * held_out
-    for i in range(training):
+    for i in range(count - 2 * held_out):
         s = i % (speakers - 2)
         yield *_cncvs_place(people[s], i // (speakers - 2) + 1, s), "train"
     for s, share in ((speakers - 2, "valid"), (speakers - 1, "test")):
@@ -248,8 +226,8 @@ class _Job:
     @property
     def done(self) -> Path:
         """Return the file that is written last."""
-        item = self.item
-        return self.folder / item.dataset / (item.audio if item.kind == "missing" else item.video)
+        last = self.item.file("audio" if self.item.kind == "missing" else "video")
+        return self.folder / self.item.dataset / last
 
 
 def _write(job: _Job) -> None:
@@ -258,9 +236,9 @@ def _write(job: _Job) -> None:
     clip = film_clip(item.sentence, STYLE, job.seed, item.speaker, index=item.index, fps=fps)
     speech = clip.speech
     if item.dataset == "cncvs":
-        write_text(root / item.transcript, item.text + "\n")
+        write_text(root / item.file("text"), item.text + "\n")
     if item.share and item.kind != "audio-missing":
-        path = root / item.audio
+        path = root / item.file("audio")
         if item.kind == "damaged-audio":
             write_text(path, "This was a sound file once.\n" * 40)
         else:
@@ -269,10 +247,9 @@ def _write(job: _Job) -> None:
                 soundfile.write(part, samples, SAMPLE_RATE, "PCM_16", format="WAV")
     if item.kind == "missing":
         return
-    with replacing(root / item.video) as part:
+    with replacing(root / item.file("video")) as part:
         if item.kind:
-            two = item.kind == "two-faces"
-            bystander = _bystander(job, len(clip.frames)) if two else []
+            bystander = _bystander(job, len(clip.frames)) if item.kind == "two-faces" else []
             damaged_video(part, item.kind, clip, bystander)
         else:
             sound = None if item.share else speech.samples
@@ -294,7 +271,7 @@ def _write_lists(folder: Path, items: list[_Item]) -> float:
     for item, count in zip(items, frames, strict=True):
         if item.share:
             ids = " ".join(str(UNITS[c]) for c in item.text)
-            row = f"{item.dataset},{item.video},{count},{ids}\n"
+            row = f"{item.dataset},{item.file('video')},{count},{ids}\n"
             lists.setdefault((item.dataset, item.share), []).append(row)
         if item.dataset != "cncvs":
             info = {"text": item.text, "speaker": item.who, "frames": count}
@@ -311,24 +288,22 @@ def _write_lists(folder: Path, items: list[_Item]) -> float:
         write_text(folder / dataset / "README.TXT", _NOTE)
     units = "".join(f"{unit} {number}\n" for unit, number in UNITS.items())
     write_text(folder / "char_units.txt", units)
-    damaged = [item for item in items if item.kind]
-    rows = ["path\tkind\n"] + [f"{i.dataset}/{_damaged_file(i)}\t{i.kind}\n" for i in damaged]
-    write_text(folder / "damaged.tsv", "".join(rows))
+    rows = [f"{i.dataset}/{_damaged_file(i)}\t{i.kind}\n" for i in items if i.kind]
+    write_text(folder / "damaged.tsv", "path\tkind\n" + "".join(rows))
     return sum(frames) / FPS
 
 
 def _damaged_file(item: _Item) -> str:
-    if item.kind in ("audio-missing", "damaged-audio"):
-        return item.audio
-    return item.transcript if item.kind == "empty-transcript" else item.video
+    kinds = {"audio-missing": "audio", "damaged-audio": "audio", "empty-transcript": "text"}
+    return item.file(kinds.get(item.kind, "video"))
 
 
 def _frames(folder: Path, item: _Item) -> int:
     """Count the frames of the clip at 25 a second, from the sound where there is any."""
     root = folder / item.dataset
     if item.share and item.kind not in ("audio-missing", "damaged-audio"):
-        return round(soundfile.info(root / item.audio).duration * FPS)
-    with av.open(str(root / item.video)) as container:
+        return round(soundfile.info(root / item.file("audio")).duration * FPS)
+    with av.open(str(root / item.file("video"))) as container:
         return container.streams.video[0].frames
 
 

@@ -60,11 +60,10 @@ def synth_corpus(
     folder = Path(output)
     jobs = []
     for s in range(speakers):
-        rng = np.random.default_rng([seed, s, 1])
-        for u, sentence in enumerate(draw_sentences(language, utterances, rng)):
-            jobs.append(_Job(folder, language, seed, s, u, sentence))
+        sentences = draw_sentences(language, utterances, np.random.default_rng([seed, s, 1]))
+        jobs += [_Job(folder, language, seed, s, u, one) for u, one in enumerate(sentences)]
     _claim(folder, language, speakers, utterances, seed=seed)
-    missing = [job for job in jobs if not job.done()]
+    missing = [job for job in jobs if not job.video.exists()]
     run_jobs(_write, missing, len(jobs), workers=workers, progress=progress)
     seconds = sum(_align_seconds(job.align) for job in jobs)
     names = tuple(f"s{s + 1}" for s in range(speakers))
@@ -80,20 +79,18 @@ class _Job:
     index: int
     sentence: Sentence
 
+    def file(self, suffix: str, below: str = "") -> Path:
+        name = f"{self.sentence.name}{suffix}"
+        return self.folder / below / f"s{self.speaker + 1}" / name
+
     @property
     def video(self) -> Path:
-        return self.folder / f"s{self.speaker + 1}" / f"{self.sentence.name}.mp4"
+        """Return the file that is written last."""
+        return self.file(".mp4")
 
     @property
     def align(self) -> Path:
-        return self.folder / "align" / f"s{self.speaker + 1}" / f"{self.sentence.name}.align"
-
-    @property
-    def landmarks(self) -> Path:
-        return self.folder / "landmarks" / f"s{self.speaker + 1}" / f"{self.sentence.name}.npz"
-
-    def done(self) -> bool:
-        return self.video.exists()  # written last
+        return self.file(".align", "align")
 
 
 def make_clip(sentence: Sentence, language: str, seed: int, speaker: int, *, index: int) -> Clip:
@@ -104,7 +101,7 @@ def make_clip(sentence: Sentence, language: str, seed: int, speaker: int, *, ind
 def _write(job: _Job) -> None:
     clip = make_clip(job.sentence, job.language, job.seed, job.speaker, index=job.index)
     write_text(job.align, format_align(clip.speech))
-    with replacing(job.landmarks) as part:
+    with replacing(job.file(".npz", "landmarks")) as part:
         np.savez_compressed(part, landmarks=clip.landmarks)
     with replacing(job.video) as part:
         write_clip(part, clip.frames, clip.speech.samples, clip.speech.sample_rate)
@@ -125,15 +122,10 @@ def _align_seconds(path: Path) -> float:
 
 
 def _claim(folder: Path, language: str, speakers: int, utterances: int, *, seed: int) -> None:
-    style = _STYLES[language]
-    facts = {
-        "generator": GENERATOR,
-        "language": language,
-        "speakers": speakers,
-        "utterances": utterances,
-        "seed": seed,
-        "voices": [asdict(speaker_voice(style, seed, s)) for s in range(speakers)],
-    }
+    facts = {"generator": GENERATOR, "language": language, "speakers": speakers}
+    facts |= {"utterances": utterances, "seed": seed}
+    voices = (speaker_voice(_STYLES[language], seed, s) for s in range(speakers))
+    facts["voices"] = [asdict(voice) for voice in voices]
     said = {**facts, "language": {"en": "English", "cmn": "Mandarin"}[language]}
     claim(folder, facts, _README.format(**said))
 

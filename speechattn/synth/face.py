@@ -46,12 +46,9 @@ class Face:
         light = cv2.GaussianBlur(self.head.light[_MOUTH], (0, 0), 6.0)
         self._mouth_light = (light / light.mean())[:, :, None]
         self._jaw_row = int(UP * (TOP + _JAW_FROM))
-        height = UP * HEIGHT - self._jaw_row
-        grid_x, grid_y = np.meshgrid(
-            np.arange(UP * WIDTH, dtype=np.float32), np.arange(height, dtype=np.float32)
-        )
-        fall = np.clip((grid_y / UP + _JAW_FROM - 46.0) / 30.0, 0.0, 1.0)
-        self._jaw_x, self._jaw_y = grid_x, grid_y
+        sizes = UP * WIDTH, UP * HEIGHT - self._jaw_row
+        self._jaw_x, self._jaw_y = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in sizes))
+        fall = np.clip((self._jaw_y / UP + _JAW_FROM - 46.0) / 30.0, 0.0, 1.0)
         self._jaw_fall = fall * fall * (3.0 - 2.0 * fall)
 
     def draw_head(self, pose: Pose, blink: float = 0.0) -> np.ndarray:
@@ -61,13 +58,11 @@ class Face:
         layer[EYES][:, :, :3] = self.head.eyes[stage]
         if pose.jaw > 0.005:
             source = self._jaw_y - (UP * _JAW * pose.jaw) * self._jaw_fall
-            layer[self._jaw_row :] = cv2.remap(
-                self.head.layer[self._jaw_row :], self._jaw_x, source, cv2.INTER_LINEAR
-            )
+            below = self.head.layer[self._jaw_row :]
+            layer[self._jaw_row :] = cv2.remap(below, self._jaw_x, source, cv2.INTER_LINEAR)
         skin = layer[_MOUTH][:, :, :3]
-        layer[_MOUTH][:, :, :3] = draw_mouth(
-            skin, self._x, self._y, pose, look=self.look, light=self._mouth_light
-        )
+        drawn = {"look": self.look, "light": self._mouth_light}
+        layer[_MOUTH][:, :, :3] = draw_mouth(skin, self._x, self._y, pose, **drawn)
         return layer
 
     def film(
@@ -106,14 +101,11 @@ class Face:
             picture = cv2.GaussianBlur(picture, (3, 3), blur)
             picture = cv2.multiply(picture, light.field(i), dtype=cv2.CV_32F)
             dy, dx = rng.integers(0, 64, 2)
-            grain = noise[dy : dy + height, dx : dx + width]
-            picture = cv2.add(picture, grain, dtype=cv2.CV_8U)
-            yield picture, _apply(matrix, self._points(pose))
-
-    def _points(self, pose: Pose) -> np.ndarray:
-        half = half_width(pose, self.look)
-        points = [(-EYE_X, 0), (EYE_X, 0), NOSE, (-half, MOUTH_Y), (half, MOUTH_Y)]
-        return np.array(points, np.float32)
+            picture = cv2.add(picture, noise[dy : dy + height, dx : dx + width], dtype=cv2.CV_8U)
+            half = half_width(pose, self.look)
+            points = [(-EYE_X, 0), (EYE_X, 0), NOSE, (-half, MOUTH_Y), (half, MOUTH_Y)]
+            points = np.array(points, np.float32) @ matrix[:, :2].T + matrix[:, 2]
+            yield picture, points.astype(np.float32)
 
     def _composite(self, head: np.ndarray, matrix: np.ndarray, scene: np.ndarray) -> np.ndarray:
         """Lay the head over the scene; `matrix` (2, 3) takes face pixels to picture pixels."""
@@ -157,9 +149,8 @@ class _Light:
 
     def field(self, i: int) -> np.ndarray:
         """Return (height, width, 3) float32 factors of the filmed part."""
-        return cv2.addWeighted(
-            self._base, float(self._strength[i]), self._drift, float(self._lean[i]), 0.0
-        )
+        strength, lean = float(self._strength[i]), float(self._lean[i])
+        return cv2.addWeighted(self._base, strength, self._drift, lean, 0.0)
 
 
 def _sway(seconds: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray:
@@ -179,10 +170,6 @@ def _blink_curve(seconds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         shut = np.maximum(shut, 1.4 * np.clip(1.0 - np.abs(seconds - when) / 0.11, 0.0, 1.0))
         when += rng.uniform(1.2, 4.0)
     return np.clip(shut, 0.0, 1.0)
-
-
-def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    return (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
 
 
 def _draw_scene(look: Look, rng: np.random.Generator) -> np.ndarray:

@@ -169,9 +169,8 @@ def _hair(x, y, half, look: Look, *, rng) -> tuple[np.ndarray, np.ndarray, np.nd
     line = -look.hairline - part + look.fringe * (0.35 * ragged) + 6.0 * t**2 + 46.0 * t**7
     front = outer * _step(line - y, 1.6)
     sheen = 0.30 * np.exp(-(((y + 62.0 - 12.0 * t**2) / 9.0) ** 2))
-    tone = (
-        0.82 + 0.14 * strand + sheen - 0.25 * np.clip(t - 0.7, 0.0, 1.0) + look.light[0] * x / 220
-    )
+    tone = 0.82 + 0.14 * strand + sheen - 0.25 * np.clip(t - 0.7, 0.0, 1.0)
+    tone = tone + look.light[0] * x / 220
     colour = np.array(look.hair, np.float32) + 10.0
     return outer, front, colour * np.clip(tone, 0.25, 2.0)[:, :, None]
 

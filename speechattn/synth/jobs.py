@@ -4,6 +4,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,21 +21,13 @@ MARK = "synthetic.json"
 
 @dataclass(frozen=True)
 class SynthSummary:
-    """Counts of a synthetic corpus.
+    """Counts of a synthetic corpus."""
 
-    Args:
-        folder: the corpus.
-        clips: files in it.
-        written: those written by this call; the others were there.
-        seconds: duration of the clips together.
-        speakers: names of the speakers.
-    """
-
-    folder: Path
-    clips: int
-    written: int
-    seconds: float
-    speakers: tuple[str, ...]
+    folder: Path  # the corpus
+    clips: int  # files in it
+    written: int  # those written by this call; the others were there
+    seconds: float  # duration of the clips together
+    speakers: tuple[str, ...]  # their names
 
 
 def claim(folder: Path, facts: dict[str, Any], readme: str) -> None:
@@ -47,10 +40,9 @@ def claim(folder: Path, facts: dict[str, Any], readme: str) -> None:
     path = folder / MARK
     marker = {"synthetic": True, **facts}
     if path.exists():
-        try:
+        before = None
+        with suppress(ValueError):
             before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            before = None
         if before != marker:
             raise ConfigError(f"{folder} holds another synthetic corpus: take a new folder")
     remove_partial(folder)
@@ -72,8 +64,7 @@ def run_jobs(
                 write(job)
                 bar.advance(task)
             return
-        # eSpeak has one state a process; "spawn", as the caller may hold threads that a fork would
-        # cut.
+        # eSpeak has one state a process; "spawn", as a fork would cut the caller's threads.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_be_single) as pool:
             for _ in pool.map(write, jobs, chunksize=2):

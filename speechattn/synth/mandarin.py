@@ -36,12 +36,10 @@ _CODE = "abcdefghijklmnopqrstuvwxyz"
 
 def make_mandarin(choice: tuple[int | None, ...]) -> Sentence:
     """Make the sentence with the `choice[i]`-th word in slot i, None leaving the slot out."""
-    words, name = [], ""
-    for (_, slot), c in zip(SLOTS, choice, strict=True):
-        name += "-" if c is None else _CODE[c]
-        if c is not None:
-            words.append(list(slot)[c])
-    return Sentence(name, tuple(words), tuple(words))
+    name = "".join("-" if c is None else _CODE[c] for c in choice)
+    slots = zip(SLOTS, choice, strict=True)
+    words = tuple(list(slot)[c] for (_, slot), c in slots if c is not None)
+    return Sentence(name, words, words)
 
 
 def count_mandarin() -> int:

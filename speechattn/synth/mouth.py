@@ -109,12 +109,9 @@ def _lips(x: np.ndarray, pose: Pose, look: Look) -> _Lips:
 
 def _lip(x, y, lips: _Lips, *, upper: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return mask and brightness (h, w) of one lip: darker towards the mouth, the lower one wet."""
-    sign = -1.0 if upper else 1.0
-    edge_in, edge_out, thick = (
-        (lips.upper_in, lips.upper_out, lips.upper_thick)
-        if upper
-        else (lips.lower_in, lips.lower_out, lips.lower_thick)
-    )
+    sign, edge_in, edge_out, thick = 1.0, lips.lower_in, lips.lower_out, lips.lower_thick
+    if upper:
+        sign, edge_in, edge_out, thick = -1.0, lips.upper_in, lips.upper_out, lips.upper_thick
     depth = (y - edge_in) * sign / max(thick, 1.0)  # 0 at the mouth, 1 at the skin
     mask = _step((y - edge_in) * sign + 0.3, _EDGE) * _step((edge_out - y) * sign, 1.1)
     if upper:
@@ -137,7 +134,8 @@ def _inside(x, y, pose: Pose, lips: _Lips) -> np.ndarray:
     shade = 0.66 + 0.40 * np.clip((y - top) / 4.0, 0.0, 1.0) - 0.12 * np.exp(-((x / 1.2) ** 2))
     out += (_TONGUE * shade[:, :, None] - out) * tongue[:, :, None]
 
-    column = (1.0 - 0.45 * t**2) * (1.0 - 0.14 * np.exp(-((_to_gap(x) / 0.45) ** 2)))
+    to_gap = np.abs((x + 2.2) % 4.4 - 2.2)  # to the nearest one between teeth 4.4 pixels wide
+    column = (1.0 - 0.45 * t**2) * (1.0 - 0.14 * np.exp(-((to_gap / 0.45) ** 2)))
     wide = _step((0.86 - t) * 12.0, 1.2)
     if pose.lower_teeth > 0.05:
         start = np.maximum(teeth_end + 0.7, lower_in - 4.5 * pose.lower_teeth)
@@ -151,11 +149,6 @@ def _inside(x, y, pose: Pose, lips: _Lips) -> np.ndarray:
 def _teeth_height(pose: Pose, gap: float) -> float:
     """Return the face pixels of upper teeth below the upper lip."""
     return pose.teeth * (2.2 + 0.22 * gap + 1.4 * pose.tuck)
-
-
-def _to_gap(x: np.ndarray) -> np.ndarray:
-    """Return the distance to the nearest gap between teeth, which are 4.4 pixels wide."""
-    return np.abs((x + 2.2) % 4.4 - 2.2)
 
 
 def _step(distance: np.ndarray, soft: float) -> np.ndarray:

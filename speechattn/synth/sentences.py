@@ -85,8 +85,8 @@ def draw_different(
     while len(drawn) < count:
         # A shuffled deck for every slot, dealt side by side; doubles are dealt again.
         missing = count - len(drawn)
-        for choice in zip(*[deck(size, missing, rng) for size in sizes], strict=True):
-            sentence = make(choice)
+        decks = [deck(size, missing, rng) for size in sizes]
+        for sentence in map(make, zip(*decks, strict=True)):
             drawn.setdefault(sentence.name, sentence)
     return list(drawn.values())
 

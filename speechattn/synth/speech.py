@@ -141,9 +141,8 @@ class Synthesiser:
             raise ConfigError(f"language {voice.language!r}: choose from {sorted(_LANGUAGES)}")
         library = ctypes.CDLL(self._path)
         library.espeak_Synth.argtypes = _SYNTH_ARGUMENTS
-        rate = library.espeak_Initialize(
-            _AUDIO_SYNCHRONOUS, 0, self._data, _PHONEME_EVENTS | _PHONEME_IPA
-        )
+        events = _PHONEME_EVENTS | _PHONEME_IPA
+        rate = library.espeak_Initialize(_AUDIO_SYNCHRONOUS, 0, self._data, events)
         if rate <= 0:
             raise ConfigError(f"eSpeak NG did not start (data in {self._data.decode()})")
         name = f"{_LANGUAGES[voice.language]}+{voice.variant}"
@@ -152,12 +151,9 @@ class Synthesiser:
         if not known or library.espeak_SetVoiceByName(name.encode()) != 0:
             _stop(library)
             raise ConfigError(f"eSpeak NG has no voice {name!r}")
-        for parameter, value in (
-            (_RATE, voice.rate),
-            (_VOLUME, _LOUDNESS),
-            (_PITCH, voice.pitch),
-            (_PITCH_RANGE, voice.pitch_range),
-        ):
+        settings = {_RATE: voice.rate, _VOLUME: _LOUDNESS}
+        settings |= {_PITCH: voice.pitch, _PITCH_RANGE: voice.pitch_range}
+        for parameter, value in settings.items():
             library.espeak_SetParameter(parameter, value, 0)
         # Breath and flutter are random: the start above seeds the library's own generator from the
         # clock, and the C library's rand() is used besides.
@@ -178,8 +174,7 @@ def _stop(library: ctypes.CDLL) -> None:
 
 def _run(library: ctypes.CDLL, text: str) -> tuple[np.ndarray, list[tuple[int, int, int, str]]]:
     """Say `text`; return (N,) float32 and the events (type, sample, text position, phone)."""
-    chunks: list[np.ndarray] = []
-    events: list[tuple[int, int, int, str]] = []
+    chunks, events = [], []
 
     def receive(wave, count, event):
         if wave and count:
@@ -196,10 +191,8 @@ def _run(library: ctypes.CDLL, text: str) -> tuple[np.ndarray, list[tuple[int, i
 
     callback = _Callback(receive)  # kept alive until the synthesis is over
     library.espeak_SetSynthCallback(callback)
-    raw = text.encode() + b"\0"
-    status = library.espeak_Synth(
-        raw, len(raw), 0, _POSITION_CHARACTER, 0, _UTF8 | _PHONEMES, None, None
-    )
+    raw, flags = text.encode() + b"\0", _UTF8 | _PHONEMES
+    status = library.espeak_Synth(raw, len(raw), 0, _POSITION_CHARACTER, 0, flags, None, None)
     library.espeak_Synchronize()
     if status != 0 or not chunks:
         raise ConfigError(f"eSpeak NG could not say {text!r} (status {status})")
@@ -223,13 +216,9 @@ def normalise_phone(symbol: str) -> str:
 
 def _phones(events, rate: int, total: float) -> tuple[Phone, ...]:
     marks = [(sample / rate, name) for kind, sample, _, name in events if kind == _EVENT_PHONEME]
-    ends = [start for start, _ in marks[1:]] + [total]
-    phones = []
-    for (start, name), end in zip(marks, ends, strict=True):
-        start, end = min(start, total), min(end, total)
-        if end > start:
-            phones.append(Phone(normalise_phone(name), start, end))
-    return tuple(phones)
+    edges = [min(start, total) for start, _ in marks] + [total]
+    spans = zip(marks, edges, edges[1:], strict=False)
+    return tuple(Phone(normalise_phone(n), a, b) for (_, n), a, b in spans if b > a)
 
 
 def _words(words, starts, events, phones, *, rate: int) -> tuple[Word, ...]:

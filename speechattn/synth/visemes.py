@@ -138,21 +138,13 @@ def visemes_of(symbol: str) -> list[Viseme]:
     """
     poses, i = [], 0
     while i < len(symbol):
-        for size in (2, 1):
-            if symbol[i : i + size] in _TABLE:
-                poses.append(_TABLE[symbol[i : i + size]])
-                break
-        else:
-            size = 1
-            poses.append(_CENTRAL)
-            if symbol[i] not in _warned:
-                _warned.add(symbol[i])
-                logger.warning(
-                    "no mouth shape for phone %r (in %r): drawn as a neutral vowel",
-                    symbol[i],
-                    symbol,
-                )
-        i += size
+        phone = symbol[i : i + 2] if symbol[i : i + 2] in _TABLE else symbol[i]
+        if phone not in _TABLE and phone not in _warned:
+            _warned.add(phone)
+            message = "no mouth shape for phone %r (in %r): drawn as a neutral vowel"
+            logger.warning(message, phone, symbol)
+        poses.append(_TABLE.get(phone, _CENTRAL))
+        i += len(phone)
     return poses or [REST]
 
 
@@ -167,11 +159,10 @@ def mouth_track(phones: Sequence[Phone], times: np.ndarray, pause: float = 0.08)
     Returns:
         (T, P) float64, the columns being `PARAMETERS`, within their ranges.
     """
-    spans: list[tuple[float, float, Viseme]] = []
     sounding = [p for p in phones if p.symbol]
     if not sounding:
         return np.repeat([astuple(REST.pose)], len(times), axis=0)
-    spans.append((-np.inf, sounding[0].start - 0.10, REST))
+    spans = [(-np.inf, sounding[0].start - 0.10, REST)]
     for phone in phones:
         if not phone.symbol and phone.end - phone.start < pause:
             continue

@@ -197,38 +197,17 @@ def align(
 
 
 def fit_aligner(cuts: Path, tokenizer: Tokenizer, folder: Path, options: AlignerOptions) -> Aligner:
-    """Train the model on a manifest.
+    """Train the model on a manifest; return it on the CPU, in evaluation mode.
 
-    Args:
-        cuts: with sound and text.
-        tokenizer: makes the targets.
-        folder: of the training, which resumes there.
-        options: see there.
-
-    Returns:
-        The model on the CPU, in evaluation mode.
+    Training resumes in `folder`.
     """
-    data = SpeechData(
-        DataOptions(
-            batch_seconds=options.batch_seconds,
-            max_seconds=float("inf"),
-            num_workers=options.num_workers,
-        ),
-        cuts,
-        cuts,
-        tokenizer,
-        modalities=["audio"],
-        sample_rate=RATE,
-        seed=options.seed,
-    )
+    batches = {"batch_seconds": options.batch_seconds, "num_workers": options.num_workers}
+    of_model = {"modalities": ["audio"], "sample_rate": RATE, "seed": options.seed}
+    data_options = DataOptions(max_seconds=float("inf"), **batches)
+    data = SpeechData(data_options, cuts, cuts, tokenizer, **of_model)
     steps = options.epochs * len(data.train_dataloader())
-    training = TrainingOptions(
-        max_epochs=options.epochs,
-        lr=options.lr,
-        warmup_steps=min(30, steps // 10 + 1),
-        betas=(0.9, 0.999),
-        seed=options.seed,
-    )
+    rates = {"lr": options.lr, "warmup_steps": min(30, steps // 10 + 1), "betas": (0.9, 0.999)}
+    training = TrainingOptions(max_epochs=options.epochs, seed=options.seed, **rates)
     seed(training)
     task = AlignerTask(Aligner(tokenizer.vocab_size, options.width, options.prior), training)
     config = {"aligner": asdict(options), "cuts": str(cuts), "tokens": tokenizer.tokens}
@@ -257,10 +236,9 @@ def align_cut(model: Aligner, cut: Cut, tokenizer: Tokenizer) -> bool:
     symbols = item.text.split()
     if len(symbols) != len(words):
         symbols = [word.word for word in words]
-    cut.supervisions[0].alignment = {
-        "word": [
-            AlignmentItem(symbol, round(word.start, 3), round(word.end - word.start, 3))
-            for symbol, word in zip(symbols, words, strict=True)
-        ]
-    }
+    alignment = [
+        AlignmentItem(symbol, round(word.start, 3), round(word.end - word.start, 3))
+        for symbol, word in zip(symbols, words, strict=True)
+    ]
+    cut.supervisions[0].alignment = {"word": alignment}
     return True

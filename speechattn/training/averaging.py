@@ -69,12 +69,9 @@ def average(
     weights = average_weights(paths)
     model = build_model(config.get("model"), tokenizer.vocab_size, allow)
     model.load_state_dict(weights)
-    meta = {
-        "averaged": [path.name for path in paths],
-        "parameters": model.num_parameters(),
-        "modalities": list(model.modalities),
-        **(meta or {}),
-    }
-    save_model_dir(exp / "model", config, weights, tokenizer, meta)
-    logger.info("averaged %s", ", ".join(path.name for path in paths))
+    averaged = [path.name for path in paths]
+    facts = {"averaged": averaged, "parameters": model.num_parameters()}
+    facts |= {"modalities": list(model.modalities), **(meta or {})}
+    save_model_dir(exp / "model", config, weights, tokenizer, facts)
+    logger.info("averaged %s", ", ".join(averaged))
     return exp / "model"

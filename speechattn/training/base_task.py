@@ -96,15 +96,12 @@ class BaseTask(L.LightningModule):
             self._add(self._counts(unreadable=float(len(failed))))
 
     def count(self, loss: Tensor, count: int, figures: Mapping[str, Tensor | None]) -> Tensor:
-        """Count a batch.
+        """Count a batch; return what `training_step` has to.
 
         Args:
             loss: its mean over `count`.
             count: utterances, or whatever else has equal weights in a step.
             figures: means too, by the names in `self.figures`.
-
-        Returns:
-            What `training_step` returns.
         """
         if not torch.isfinite(loss):
             return self.skip(f"its loss is {float(loss)}")
@@ -116,11 +113,7 @@ class BaseTask(L.LightningModule):
         return loss * count
 
     def skip(self, reason: str) -> Tensor:
-        """Skip a batch in which something went wrong: it changes no weight.
-
-        Returns:
-            What `training_step` returns.
-        """
+        """Skip a batch in which something went wrong; return what `training_step` has to."""
         for buffer, kept in self._statistics:
             buffer.copy_(kept)
         self._skipped.append(f"{reason}: {self.current}")
@@ -232,11 +225,15 @@ class BaseTask(L.LightningModule):
             self._log(name, self.sums.get(name, 0.0))
         self.sums = {}
 
+    def log_epoch(self, name: str, value: Tensor, weight: int = 1, *, shown: bool = False) -> None:
+        """Log a figure's mean over an epoch, by weight; `shown` puts it beside the progress bar."""
+        options = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": weight}
+        self.log(name, value, prog_bar=shown, **options)
+
     def _log(self, name: str, value: float) -> None:
         # The same in all processes, so `sync_dist` changes nothing.
-        value = torch.tensor(value, device=self.device)
-        options = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": 1}
-        self.log(name, value, prog_bar=name == "train_loss", **options)
+        shown = name == "train_loss"
+        self.log_epoch(name, torch.tensor(value, device=self.device), shown=shown)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sums"] = dict(self.sums)
@@ -249,14 +246,11 @@ class BaseTask(L.LightningModule):
 
     def configure_optimizers(self):
         options = self.options
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": list(decayed(self.model, True)), "weight_decay": options.weight_decay},
-                {"params": list(decayed(self.model, False)), "weight_decay": 0.0},
-            ],
-            lr=options.lr,
-            betas=options.betas,
-        )
+        groups = [
+            {"params": list(decayed(self.model, True)), "weight_decay": options.weight_decay},
+            {"params": list(decayed(self.model, False)), "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas)
         total = steps_of(self.trainer)
 
         def factor(step: int) -> float:

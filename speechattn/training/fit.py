@@ -79,21 +79,12 @@ def train(
     logger.info("%s, %.2f M parameters", "+".join(model.modalities), model.num_parameters() / 1e6)
     folder.mkdir(parents=True, exist_ok=True)
     check_resumed(folder, config)
-    find_unused = options.find_unused
-    if find_unused is None:
-        find_unused = leaves_out(model, loss)
-    trainer = make_trainer(options, folder, find_unused=find_unused, save_steps=options.save_steps)
-    data = SpeechData(
-        data_options,
-        train_cuts,
-        valid_cuts,
-        tokenizer,
-        modalities=model.modalities,
-        crops=crops,
-        crop_size=model.crop_size,
-        sample_rate=model.sample_rate,
-        seed=options.seed,
-    )
+    unused = leaves_out(model, loss) if options.find_unused is None else options.find_unused
+    trainer = make_trainer(options, folder, find_unused=unused, save_steps=options.save_steps)
+    sizes = {"crop_size": model.crop_size, "sample_rate": model.sample_rate}
+    streams = {"modalities": model.modalities, "crops": crops, **sizes}
+    cuts = (train_cuts, valid_cuts)
+    data = SpeechData(data_options, *cuts, tokenizer, **streams, seed=options.seed)
     if not (folder / LAST).exists():
         initialise(model, init, tokenizer, allow=allow, renew_classifier=renew_classifier)
     elif init:

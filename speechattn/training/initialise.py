@@ -63,10 +63,8 @@ def initialise(
         source = weights_of(folder, model, tokenizer, allow, renew_classifier=renew_classifier)
         matching = {name: value for name, value in source.items() if name in weights}
         if not matching:
-            raise ConfigError(
-                f"--init {folder}: none of its tensors has a place in a model of "
-                f"{' and '.join(model.modalities)}"
-            )
+            kind = f"a model of {' and '.join(model.modalities)}"
+            raise ConfigError(f"--init {folder}: none of its tensors has a place in {kind}")
         for name, value in matching.items():
             if value.shape != weights[name].shape:
                 raise ConfigError(
@@ -129,11 +127,8 @@ def map_tokens(
 ) -> dict[str, Tensor]:
     """Return a classifier's weights for tokens at other ids, with `new` ones for unknown tokens.
 
-    Args:
-        weights: of a model of the tokens `theirs`.
-        new: initial ones of a model of the tokens `ours`.
-        theirs: tokens at their ids.
-        ours: likewise.
+    `weights` are of a model of the tokens `theirs`, `new` of one of the tokens `ours`, both at
+    their ids.
     """
     place = {token: i for i, token in enumerate(theirs)}
     pairs = [(i, place[token]) for i, token in enumerate(ours) if token in place]

@@ -52,9 +52,8 @@ def is_first() -> bool:
     """Return whether this is the process that writes files and reports."""
     if TorchElasticEnvironment.detect():
         return int(os.environ["RANK"]) == 0
-    return not any(
-        int(os.environ.get(name, 0)) for name in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
-    )
+    ranks = ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+    return not any(int(os.environ.get(name, 0)) for name in ranks)
 
 
 def quieten() -> None:

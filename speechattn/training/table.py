@@ -43,9 +43,8 @@ class EpochTable(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        row = {name: metrics[name] for name in self.columns if name in metrics}
-        row = {k: f"{v:.6g}" for k, v in row.items()}
+        metrics = trainer.callback_metrics
+        row = {k: f"{float(metrics[k]):.6g}" for k in self.columns if k in metrics}
         row["epoch"], row["step"] = trainer.current_epoch, trainer.global_step
         row["lr"] = f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}"
         row["seconds"] = f"{time.monotonic() - self.started:.1f}"

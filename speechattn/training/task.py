@@ -74,15 +74,7 @@ class SpeechTask(BaseTask):
         encoded = self.encode(batch)
         for name, value in vars(self.loss(self.model, encoded, batch)).items():
             if value is not None:
-                self.log(
-                    f"valid_{name}",
-                    value.detach(),
-                    on_step=False,
-                    on_epoch=True,
-                    prog_bar=name == "loss",
-                    batch_size=len(batch),
-                    sync_dist=True,
-                )
+                self.log_epoch(f"valid_{name}", value.detach(), len(batch), shown=name == "loss")
         best = self.greedy(encoded)
         for hyp, ref, n in zip(best, batch.tokens.tolist(), batch.token_lengths, strict=True):
             ref = ref[:n]

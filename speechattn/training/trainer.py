@@ -54,13 +54,8 @@ def seed(options: TrainingOptions) -> None:
 def check_resumed(folder: Path, config: dict[str, Any], fixed: Sequence[str] = ("model",)) -> None:
     """Check that a configuration may resume what an earlier one began in `folder`.
 
-    Args:
-        folder: of checkpoints.
-        config: the new one.
-        fixed: sections that have to be the same.
-
     Raises:
-        ConfigError: one of those differs. Other changes are only reported.
+        ConfigError: one of the sections `fixed` differs. Other changes are only reported.
     """
     if not (folder / LAST).exists() or not (folder / "config.yaml").exists():
         return
@@ -69,9 +64,8 @@ def check_resumed(folder: Path, config: dict[str, Any], fixed: Sequence[str] = (
     changed = [name for name in {**before, **config} if before.get(name) != config.get(name)]
     for name in fixed:
         if name in changed:
-            raise ConfigError(
-                f"{folder} was begun with another `{name}`; choose another folder, or remove it"
-            )
+            advice = "choose another folder, or remove it"
+            raise ConfigError(f"{folder} was begun with another `{name}`; {advice}")
     if changed:
         logger.warning("going on with other settings than before in: %s", ", ".join(changed))
 
@@ -150,12 +144,7 @@ def fit(
 ) -> dict[str, int]:
     """Train from the last checkpoint of `folder`, or from the start.
 
-    Args:
-        trainer: of `make_trainer`.
-        task: what is trained.
-        data: its batches.
-        folder: of checkpoints and tables.
-        config: written to its `config.yaml`, which `check_resumed` reads.
+    `config` is written to its `config.yaml`, which `check_resumed` reads.
 
     Returns:
         How many epochs and steps there were, for `done.json`.

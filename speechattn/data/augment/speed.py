@@ -43,12 +43,7 @@ class SpeedPerturb(ClipTransform):
 def speed_audio(samples: Array, factor: float) -> Array:
     """Play sound `factor` times as fast, by band-limited resampling (that of torchaudio).
 
-    Args:
-        samples: float (N,).
-        factor: in thousandths; 1.1 is a tenth faster.
-
-    Returns:
-        (ceil(N / factor),).
+    From float (N,) to (ceil(N / factor),); a factor of 1.1 is a tenth faster. Steps are 0.001.
     """
     steps = _speed_steps(factor)
     if steps == _SPEED_STEPS:
@@ -69,13 +64,7 @@ def speed_video(frames: Array, factor: float) -> Array:
     """Play video `factor` times as fast: the time axis resampled to the nearest frame.
 
     Frame i shows what the source shows in the middle of its time, so sound and lips stay together.
-
-    Args:
-        frames: (T, ...).
-        factor: as for `speed_audio`.
-
-    Returns:
-        (max(1, round(T / factor)), ...), of the same type.
+    From (T, ...) to (max(1, round(T / factor)), ...), of the same type; as for `speed_audio`.
     """
     steps = _speed_steps(factor)
     if steps == _SPEED_STEPS or len(frames) == 0:

@@ -92,12 +92,7 @@ class RandomRotation(ClipTransform):
 
 
 def rotate(clip: Array, degrees: float) -> Array:
-    """Turn pictures about their middle, counter-clockwise; edges are continued outwards.
-
-    Args:
-        clip: uint8 (..., H, W).
-        degrees: how far.
-    """
+    """Turn uint8 (..., H, W) about the middle, counter-clockwise; edges are continued outwards."""
     planes = _planes(clip)
     height, width = planes.shape[1:]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
@@ -109,11 +104,7 @@ def rotate(clip: Array, degrees: float) -> Array:
     for start in range(0, count, _CHANNELS):
         some = [planes[min(i, count - 1)] for i in range(start, start + _CHANNELS)]
         picture = cv2.warpAffine(
-            cv2.merge(some),
-            matrix,
-            (width, height),
-            flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
+            cv2.merge(some), matrix, (width, height), borderMode=cv2.BORDER_REPLICATE
         )
         cv2.split(picture, list(turned[start : start + _CHANNELS]))  # into these
     return like(clip, turned[:count].reshape(clip.shape))
@@ -156,14 +147,7 @@ class ColorJitter(ClipTransform):
 def change_color(
     clip: Array, brightness: float = 1.0, contrast: float = 1.0, gamma: float = 1.0
 ) -> Array:
-    """Change brightness, contrast and gamma as `ColorJitter` does.
-
-    Args:
-        clip: uint8 (..., H, W).
-        brightness: factor.
-        contrast: factor.
-        gamma: exponent.
-    """
+    """Apply two factors and an exponent to uint8 (..., H, W) as `ColorJitter` does."""
     planes = _planes(clip)
     if planes.size == 0:
         return clip
@@ -198,9 +182,8 @@ class Cutout(ClipTransform):
     def __call__(self, clip: Array, generator: torch.Generator) -> Array:
         if self.count == 0 or uniform(generator) >= self.p:
             return clip
-        masked = clip.clone() if isinstance(clip, Tensor) else clip.copy()
+        masked, (height, width) = _copied(clip), clip.shape[-2:]
         value = _mean_color(clip) if self.fill == "mean" else 0
-        height, width = clip.shape[-2:]
         for _ in range(self.count):
             side = 1 + integer(self.size, generator)
             top = integer(height, generator) - side // 2
@@ -239,13 +222,16 @@ class AdaptiveTimeMask(ClipTransform):
         masks = int(np.ceil(frames / self.rate * self.masks_per_second - 1e-9))
         if masks == 0 or longest == 0:
             return clip
-        masked = clip.clone() if isinstance(clip, Tensor) else clip.copy()
-        value = _mean_frame(clip) if self.fill == "mean" else 0
+        masked, value = _copied(clip), _mean_frame(clip) if self.fill == "mean" else 0
         for _ in range(masks):
             length = integer(longest + 1, generator)
             start = integer(frames - length + 1, generator)
             masked[start : start + length] = value
         return masked
+
+
+def _copied(clip: Array) -> Array:
+    return clip.clone() if isinstance(clip, Tensor) else clip.copy()
 
 
 def _mean_frame(clip: Array) -> Array:
@@ -259,8 +245,7 @@ def _mean_frame(clip: Array) -> Array:
         mean = array.mean(0, dtype=np.float64)
         if np.issubdtype(array.dtype, np.integer):
             mean = np.rint(mean)
-    mean = mean.astype(array.dtype)
-    return torch.from_numpy(np.asarray(mean)) if isinstance(clip, Tensor) else mean
+    return like(clip, np.asarray(mean.astype(array.dtype)))
 
 
 def _mean_color(clip: Array) -> Array | int:

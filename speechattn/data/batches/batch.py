@@ -10,23 +10,14 @@ from torch import Tensor
 
 @dataclass
 class Item:
-    """One utterance, ready for a batch.
+    """One utterance, ready for a batch."""
 
-    Attributes:
-        id: the cut's id.
-        text: its transcript, empty if unknown.
-        tokens: ids of the transcript.
-        audio: (N,) float32 in [-1, 1], or None.
-        video: (T, H, W) uint8 crops, or None.
-        times: (U, 2) seconds in which each token was said, or None where that is not known.
-    """
-
-    id: str
-    text: str
-    tokens: Sequence[int]
-    audio: np.ndarray | None = None
-    video: np.ndarray | None = None
-    times: np.ndarray | None = None
+    id: str  # the cut's
+    text: str  # its transcript, empty if unknown
+    tokens: Sequence[int]  # ids of the transcript
+    audio: np.ndarray | None = None  # (N,) float32 in [-1, 1]
+    video: np.ndarray | None = None  # (T, H, W) uint8 crops
+    times: np.ndarray | None = None  # (U, 2) seconds in which each token was said, if known
 
     def __len__(self) -> int:
         """Return the number of samples, or of pictures where there is no sound."""
@@ -35,32 +26,20 @@ class Item:
 
 @dataclass
 class Batch:
-    """Padded items; everything beyond an item's length is zero.
+    """Padded items; everything beyond an item's length is zero."""
 
-    Attributes:
-        ids: B cut ids.
-        texts: B transcripts.
-        tokens: (B, U) int64.
-        token_lengths: (B,) int64.
-        audio: (B, N) float32, or None for a model of video alone.
-        audio_lengths: (B,) samples.
-        video: (B, T, 1, H, W) uint8, or None for a model of sound alone.
-        video_lengths: (B,) frames.
-        token_times: (B, U, 2) seconds in which each token was said, from minus to plus infinity
-            where that is not known; None where it is of no item.
-        failed: why further items could not be read; a line each.
-    """
-
-    ids: list[str]
-    texts: list[str]
-    tokens: Tensor
-    token_lengths: Tensor
-    audio: Tensor | None = None
-    audio_lengths: Tensor | None = None
-    video: Tensor | None = None
-    video_lengths: Tensor | None = None
+    ids: list[str]  # B cut ids
+    texts: list[str]  # B transcripts
+    tokens: Tensor  # (B, U) int64
+    token_lengths: Tensor  # (B,) int64
+    audio: Tensor | None = None  # (B, N) float32, or None for a model of video alone
+    audio_lengths: Tensor | None = None  # (B,) samples
+    video: Tensor | None = None  # (B, T, 1, H, W) uint8, or None for a model of sound alone
+    video_lengths: Tensor | None = None  # (B,) frames
+    # (B, U, 2) seconds in which each token was said, from minus to plus infinity where that is not
+    # known; None where it is of no item
     token_times: Tensor | None = None
-    failed: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # why others could not be read, a line each
 
     def __len__(self) -> int:
         return len(self.ids)

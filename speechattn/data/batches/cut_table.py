@@ -17,7 +17,7 @@ import os
 import tempfile
 import zlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,13 +81,10 @@ class CutTable(Sequence["Cut"]):
                 table = Path(self._folder.name) / table.name
                 _write_table(self.path, table, stamp)
             columns = _read_table(table, stamp)
-        self._ids = columns["ids"].tobytes()
+        self._ids = columns.pop("ids").tobytes()
         self._lines = self.path if _is_plain(self.path) else table
-        self._starts, self._sizes = columns["starts"], columns["sizes"]
-        self._id_ends = columns["id_ends"]
-        self._durations, self._has_audio = columns["durations"], columns["has_audio"]
-        self._hashes = columns["hashes"]
-        self._rows = np.arange(len(self._starts))
+        self._columns = columns
+        self._rows = np.arange(len(columns["starts"]))
         self._file: int | None = None
 
     def __len__(self) -> int:
@@ -100,7 +97,8 @@ class CutTable(Sequence["Cut"]):
         if self._file is None:
             self._file = os.open(self._lines, os.O_RDONLY)
         # pread keeps no position, so forked workers can share the file.
-        line = os.pread(self._file, int(self._sizes[row]), int(self._starts[row]))
+        size, start = (int(self._columns[name][row]) for name in ("sizes", "starts"))
+        line = os.pread(self._file, size, start)
         try:
             cut = _to_cut(json.loads(line))
         except ValueError:
@@ -115,17 +113,17 @@ class CutTable(Sequence["Cut"]):
     @property
     def durations(self) -> np.ndarray:
         """Return (M,) seconds."""
-        return self._durations[self._rows]
+        return self._columns["durations"][self._rows]
 
     @property
     def has_audio(self) -> np.ndarray:
         """Return (M,) bool: `has_audio` of each cut."""
-        return self._has_audio[self._rows].astype(bool)
+        return self._columns["has_audio"][self._rows].astype(bool)
 
     @property
     def hashes(self) -> np.ndarray:
         """Return (M,) uint64: `id_hash` of each cut."""
-        return self._hashes[self._rows]
+        return self._columns["hashes"][self._rows]
 
     def ids(self) -> Iterator[str]:
         """Yield the ids, without reading a cut."""
@@ -139,7 +137,7 @@ class CutTable(Sequence["Cut"]):
         return other
 
     def _id(self, row: int) -> str:
-        return self._ids[self._id_ends[row] : self._id_ends[row + 1]].decode()
+        return self._ids[slice(*self._columns["id_ends"][row : row + 2])].decode()
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_file": None}
@@ -212,20 +210,15 @@ def _is_plain(path: Path) -> bool:
 
 def _lines(path: Path) -> Iterator[bytes]:
     """Yield the cuts of a manifest as lines of JSON."""
-    opened: Callable[..., Any] | None = None
-    if _is_plain(path):
-        opened = open
-    elif path.name.endswith(".jsonl.gz"):
-        opened = gzip.open
     try:
-        if opened is None:
-            from lhotse import CutSet
-
-            for cut in CutSet.from_file(path):
-                yield json.dumps(cut.to_dict(), ensure_ascii=False).encode() + b"\n"
+        if _is_plain(path) or path.name.endswith(".jsonl.gz"):
+            with open(path, "rb") if _is_plain(path) else gzip.open(path, "rb") as file:
+                yield from file
             return
-        with opened(path, "rb") as file:
-            yield from file
+        from lhotse import CutSet
+
+        for cut in CutSet.from_file(path):
+            yield json.dumps(cut.to_dict(), ensure_ascii=False).encode() + b"\n"
     except (EOFError, OSError, zlib.error) as error:
         raise ConfigError(f"{path}: damaged or cut short ({error}); prepare it again") from error
 

@@ -82,27 +82,19 @@ class SpeechData(L.LightningDataModule):
                 f"{train_cuts} is between; they have {cuts.durations.min():g} to "
                 f"{cuts.durations.max():g} s"
             )
-        common = (tokenizer, modalities, store)
-        video = options.video_transforms or (CenterCrop(crop_size),)
+        common, rate = (tokenizer, modalities, store), {"sample_rate": sample_rate}
+        middle = (CenterCrop(crop_size),)
+        audio = with_noise(options.audio_transforms or (), options.noise)
+        video = [_with_size(t, crop_size) for t in options.video_transforms or middle]
+        transforms = {"audio_transforms": audio, "video_transforms": video}
         self.train = SpeechDataset(
-            short,
-            *common,
-            audio_transforms=with_noise(options.audio_transforms or (), options.noise),
-            video_transforms=[_with_size(t, crop_size) for t in video],
-            sample_rate=sample_rate,
-            seed=seed,
-            scale=options.scale,
+            short, *common, **transforms, **rate, seed=seed, scale=options.scale
         )
         if options.join_seconds:
-            self.train = JoinedDataset(
-                self.train, options.join_seconds, options.join_chance, options.trim_chance
-            )
-        self.valid = SpeechDataset(
-            open_cuts(valid_cuts, modalities, store),
-            *common,
-            video_transforms=(CenterCrop(crop_size),),
-            sample_rate=sample_rate,
-        )
+            chances = options.join_chance, options.trim_chance
+            self.train = JoinedDataset(self.train, options.join_seconds, *chances)
+        held_out = open_cuts(valid_cuts, modalities, store)
+        self.valid = SpeechDataset(held_out, *common, video_transforms=middle, **rate)
         self.seed = seed
 
     def sampler(self, dataset: SpeechDataset | JoinedDataset, shuffle: bool) -> PaddedFrameBatches:

@@ -64,21 +64,17 @@ class SpeechDataset(Dataset):
         seed: int = 0,
         scale: int | None = None,
     ):
-        self.cuts = cuts
-        self.tokenizer = tokenizer
         if "audio" in modalities and any(isinstance(t, SpeedPerturb) for t in video_transforms):
             raise ConfigError(
                 "data.video_transforms: SpeedPerturb would put lips and sound out of step; in "
                 "data.audio_transforms it changes both"
             )
+        self.cuts, self.tokenizer, self.crops = cuts, tokenizer, crops
         self.uses_audio, self.uses_video = "audio" in modalities, "video" in modalities
-        self.crops = crops
         self.center = CenterCrop(scale) if scale is not None else None
-        self.audio_transforms = audio_transforms
-        self.video_transforms = video_transforms
+        self.audio_transforms, self.video_transforms = audio_transforms, video_transforms
         self.sample_rate = sample_rate
-        self.seed = seed
-        self.epoch = 0
+        self.seed, self.epoch = seed, 0
 
     def __len__(self) -> int:
         return len(self.cuts)
@@ -177,8 +173,7 @@ class SpeechDataset(Dataset):
         audio = video = None
         if self.uses_video:
             video = self.crops.read(cut.id)
-            if self.center is not None:
-                video = self.center(video)
+            video = self.center(video) if self.center is not None else video
         if self.uses_audio:
             audio = load_audio(cut, self.sample_rate)
             if video is not None:
@@ -224,8 +219,7 @@ def open_cuts(
     if len(lost):
         logger.warning(
             "%s: %d of %d cuts left out, they lack a mouth crop or sound: %s%s",
-            *(path, len(lost), len(cuts)),
-            *(" ".join(lost[:5].ids()), " ..." if len(lost) > 5 else ""),
+            *(path, len(lost), len(cuts), " ".join(lost[:5].ids()), " ..." * (len(lost) > 5)),
         )
     if not usable.any():
         raise ConfigError(f"{path}: no cut has {' and '.join(modalities)}")

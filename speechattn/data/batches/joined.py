@@ -2,9 +2,8 @@
 
 A model trained on clips of one sentence alone may emit its words at any frame. Trained on longer
 recordings too, it has to emit them near where they are said, and copes with windows of a long file
-that begin or end within a sentence. Lhotse's
-`CutConcatenate` and icefall's `--concatenate-cuts` join cuts within a batch; here they are joined
-before batches are made, so that lengths still meet in them.
+that begin or end within a sentence. Lhotse's `CutConcatenate` and icefall's `--concatenate-cuts`
+join cuts within a batch; here this is done before, so that lengths still meet in batches.
 """
 
 from collections.abc import Sequence
@@ -28,14 +27,12 @@ def join_groups(
 
     All utterances are put in a random order. From the front of it a recording takes one and, with
     a chance, the next ones too, up to a length that is uniform between that of the first and the
-    longest there may be.
+    longest there may be. `seed` and `epoch`, from 0, decide the draws.
 
     Args:
         durations: (M,) seconds of each utterance.
         seconds: that joined recordings have at most; longer utterances stay single.
         chance: that a recording may have more than one utterance, 0..1.
-        seed: of the draws.
-        epoch: from 0.
 
     Returns:
         (M,) the utterances in order, and (R + 1,) where in it each of the R recordings starts,
@@ -62,9 +59,7 @@ def join_texts(texts: Sequence[str], tokenizer: Tokenizer) -> str:
 
     Chinese and Japanese need none; a language without spaces has no token.
     """
-    spaced = (
-        any(t == SPACE_TOKEN or WORD_START in t for t in tokenizer.tokens) if texts[1:] else False
-    )
+    spaced = texts[1:] and any(t == SPACE_TOKEN or WORD_START in t for t in tokenizer.tokens)
     joined = ""
     for text in filter(None, texts):
         alone = joined and (is_ideograph(joined[-1]) or is_ideograph(text[0]))
@@ -90,12 +85,10 @@ class JoinedDataset(Dataset):
     def __init__(self, dataset: Dataset, seconds: float, chance: float = 1.0, trim: float = 0.0):
         if not seconds > 0.0:
             raise ConfigError(f"data.join_seconds has to be above 0, got {seconds!r}")
-        if not 0.0 <= chance <= 1.0:
-            raise ConfigError(f"data.join_chance has to be in 0..1, got {chance!r}")
-        if not 0.0 <= trim <= 1.0:
-            raise ConfigError(f"data.trim_chance has to be in 0..1, got {trim!r}")
-        self.dataset = dataset
-        self.seconds, self.chance, self.trim = seconds, chance, trim
+        for name, value in (("join", chance), ("trim", trim)):
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"data.{name}_chance has to be in 0..1, got {value!r}")
+        self.dataset, self.seconds, self.chance, self.trim = dataset, seconds, chance, trim
         self.epoch = 0
 
     @property

@@ -64,8 +64,7 @@ def describe_error(error: Exception) -> str:
 
 def collate_readable(items: Sequence[Item | str]) -> Batch:
     """Make a batch of the items that could be read; it may be empty. See `Batch.failed`."""
-    read = [item for item in items if isinstance(item, Item)]
-    batch = collate(read)
+    batch = collate([item for item in items if isinstance(item, Item)])
     batch.failed = [item for item in items if isinstance(item, str)]
     return batch
 

@@ -44,8 +44,7 @@ class PaddedFrameBatches(Sampler[list[int]]):
         self.max_padded, self.max_items = max_padded, max_items
         self.shuffle, self.seed, self.jitter = shuffle, seed, jitter
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-        self.position = 0
+        self.epoch = self.position = 0
         self._planned: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def set_epoch(self, epoch: int) -> None:

@@ -21,12 +21,10 @@ def word_alignment(cut: "Cut") -> list[Word] | None:
     Lhotse's `supervision.alignment["word"]`, in which corpora with alignments have them; None if a
     supervision has none.
     """
-    words = []
-    for supervision in cut.supervisions:
-        if not supervision.alignment or "word" not in supervision.alignment:
-            return None
-        words += [(w.symbol, w.start, w.end) for w in supervision.alignment["word"]]
-    return words
+    alignments = [supervision.alignment or {} for supervision in cut.supervisions]
+    if not all("word" in alignment for alignment in alignments):
+        return None
+    return [(w.symbol, w.start, w.end) for alignment in alignments for w in alignment["word"]]
 
 
 def token_times(
@@ -40,8 +38,7 @@ def token_times(
         (U, 2) seconds in which each token was said, that of its word; None where a cut has no
         alignment, or one of other words than its text.
     """
-    words: list[Word] = []
-    at = 0.0
+    words, at = [], 0.0
     for cut, length in zip(cuts, seconds, strict=True):
         alignment = word_alignment(cut)
         if alignment is None:
@@ -85,8 +82,7 @@ def trim(
     middle = item.times.mean(1)
     kept = np.flatnonzero((middle >= start) & (middle < stop))
     spaces = [i for i in kept.tolist() if tokenizer.tokens[item.tokens[i]] == SPACE_TOKEN]
-    ends = {kept[0], kept[-1]} if len(kept) else set()
-    kept = [i for i in kept.tolist() if i not in ends or i not in spaces]
+    kept = [i for i in kept.tolist() if i not in (kept[0], kept[-1]) or i not in spaces]
     if not kept:
         return
     item.tokens = [item.tokens[i] for i in kept]

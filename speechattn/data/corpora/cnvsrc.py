@@ -119,8 +119,7 @@ def prepare_cnvsrc(
     if not lists_dir.is_dir():
         raise ConfigError(f"lists: no such folder: {lists_dir}")
     known_units = find_units(units and Path(units), [root, lists_dir])
-    utterances: list[Utterance] = []
-    failures: list[Failure] = []
+    utterances, failures = [], []
     with TextJournal(output_dir / JOURNAL) as journal:
         for name in _datasets(track, year, open_track):
             if name not in folders:
@@ -138,15 +137,9 @@ def prepare_cnvsrc(
         utterances += rows
         failures += bad
     unique, repeated = drop_repeated(utterances)
-    return write_manifests(
-        unique,
-        output_dir,
-        failures + repeated,
-        workers=workers,
-        verify=verify,
-        unions={"train": ("pretrain", "finetune")},
-        fps=FPS,
-    )
+    rules = {"unions": {"train": ("pretrain", "finetune")}, "fps": FPS}
+    failures += repeated
+    return write_manifests(unique, output_dir, failures, workers=workers, verify=verify, **rules)
 
 
 def _datasets(track: Track, year: Year, open_track: bool) -> list[str]:
@@ -193,14 +186,11 @@ class _Dataset:
         self.name, self.track, self.root, self.lists, self.units = name, track, root, lists, units
 
     def utterances(self, clips: Sequence[Clip]) -> Iterator[Utterance | Failure]:
-        unused = 0
+        unused, seen = 0, set()
         bare = not any(clip.text for clip in clips if self._is_eval(clip))
-        seen = set()
         for clip in clips:
-            key = without_suffix(clip.relative)
-            row = self.lists.rows.get(key)
-            seen.add(key)
-            speaker = self._speaker(clip)
+            seen.add(key := without_suffix(clip.relative))
+            row, speaker = self.lists.rows.get(key), self._speaker(clip)
             split = self._split(clip, speaker, row)
             if split is None:
                 unused += 1
@@ -227,8 +217,7 @@ class _Dataset:
         if self.name == "multi":
             # 80100246: speaker 10, session 0, clip 246; v0140201: speaker 14, clip 201.
             coded = re.fullmatch(r"80\d{6}|v\d{7}", clip.stem)
-            own = clip.stem[:4] if coded else clip.stem.partition("_")[0]
-            return clip.speaker or own
+            return clip.speaker or (clip.stem[:4] if coded else clip.stem.partition("_")[0])
         speaker = clip.speaker or clip.folder
         return speaker if self.name == "cncvs" else f"{self.name}_{speaker}"
 
@@ -242,9 +231,8 @@ class _Dataset:
         elif self.name in HELD_OUT:
             share = "valid" if _chance(self.name, clip.stem) < HELD_OUT[self.name] else "train"
         else:
-            chance = _chance(self.name, speaker)
-            share = "valid" if chance < HELD_OUT_SPEAKERS else "train"
-            share = "test" if chance > 1 - HELD_OUT_SPEAKERS else share
+            chance, few = _chance(self.name, speaker), HELD_OUT_SPEAKERS
+            share = "valid" if chance < few else "test" if chance > 1 - few else "train"
         if share is None:
             return None
         if self.name == self.track:
@@ -255,11 +243,9 @@ class _Dataset:
 
     def _text(self, clip: Clip, row: Row | None) -> str | None:
         """Return the transcript, "" if it is empty, None if there is none."""
-        if clip.text is not None:
-            return clean_text(clip.text)
-        if row is None or self.units is None:
-            return None
-        text = self.units.text(row.ids)
+        text = clip.text
+        if text is None and row is not None and self.units is not None:
+            text = self.units.text(row.ids)
         return None if text is None else clean_text(text)
 
     def _why_no_text(self, clip: Clip, row: Row | None) -> str:
@@ -273,8 +259,7 @@ class _Dataset:
         return f"its transcript ({where}) has an id that is not in {self.units.path}"
 
     def _utterance(self, clip: Clip, speaker: str, split: str, text: str) -> Utterance:
-        remarks = clip.remarks
-        name = _ascii(clip.stem)
+        remarks, name = clip.remarks, _ascii(clip.stem)
         if not clip.stem.isascii():
             remarks = (*remarks, f"its name is not ASCII: {name} in its id")
         part = f"cnvsrc-{self.name}" if self.name in HELD_OUT else self.name
@@ -282,17 +267,8 @@ class _Dataset:
             part += "-vlog" if clip.stem.startswith("v") else "-record"
         elif self.name == "cncvs":
             part += f"-{clip.relative.partition('/')[0]}"
-        return Utterance(
-            id=f"{self.name}_{name}",
-            path=clip.path,
-            speaker=speaker,
-            split=split,
-            text=text,
-            language="cmn",
-            custom={"part": part},
-            sound=clip.sound,
-            remarks=remarks,
-        )
+        more = {"custom": {"part": part}, "sound": clip.sound, "remarks": remarks}
+        return Utterance(f"{self.name}_{name}", clip.path, speaker, split, text, "cmn", **more)
 
 
 def _chance(dataset: str, name: str) -> float:
@@ -309,17 +285,10 @@ def _ascii(name: str) -> str:
 
 def _read_extra(folder: Path, number: int) -> tuple[list[Utterance], list[Failure]]:
     rows, failures = read_table(folder / "manifest.tsv", language="cmn")
-    utterances = [
-        replace(
-            row,
-            id=f"extra{number}_{_ascii(row.id)}",
-            split="pretrain",
-            speaker=f"extra{number}_{row.speaker}",
-            text=clean_text(row.text),
-            custom={**row.custom, "part": "extra"},
-        )
-        for row in rows
-        if row.split == "train"
-    ]
+    utterances = []
+    for row in (row for row in rows if row.split == "train"):
+        names = {"id": f"extra{number}_{_ascii(row.id)}", "speaker": f"extra{number}_{row.speaker}"}
+        custom, text = {**row.custom, "part": "extra"}, clean_text(row.text)
+        utterances.append(replace(row, **names, split="pretrain", text=text, custom=custom))
     log.info("%s: %d of %d rows are of split train", folder, len(utterances), len(rows))
     return utterances, failures

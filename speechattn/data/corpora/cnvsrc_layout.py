@@ -20,7 +20,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from speechattn.data.corpora.grid import VIDEO_SUFFIXES
 from speechattn.data.corpora.report import Failure
@@ -48,13 +48,12 @@ class Clip:
     remarks: tuple[str, ...]  # faults that do not keep it from being used
 
 
-@dataclass(frozen=True, slots=True)
-class Info:
+class Info(NamedTuple):
     """The entry of a clip in a JSON file."""
 
-    text: str | None
-    speaker: str | None
-    file: str
+    text: str | None = None
+    speaker: str | None = None
+    file: str = ""
 
 
 class TextJournal:
@@ -84,16 +83,9 @@ class TextJournal:
         self._file.close()
 
     def read(self, entry: os.DirEntry) -> str:
-        """Read a text file.
-
-        Raises:
-            OSError: it cannot be read.
-            UnicodeDecodeError: it is neither UTF-8 nor GB 18030.
-        """
-        status = entry.stat()
-        stamp = (status.st_size, status.st_mtime_ns)
-        known = self._known.get(entry.path)
-        if known is not None and known[:2] == stamp:
+        """Read a text file; raise OSError, or UnicodeDecodeError if not UTF-8 nor GB 18030."""
+        stamp = (entry.stat().st_size, entry.stat().st_mtime_ns)
+        if (known := self._known.get(entry.path)) and known[:2] == stamp:
             return known[2]
         raw = Path(entry.path).read_bytes()
         try:
@@ -112,8 +104,8 @@ def read_dataset(
     Folders named in `skip` are left out. Files that lack a video or cannot be read are failures.
     """
     failures: list[Failure] = []
-    infos = _read_infos(root, skip, failures)
     clips: list[Clip] = []
+    infos = _read_infos(root, skip, failures)
     for folder in _media_folders(root, skip, failures, MAX_DEPTH):
         clips += _read_folder(root, folder, journal, infos=infos, failures=failures)
     there: dict[str, set[str]] = {"": set(), "dev": set(), "eval": set()}
@@ -142,11 +134,9 @@ def clean_text(text: str) -> str:
         elif character.isspace() or kind not in ("Cc", "Cf"):
             kept.append(character)
     words = "".join(kept).split()
-    pieces = words[:1]
-    for before, word in zip(words, words[1:], strict=False):
-        apart = before[-1].isascii() and word[0].isascii()
-        pieces.append(f" {word}" if apart else word)
-    return "".join(pieces)
+    pairs = zip(words, words[1:], strict=False)
+    apart = [" " * (before[-1].isascii() and word[0].isascii()) for before, word in pairs]
+    return "".join(space + word for space, word in zip(["", *apart], words, strict=False))
 
 
 # ------------------------------------------------------------------------------------ folders
@@ -166,10 +156,8 @@ def _media_folders(
     folder: Path, skip: frozenset[str], failures: list[Failure], depth: int
 ) -> Iterator[Path]:
     """Yield the folders that have a folder `video` in them."""
-    folders = []
-    for entry in _entries(folder, failures):
-        if entry.is_dir() and entry.name not in skip and _is_utf8(entry, failures):
-            folders.append(entry.name)
+    entries = (e for e in _entries(folder, failures) if e.is_dir() and e.name not in skip)
+    folders = [entry.name for entry in entries if _is_utf8(entry, failures)]
     if "video" in folders:
         yield folder
     for name in folders:
@@ -188,7 +176,6 @@ def _read_folder(
     videos = _by_stem(folder / "video", VIDEO_SUFFIXES, failures)
     sounds = _by_stem(folder / "audio", SOUND_SUFFIXES, failures)
     texts = _by_stem(folder / "text", TEXT_SUFFIXES, failures)
-    has_sounds = bool(sounds)
     for entry in [*sounds.values(), *texts.values()]:
         if _stem(entry.name) not in videos:
             failures.append(Failure(entry.path, None, "missing pair: no video of that name"))
@@ -196,7 +183,7 @@ def _read_folder(
         path = Path(entry.path)
         relative = path.relative_to(root).as_posix()
         own = infos.get(_part(relative), {})
-        info = own.get(stem) or infos.get("", {}).get(stem) or Info(None, None, "")
+        info = own.get(stem) or infos.get("", {}).get(stem) or Info()
         text = info.text
         if stem in texts:
             try:
@@ -204,11 +191,9 @@ def _read_folder(
             except (OSError, UnicodeDecodeError) as error:
                 failures.append(Failure(texts[stem].path, None, f"cannot be read: {error}"))
                 continue
-        remarks = []
-        if has_sounds and stem not in sounds:
-            remarks.append(f"missing pair: no sound in audio/ ({stem})")
         sound = Path(sounds[stem].path) if stem in sounds else None
-        yield Clip(path, relative, stem, folder.name, sound, text, info.speaker, tuple(remarks))
+        remarks = (f"missing pair: no sound in audio/ ({stem})",) if sounds and not sound else ()
+        yield Clip(path, relative, stem, folder.name, sound, text, info.speaker, remarks)
 
 
 def _by_stem(
@@ -218,12 +203,10 @@ def _by_stem(
     if not folder.is_dir():
         return found
     for entry in _entries(folder, failures):
-        if os.path.splitext(entry.name)[1].lower() not in suffixes:
+        stem, suffix = os.path.splitext(entry.name)
+        if suffix.lower() not in suffixes or not _is_utf8(entry, failures):
             continue
-        if not _is_utf8(entry, failures):
-            continue
-        first = found.setdefault(_stem(entry.name), entry)
-        if first is not entry:
+        if (first := found.setdefault(stem, entry)) is not entry:
             failures.append(Failure(entry.path, None, f"the same clip as {first.name}"))
     return found
 
@@ -269,31 +252,24 @@ def _read_infos(
 
 
 def _info_rows(content: Any, file: str, failures: list[Failure]) -> Iterator[tuple[str, Info]]:
-    if isinstance(content, dict):
-        if content and all(isinstance(value, list) for value in content.values()):
-            rows = [(None, row) for value in content.values() for row in value]
-        else:
-            rows = list(content.items())
-    elif isinstance(content, list):
-        rows = [(None, row) for row in content]
-    else:
+    values = list(content.values()) if isinstance(content, dict) else []
+    if values and all(isinstance(value, list) for value in values):
+        content = [row for value in values for row in value]
+    if not isinstance(content, dict | list):
         raise ValueError("it holds neither an object nor a list")
-    for key, row in rows:
-        if isinstance(row, str):
-            row = {"text": row}
+    pairs = content.items() if isinstance(content, dict) else ((None, row) for row in content)
+    for key, row in pairs:
+        row = {"text": row} if isinstance(row, str) else row
         if isinstance(row, dict):
             key = key or _first(row, _IDS)
         if not isinstance(row, dict) or not key:
             failures.append(Failure(file, None, f"entry without a clip: {str(key or row)[:80]}"))
             continue
-        stem = os.path.basename(str(key))
-        if os.path.splitext(stem)[1].lower() in VIDEO_SUFFIXES | SOUND_SUFFIXES:
-            stem = _stem(stem)
+        name = os.path.basename(str(key))
+        stem, suffix = os.path.splitext(name)
+        stem = stem if suffix.lower() in VIDEO_SUFFIXES | SOUND_SUFFIXES else name
         yield stem, Info(_first(row, _TEXTS), _first(row, _SPEAKERS), file)
 
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    for name in names:
-        if isinstance(row.get(name), str | int):
-            return str(row[name])
-    return None
+    return next((str(row[name]) for name in names if isinstance(row.get(name), str | int)), None)

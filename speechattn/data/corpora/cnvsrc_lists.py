@@ -76,15 +76,12 @@ def _read(path: Path, share: Share) -> Iterator[Row | Failure]:
             continue
         if not line:
             continue
-        fields = line.split(",")
         try:
-            _, name, frames, tokens = fields
+            _, name, frames, tokens = line.split(",")
             int(frames)
-            ids = tuple(map(int, tokens.split()))
+            yield Row(name, share, tuple(map(int, tokens.split())), file, number)
         except ValueError:
             yield Failure(file, number, f"is not `dataset,path,frames,token ids`: {line[:80]!r}")
-            continue
-        yield Row(name, share, ids, file, number)
 
 
 def without_suffix(name: str) -> str:
@@ -105,9 +102,8 @@ class Units:
     def __init__(self, path: Path):
         self.path = path
         self.tokens = read_token_list(path)
-        self._texts = [
-            {UNK_TOKEN: UNK_MARK, SPACE_TOKEN: " "}.get(token, token) for token in self.tokens
-        ]
+        meant = {UNK_TOKEN: UNK_MARK, SPACE_TOKEN: " "}
+        self._texts = [meant.get(token, token) for token in self.tokens]
 
     def text(self, ids: Sequence[int]) -> str | None:
         """Convert ids to text; None where one of them is no unit's.
@@ -123,8 +119,6 @@ def find_units(named: Path | None, folders: Sequence[Path]) -> Units | None:
     """Read the units named, or those that lie where the baselines have them."""
     if named is not None:
         return Units(named)
-    for folder in folders:
-        for name in UNIT_FILES:
-            if (folder / name).is_file():
-                return Units((folder / name).resolve())
-    return None
+    files = (folder / name for folder in folders for name in UNIT_FILES)
+    path = next((file for file in files if file.is_file()), None)
+    return None if path is None else Units(path.resolve())

@@ -24,13 +24,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from speechattn.data.corpora.manifests import (
-    Failure,
     Utterance,
     drop_repeated,
     utterance_id,
     write_manifests,
 )
+from speechattn.data.corpora.report import Failure
 from speechattn.data.corpora.tsv import read_table
 from speechattn.errors import ConfigError
 
@@ -100,9 +102,8 @@ def prepare_grid(
         raise ConfigError(f"fractions: {fractions} is not three shares of 1")
     clips = _find_clips(corpus_dir)
     if split == "speaker":
-        by_speaker = _speaker_splits(
-            list(clips), fractions, dev=dev_speakers, test=test_speakers, seed=seed
-        )
+        held_out = {"dev": dev_speakers, "test": test_speakers}
+        by_speaker = _speaker_splits(list(clips), fractions, **held_out, seed=seed)
         splits = {path: by_speaker[name] for name, paths in clips.items() for path in paths}
     else:
         splits = {}
@@ -122,13 +123,7 @@ def prepare_grid(
 
 
 def read_align(path: str | Path) -> list[tuple[str, float, float]]:
-    """Read the words of an .align file, without silences.
-
-    Args:
-        path: the file; lines of `start end word`.
-
-    Returns:
-        (word, start, duration), in seconds.
+    """Read (word, start, duration) in seconds, without silences, from an .align file.
 
     Raises:
         ConfigError: a line that is not of this form, or no word at all; names the line.
@@ -192,9 +187,8 @@ def _align_folder(corpus_dir: Path, speaker: str, paths: Sequence[Path]) -> str:
     # Speakers share some sentences, and so some names, by chance.
     if other is None or count(other) <= max(count(speaker), len(paths) // 2):
         return speaker
-    log.warning(
-        "the alignments of %s are in the folder of %s, and are taken from there", speaker, other
-    )
+    message = "the alignments of %s are in the folder of %s, and are taken from there"
+    log.warning(message, speaker, other)
     return other
 
 
@@ -212,26 +206,17 @@ def _read_clip(corpus_dir: Path, aligns: str, speaker: str, path: Path) -> Utter
         words = read_align(align)
     except ConfigError as error:
         return Failure(str(path), None, str(error))
-    utterance = Utterance(
-        id=utterance_id(speaker, path.stem),
-        path=path,
-        speaker=speaker,
-        split="",
-        text=" ".join(word for word, _, _ in words),
-        language="en",
-        words=tuple(words),
-    )
+    name, text = utterance_id(speaker, path.stem), " ".join(word for word, _, _ in words)
+    utterance = Utterance(name, path, speaker, "", text, "en", words=tuple(words))
     return _with_landmarks(utterance, corpus_dir)
 
 
 def _with_landmarks(utterance: Utterance, corpus_dir: Path) -> Utterance:
     if utterance.landmarks is not None:
         return utterance
-    for suffix in (".npz", ".npy"):
-        file = corpus_dir / "landmarks" / utterance.speaker / (utterance.path.stem + suffix)
-        if file.is_file():
-            return replace(utterance, landmarks=file)
-    return utterance
+    base = corpus_dir / "landmarks" / utterance.speaker / utterance.path.stem
+    files = (Path(f"{base}{suffix}") for suffix in (".npz", ".npy"))
+    return replace(utterance, landmarks=next((file for file in files if file.is_file()), None))
 
 
 # ------------------------------------------------------------------------------------ splits
@@ -250,9 +235,7 @@ def _shares(
     if total >= 3:
         sizes = [max(size, 1) if f > 0 else 0 for size, f in zip(sizes, fractions[1:], strict=True)]
     sizes = [max(total - sum(sizes), 0), *sizes]
-    labels = [
-        name for name, n in zip(("train", "dev", "test"), sizes, strict=True) for _ in [0] * n
-    ]
+    labels = np.repeat(["train", "dev", "test"], sizes).tolist()
     return {item: label for (item, _), label in zip(order, labels, strict=False)}
 
 

@@ -52,35 +52,20 @@ _FACTS = ".facts.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One clip of a corpus, before its file was opened.
+    """One clip of a corpus, before its file was opened."""
 
-    Attributes:
-        id: unique in the corpus; names the cut, the recording and the stored crop.
-        path: the audio or video file.
-        speaker: who speaks.
-        split: names the CutSet it goes to.
-        text: what is said.
-        language: code of the language, if known.
-        landmarks: precomputed face landmarks (.npz, .npy) of a video.
-        words: (word, start, duration) in seconds, if the corpus is aligned.
-        custom: further fields of the cut.
-        line: line of the corpus table that it comes from.
-        sound: the sound of a video, where it is not (only) in the video.
-        remarks: faults that are known and do not keep it from being used.
-    """
-
-    id: str
-    path: Path
-    speaker: str
-    split: str
-    text: str
-    language: str | None = None
-    landmarks: Path | None = None
-    words: tuple[tuple[str, float, float], ...] = ()
-    custom: dict[str, str] = field(default_factory=dict)
-    line: int | None = None
-    sound: Path | None = None
-    remarks: tuple[str, ...] = ()
+    id: str  # unique in the corpus; names the cut, the recording and the stored crop
+    path: Path  # the audio or video file
+    speaker: str  # who speaks
+    split: str  # names the CutSet it goes to
+    text: str  # what is said
+    language: str | None = None  # code of the language, if known
+    landmarks: Path | None = None  # precomputed face landmarks (.npz, .npy) of a video
+    words: tuple[tuple[str, float, float], ...] = ()  # (word, start, duration) in seconds, if known
+    custom: dict[str, str] = field(default_factory=dict)  # further fields of the cut
+    line: int | None = None  # line of the corpus table that it comes from
+    sound: Path | None = None  # the sound of a video, where it is not (only) in the video
+    remarks: tuple[str, ...] = ()  # faults that are known and do not keep it from being used
 
 
 def utterance_id(speaker: str, name: str) -> str:
@@ -142,10 +127,8 @@ def write_manifests(
     if not facts:
         lost = [failure for failure in failures if not failure.kept]
         first = f"; the first: {lost[0].file}: {lost[0].reason}" if lost else ""
-        raise SpeechattnError(
-            f"nothing could be prepared ({len(lost)} failures, listed in "
-            f"{output_dir / 'failures.tsv'}){first}"
-        )
+        listed = f"{len(lost)} failures, listed in {output_dir / 'failures.tsv'}"
+        raise SpeechattnError(f"nothing could be prepared ({listed}){first}")
     usable = [u for u in utterances if u.id in facts]
     paths = _write_lhotse(usable, facts, output_dir)
     splits = {name: [name] for name in paths}
@@ -213,8 +196,7 @@ def _read_all(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    failed = [Failure(str(u.path), u.line, reasons[u.id]) for u in todo if u.id in reasons]
-    return facts, failed
+    return facts, [Failure(str(u.path), u.line, reasons[u.id]) for u in todo if u.id in reasons]
 
 
 def _check(
@@ -274,12 +256,10 @@ def _to_cut(utterance: Utterance, facts: MediaFacts) -> "MonoCut":
         for word, start, length in utterance.words
         if start < recording.duration
     ]
+    common = {"id": utterance.id, "start": 0.0, "duration": recording.duration, "channel": 0}
     supervision = SupervisionSegment(
-        id=utterance.id,
+        **common,
         recording_id=utterance.id,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
         text=utterance.text,
         language=utterance.language,
         speaker=utterance.speaker,
@@ -287,22 +267,11 @@ def _to_cut(utterance: Utterance, facts: MediaFacts) -> "MonoCut":
     )
     custom: dict = {**utterance.custom, "has_audio": facts.has_audio}
     if facts.video_frames is not None:
-        custom |= {
-            "video": facts.path,
-            "video_fps": facts.video_fps,
-            "video_frames": facts.video_frames,
-        }
+        custom |= {"video": facts.path, "video_fps": facts.video_fps}
+        custom["video_frames"] = facts.video_frames
     if utterance.landmarks is not None:
         custom["landmarks"] = str(utterance.landmarks)
-    cut = MonoCut(
-        id=utterance.id,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
-        supervisions=[supervision],
-        recording=recording,
-        custom=custom,
-    )
+    cut = MonoCut(**common, supervisions=[supervision], recording=recording, custom=custom)
     validate(cut)
     return cut
 
@@ -318,9 +287,7 @@ def _write_lhotse(
     kinds |= {f"cuts_{split}": CutSet for split in splits}
     with ExitStack() as stack:
         parts = {n: stack.enter_context(replacing(output_dir / f"{n}.jsonl.gz")) for n in kinds}
-        writers = {
-            name: stack.enter_context(kind.open_writer(parts[name])) for name, kind in kinds.items()
-        }
+        writers = {n: stack.enter_context(k.open_writer(parts[n])) for n, k in kinds.items()}
         for utterance in utterances:
             cut = _to_cut(utterance, facts[utterance.id])
             writers["recordings"].write(cut.recording)

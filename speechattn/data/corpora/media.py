@@ -65,8 +65,7 @@ def read_media(
     end. Where `sound`, a file beside the video, cannot be used, the video's own sound or silence
     takes its place, and `remark` tells why.
     """
-    fps = frames = audio = None
-    remark = ""
+    fps, frames, audio, remark = None, None, None, ""
     try:
         status = path.stat()
         info = None if _audio_header(path) is not None else probe(path)
@@ -143,10 +142,8 @@ def _compare(seconds: float, audio: _Sound, sound: Path) -> str:
     short, long = sorted((seconds, audio_seconds))
     if long - short <= MAX_APART or long <= MAX_RATIO * short:
         return ""
-    return (
-        f"{seconds:.2f} s of picture and {audio_seconds:.2f} s of sound in {sound.name}: a wrong "
-        "frame rate, a cut file or another clip's sound"
-    )
+    lengths = f"{seconds:.2f} s of picture and {audio_seconds:.2f} s of sound in {sound.name}"
+    return f"{lengths}: a wrong frame rate, a cut file or another clip's sound"
 
 
 def _audio_header(path: Path):

@@ -49,18 +49,12 @@ def write_summary(
     failures: Sequence[Failure],
     output_dir: Path,
 ) -> None:
-    """Write `summary.json`.
-
-    Args:
-        rows: split to the speaker and the facts of each of its cuts.
-        failures: what was left out, and what was kept with a fault.
-        output_dir: its folder.
-    """
+    """Write `summary.json`; `rows` maps a split to speaker and facts of each of its cuts."""
     splits = {name: _counts(clips) for name, clips in rows.items()}
     kept = sum(failure.kept for failure in failures)
     summary = {"splits": splits, "failures": len(failures) - kept, "remarks": kept}
-    text = json.dumps(summary, indent=2, ensure_ascii=False)
-    write_text(output_dir / "summary.json", text + "\n", errors="backslashreplace")
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    write_text(output_dir / "summary.json", text, errors="backslashreplace")
     for name, counts in splits.items():
         log.info("%s: %s", name, ", ".join(f"{value} {key}" for key, value in counts.items()))
 
@@ -76,10 +70,9 @@ def read_summary(output_dir: str | Path) -> dict:
 
 
 def _counts(rows: Sequence[tuple[str, MediaFacts]]) -> dict[str, float]:
-    facts = [one for _, one in rows]
     return {
         "utterances": len(rows),
-        "hours": round(sum(f.num_samples / f.sample_rate for f in facts) / 3600, 4),
+        "hours": round(sum(f.num_samples / f.sample_rate for _, f in rows) / 3600, 4),
         "speakers": len({speaker for speaker, _ in rows}),
-        "silent": sum(not f.has_audio for f in facts),
+        "silent": sum(not f.has_audio for _, f in rows),
     }

@@ -14,13 +14,8 @@ from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
-from speechattn.data.corpora.manifests import (
-    SPLIT_NAME,
-    Failure,
-    Utterance,
-    utterance_id,
-    write_manifests,
-)
+from speechattn.data.corpora.manifests import SPLIT_NAME, Utterance, utterance_id, write_manifests
+from speechattn.data.corpora.report import Failure
 from speechattn.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -68,14 +63,11 @@ def prepare_tsv(
 def read_table(
     path: str | Path, language: str | None = None
 ) -> tuple[list[Utterance], list[Failure]]:
-    """Read the rows of a table, checked as far as that goes without opening the media.
+    """Read the rows of a table that can be used, and those that cannot, without opening the media.
 
     Args:
         path: the table.
         language: for rows that do not say it.
-
-    Returns:
-        The rows that can be used, and those that cannot.
 
     Raises:
         ConfigError: no such file, or columns are missing from its header.
@@ -85,9 +77,7 @@ def read_table(
         raise ConfigError(f"{path}: no such table; expected columns: {' '.join(REQUIRED)}")
     lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     columns = _header(path, lines[0])
-    utterances: list[Utterance] = []
-    failures: list[Failure] = []
-    seen: dict[str, int] = {}
+    utterances, failures, seen = [], [], {}
     for number, raw in enumerate(lines[1:], start=2):
         if not raw.strip():
             continue
@@ -138,8 +128,7 @@ def _row(raw: bytes, number: int, columns: list[str]) -> dict[str, str] | Failur
     except UnicodeDecodeError as error:
         return Failure(raw.split(b"\t")[0].decode("utf-8", "replace"), number, str(error))
     if len(cells) != len(columns):
-        reason = f"{len(cells)} fields where the header has {len(columns)}"
-        return Failure(cells[0], number, reason)
+        return Failure(cells[0], number, f"{len(cells)} fields where the header has {len(columns)}")
     return dict(zip(columns, cells, strict=True))
 
 
@@ -153,24 +142,14 @@ def _utterance(
         reason = f"split {values['split']!r} cannot be part of a file name"
         return Failure(values["file"], line, reason)
     path = Path(os.path.abspath(folder / values["file"]))
-    landmarks = None
-    if values.get("landmarks"):
-        landmarks = Path(os.path.abspath(folder / values["landmarks"]))
+    marks = values.get("landmarks")
+    landmarks = Path(os.path.abspath(folder / marks)) if marks else None
     for file in filter(None, (path, landmarks)):
         if not os.path.isfile(file):  # Path.is_file raises where a name is too long
             return Failure(values["file"], line, f"no such file: {file}")
-    if values.get("id"):
-        name = re.sub(r"[^\w.-]", "_", values["id"])
-    else:
-        name = utterance_id(values["speaker"], path.stem)
-    return Utterance(
-        id=name,
-        path=path,
-        speaker=values["speaker"],
-        split=values["split"],
-        text=" ".join(values["text"].split()),
-        language=values.get("language") or language,
-        landmarks=landmarks,
-        custom={k: v for k, v in values.items() if k not in _KNOWN and _is_free(k)},
-        line=line,
-    )
+    speaker, text = values["speaker"], " ".join(values["text"].split())
+    own = re.sub(r"[^\w.-]", "_", values.get("id", ""))
+    row = (own or utterance_id(speaker, path.stem), path, speaker, values["split"], text)
+    custom = {k: v for k, v in values.items() if k not in _KNOWN and _is_free(k)}
+    language = values.get("language") or language
+    return Utterance(*row, language, landmarks, custom=custom, line=line)

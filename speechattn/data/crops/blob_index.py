@@ -46,8 +46,7 @@ class BlobIndex:
         """Add the entries of a folder's index, except those that an earlier folder has.
 
         Returns:
-            Length in bytes of the valid part of the index, and where the data ends: number of the
-            file, offset in it.
+            Bytes of the valid part of the index, and where the data ends: file number, offset.
         """
         path, before = folder / self.layout.index, len(self.offset)
         length, end, number = 0, (0, 0), 0

@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +37,11 @@ def part_folders(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob(_PARTS) if path.is_dir())
 
 
+def index_folders(folder: str | Path, layout: Layout) -> list[Path]:
+    """Return those of a store's folder and its parts that have an index."""
+    return [f for f in (Path(folder), *part_folders(folder)) if (f / layout.index).is_file()]
+
+
 class BlobStore:
     """Reads entries. Cheap to open, picklable, and safe in forked processes.
 
@@ -51,8 +57,7 @@ class BlobStore:
 
     def __init__(self, folder: str | Path, layout: Layout):
         self.folder, self.layout = Path(folder), layout
-        folders = [self.folder, *part_folders(folder)]
-        folders = [one for one in folders if (one / layout.index).is_file()]
+        folders = index_folders(folder, layout)
         if not folders:
             raise SpeechattnError(f"{folder}: no {layout.title} here ({layout.index} is missing)")
         self._index = BlobIndex(layout)
@@ -70,11 +75,7 @@ class BlobStore:
         return iter(self._index.rows)
 
     def number(self, key: str, name: str) -> float:
-        """Return one of the layout's numbers of an entry.
-
-        Raises:
-            KeyError: no such entry.
-        """
+        """Return one of the layout's numbers of an entry; raise a KeyError if there is none."""
         return self._index.numbers[name][self._row(key)]
 
     def note(self, key: str) -> str:
@@ -86,22 +87,15 @@ class BlobStore:
         return self._index.files[self._index.file[self._row(key)]]
 
     def blocks(self, key: str, first: int = 0, stop: int | None = None) -> list[bytes]:
-        """Read blocks `first` to `stop` of an entry.
-
-        Raises:
-            KeyError: no such entry.
-        """
+        """Read blocks `first` to `stop` of an entry; raise a KeyError if there is none."""
         index, row = self._index, self._row(key)
         lengths = index.sizes[index.first[row] : index.first[row + 1]]
         sizes = lengths[first:stop]
         offset = index.offset[row] + sum(lengths[:first])
         # pread keeps no position, so forked workers can share the file.
         data = os.pread(self._descriptor(index.file[row]), sum(sizes), offset)
-        parts, position = [], 0
-        for size in sizes:
-            parts.append(data[position : position + size])
-            position += size
-        return parts
+        ends = accumulate(sizes)
+        return [data[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     def close(self) -> None:
         """Close the files; the next read opens them again."""
@@ -204,11 +198,10 @@ class BlobWriter:
 
     def close(self) -> None:
         """Write everything to disk and unlock the store."""
-        for file in (self._file, self._index):
-            if not file.closed:
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
+        for file in (file for file in (self._file, self._index) if not file.closed):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -233,10 +226,6 @@ def merge_parts(folder: str | Path, layout: Layout) -> int:
     no links); then the index is replaced; then what the parts had is removed. Of entries that are
     there twice the first is kept. Readers that have the store open must open it again.
 
-    Args:
-        folder: of the store.
-        layout: of the store.
-
     Returns:
         How many entries were taken over.
 
@@ -244,7 +233,7 @@ def merge_parts(folder: str | Path, layout: Layout) -> int:
         SpeechattnError: something is writing to one of the parts.
     """
     folder = Path(folder)
-    parts = [part for part in part_folders(folder) if (part / layout.index).is_file()]
+    parts = [part for part in index_folders(folder, layout) if part != folder]
     if not parts:
         return 0
     with ExitStack() as stack:
@@ -261,13 +250,12 @@ def merge_parts(folder: str | Path, layout: Layout) -> int:
             keys.update(last)
             moved: dict[int, int] = {}
             for record in new:
-                if record["shard"] not in moved:
-                    moved[record["shard"]] = number
-                    links.append(
-                        (part / layout.file(record["shard"]), folder / layout.file(number))
-                    )
+                shard = record["shard"]
+                if shard not in moved:
+                    moved[shard] = number
+                    links.append((part / layout.file(shard), folder / layout.file(number)))
                     number += 1
-                record["shard"] = moved[record["shard"]]
+                record["shard"] = moved[shard]
                 lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         for source, target in links:
             target.unlink(missing_ok=True)

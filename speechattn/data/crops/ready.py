@@ -25,11 +25,9 @@ def fit_crops(frames: np.ndarray, options: RoiOptions, path: str | Path) -> np.n
     if frames.shape[1] == options.side:
         return frames
     if options.size < options.side:
-        raise MediaError(
-            path,
-            f"mouth crops of {frames.shape[1]} pixels, where this model sees {options.side} pixels "
-            "of the face: give the video of the face, or crops of that size",
-        )
+        known = f"mouth crops of {frames.shape[1]} pixels, where this model sees {options.side}"
+        advice = "pixels of the face: give the video of the face, or crops of that size"
+        raise MediaError(path, f"{known} {advice}")
     size = (options.size, options.size)
     if frames.shape[1:] == size:
         return frames
@@ -42,11 +40,7 @@ def is_crop_array(path: str | Path) -> bool:
 
 
 def open_crops(path: str | Path) -> np.memmap:
-    """Map crops that numpy stored, (T, H, H) uint8.
-
-    Raises:
-        OSError, ValueError, EOFError: the file is no such array.
-    """
+    """Map crops that numpy stored, (T, H, H) uint8; raise OSError, ValueError, EOFError if none."""
     return np.lib.format.open_memmap(path, mode="r")
 
 

@@ -25,30 +25,20 @@ from speechattn.data.crops.blobs import BlobStore, BlobWriter, Layout
 from speechattn.errors import SpeechattnError
 
 _BLOCK = 25  # frames; a shorter read decodes only the blocks that it touches
-CROPS = Layout(
-    "index.jsonl", "crops", ("frames", "height", "width", "fps", "detected"), "crop store"
-)
+_NUMBERS = ("frames", "height", "width", "fps", "detected")
+CROPS = Layout("index.jsonl", "crops", _NUMBERS, "crop store")
 
 
 @dataclass(frozen=True)
 class CropInfo:
-    """Size, rate and origin of one clip.
+    """Size, rate and origin of one clip."""
 
-    Attributes:
-        frames: number of frames T.
-        height: pixels.
-        width: pixels.
-        fps: frames per second.
-        detected: fraction of the pictures searched in which the face was found.
-        note: what a person should know about the clip; empty for most.
-    """
-
-    frames: int
-    height: int
-    width: int
-    fps: float
-    detected: float = 1.0
-    note: str = ""
+    frames: int  # T
+    height: int  # pixels
+    width: int  # pixels
+    fps: float  # frames per second
+    detected: float = 1.0  # fraction of the pictures searched in which the face was found
+    note: str = ""  # what a person should know about the clip; empty for most
 
 
 @dataclass(frozen=True)
@@ -79,10 +69,9 @@ def encode(frames: np.ndarray, fps: float, detected: float = 1.0, note: str = ""
 
 def _decode(block: bytes, height: int, width: int) -> np.ndarray:
     """Decode a block to uint8 (frames of the block, H, W)."""
-    data = ZstdDecompressor().decompress(block)
     # bytearray: numpy may then write into it.
-    out = np.frombuffer(bytearray(data), dtype=np.uint8)
-    out = out.reshape(-1, height, width)
+    data = bytearray(ZstdDecompressor().decompress(block))
+    out = np.frombuffer(data, dtype=np.uint8).reshape(-1, height, width)
     np.add.accumulate(out[0], axis=0, dtype=np.uint8, out=out[0])
     for i in range(1, len(out)):
         out[i] += out[i - 1]
@@ -100,11 +89,7 @@ class CropStore(BlobStore):
         return list(self)
 
     def info(self, key: str) -> CropInfo:
-        """Return the size and rate of a clip.
-
-        Raises:
-            KeyError: no such clip.
-        """
+        """Return the size and rate of a clip; raise a KeyError if there is none."""
         frames, height, width, fps, detected = (self.number(key, name) for name in CROPS.numbers)
         return CropInfo(int(frames), int(height), int(width), fps, detected, self.note(key))
 

@@ -20,34 +20,20 @@ _ISO_FIRST = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp"}
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a media file says about itself; the numbers come from headers, nothing is decoded.
+    """What a media file says about itself; the numbers come from headers, nothing is decoded."""
 
-    Attributes:
-        has_video: a video stream is there (the cover picture of a song is not one).
-        has_audio: an audio stream is there.
-        fps: average frames per second of the video, 0 without one.
-        frames: stated number of frames, or duration times rate where the container has no count.
-        width: picture width in pixels, before rotation.
-        height: picture height in pixels, before rotation.
-        duration: seconds; of the longer stream.
-        sample_rate: of the sound in Hz, 0 without any.
-    """
-
-    has_video: bool
-    has_audio: bool
-    fps: float
-    frames: int
-    width: int
-    height: int
-    duration: float
-    sample_rate: int
+    has_video: bool  # a video stream is there (the cover picture of a song is not one)
+    has_audio: bool  # an audio stream is there
+    fps: float  # average frames per second of the video, 0 without one
+    frames: int  # as stated, or duration times rate where the container has no count
+    width: int  # of the picture in pixels, before rotation
+    height: int  # likewise
+    duration: float  # seconds; of the longer stream
+    sample_rate: int  # of the sound in Hz, 0 without any
 
 
 def probe(path: str | Path) -> MediaInfo:
     """Read the headers of an audio or video file.
-
-    Args:
-        path: the file.
 
     Raises:
         MediaError: missing, empty, truncated (an mp4 whose boxes end past the file), or not media.
@@ -99,12 +85,9 @@ def check_bytes(path: str | Path) -> None:
             elif length == 0:  # to the end of the file
                 length = size - position
             if length < 8 or position + length > size:
-                name = kind.decode("latin-1")
-                raise MediaError(
-                    path,
-                    f"truncated: box '{name}' at byte {position} says {length} bytes, "
-                    f"{size - position} are there",
-                )
+                where = f"box '{kind.decode('latin-1')}' at byte {position}"
+                there = f"says {length} bytes, {size - position} are there"
+                raise MediaError(path, f"truncated: {where} {there}")
             position += length
     if boxes and b"moov" not in boxes:
         raise MediaError(path, "truncated: its index (box 'moov') is missing")

@@ -48,32 +48,17 @@ class Frame:
 
 
 def iter_frames(path: str | Path, fps: float = 25.0) -> Iterator[np.ndarray]:
-    """Yield the RGB pictures of a video at `fps`; see `iter_video`.
-
-    Args:
-        path: the file.
-        fps: frames per second wanted.
-
-    Yields:
-        uint8 (H, W, 3), red first.
-
-    Raises:
-        MediaError: see `iter_video`.
-    """
+    """Yield the pictures of `iter_video`, uint8 (H, W, 3), red first."""
     for frame in iter_video(path, fps):
         yield frame.rgb()
 
 
 def iter_video(path: str | Path, fps: float = 25.0) -> Iterator[Frame]:
-    """Decode a video once, in a stream, and yield pictures at a constant rate.
+    """Decode a video once, in a stream, and yield pictures at `fps` a second.
 
     Picture i is the one whose time stamp is nearest to `i / fps` seconds after the first (the
     earlier one in a tie), so a faster file is thinned, a slower one held, and a file whose rate
     varies keeps its timing. The memory used does not grow with the length.
-
-    Args:
-        path: the file.
-        fps: frames per second wanted.
 
     Yields:
         `Frame`, about duration times fps of them.
@@ -118,13 +103,11 @@ def _resample(
     first = previous = None
     emitted = 0
     for time, frame in timed:
-        if previous is None:
-            first = time
-        else:
-            # The 1e-6 keeps ties on the earlier picture in spite of rounding.
-            while first + emitted / fps <= (previous[0] + time) / 2 + 1e-6:
-                yield Frame(previous[1], emitted / fps, stated)
-                emitted += 1
+        first = time if first is None else first
+        # The 1e-6 keeps ties on the earlier picture in spite of rounding.
+        while previous and first + emitted / fps <= (previous[0] + time) / 2 + 1e-6:
+            yield Frame(previous[1], emitted / fps, stated)
+            emitted += 1
         previous = (time, frame)
     if previous is None:
         raise MediaError(path, "no pictures in its video stream")

@@ -29,16 +29,12 @@ def read_audio(path: str | Path, sample_rate: int = 16000) -> np.ndarray:
 
 
 def stream_audio(path: str | Path, sample_rate: int = 16000) -> Iterator[np.ndarray]:
-    """Read the sound of an audio or a video file in pieces, mixed down to one channel.
+    """Read the sound of an audio or a video file in pieces, one channel at `sample_rate` Hz.
 
     Audio files are read by libsndfile, everything else by FFmpeg. In a video, sample 0 is the
     moment of the first picture: sound that starts later is preceded by silence, sound that starts
     earlier is cut. Sound of videos and resampled sound is rounded to 16 bits, so that writing it
-    to FLAC and reading it back changes nothing.
-
-    Args:
-        path: an audio or a video file.
-        sample_rate: Hz wanted.
+    to FLAC and reading it back changes nothing. Several channels are mixed down.
 
     Yields:
         float32 (n,) in [-1, 1], n at least 1 and at most a few seconds' worth.
@@ -127,10 +123,8 @@ def _timed_pieces(path, container, stream, sample_rate: int) -> Iterator[tuple[n
 
 
 def _pieces(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Iterator[np.ndarray]:
-    for resampled in resampler.resample(frame):
-        samples = resampled.to_ndarray()[0]
-        if len(samples):
-            yield samples.astype(np.float32) / 32768
+    arrays = (resampled.to_ndarray()[0] for resampled in resampler.resample(frame))
+    yield from (samples.astype(np.float32) / 32768 for samples in arrays if len(samples))
 
 
 def resample(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
@@ -149,7 +143,5 @@ def _resampler(sample_rate: int) -> av.AudioResampler:
 
 
 def fit_audio(audio: np.ndarray, samples: int) -> np.ndarray:
-    """Cut sound, or lengthens it with silence, to `samples`: lips and voice then end together."""
-    if len(audio) >= samples:
-        return audio[:samples]
-    return np.pad(audio, (0, samples - len(audio)))
+    """Cut sound, or lengthen it with silence, to `samples`: lips and voice then end together."""
+    return audio[:samples] if len(audio) >= samples else np.pad(audio, (0, samples - len(audio)))

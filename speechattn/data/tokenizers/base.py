@@ -93,14 +93,11 @@ class Tokenizer(ABC):
             ConfigError: a file is missing, or the files do not fit each other.
         """
         folder = Path(folder)
-        about = _read_about(folder / "tokenizer.json")
-        path = folder / "tokens.txt"
+        about, path = _read_about(folder / "tokenizer.json"), folder / "tokens.txt"
         text = read_bytes(path).decode("utf-8")
         tokens = text.removesuffix("\n").split("\n")  # not splitlines: U+2028 may be a token
-        if len(tokens) != about.get("vocab_size"):
-            raise ConfigError(
-                f"{path}: {len(tokens)} tokens, tokenizer.json says {about.get('vocab_size')}"
-            )
+        if len(tokens) != (size := about.get("vocab_size")):
+            raise ConfigError(f"{path}: {len(tokens)} tokens, tokenizer.json says {size}")
         if about.get("sha256") != _checksum(text):
             raise ConfigError(f"{path}: was changed after saving (checksum in tokenizer.json)")
         kind = about.get("kind")

@@ -22,9 +22,8 @@ class CharTokenizer(Tokenizer):
 
     def __init__(self, tokens: Sequence[str]):
         super().__init__(tokens)
-        if wrong := [
-            t for t in self.tokens[2:-1] if t != SPACE_TOKEN and (len(t) != 1 or t.isspace())
-        ]:
+        units = (t for t in self.tokens[2:-1] if t != SPACE_TOKEN)
+        if wrong := [t for t in units if len(t) != 1 or t.isspace()]:
             raise ConfigError(f"tokens: {wrong[:5]} are not single characters")
         self._ids = {" " if t == SPACE_TOKEN else t: i for i, t in enumerate(self.tokens)}
 
@@ -32,9 +31,7 @@ class CharTokenizer(Tokenizer):
     def train(cls, texts: Iterable[str], min_count: int = 1) -> Self:
         """Make tokens of the characters of texts, most frequent first (ties by code point).
 
-        Args:
-            texts: training transcripts.
-            min_count: rarer characters become `<unk>`.
+        Characters rarer than `min_count` become `<unk>`.
         """
         counts = Counter(character for text in texts for character in collapse_spaces(text))
         units = sorted((c for c in counts if counts[c] >= min_count), key=lambda c: (-counts[c], c))

@@ -74,17 +74,13 @@ class SentencePieceTokenizer(Tokenizer):
                 max_sentence_length=max(len(line.encode()) for line in lines) + 1,
                 unk_id=0,
                 unk_surface=UNK_MARK,
-                bos_id=-1,
-                eos_id=-1,
-                pad_id=-1,
+                **dict.fromkeys(("bos_id", "eos_id", "pad_id"), -1),  # ours are others
                 num_threads=1,
                 minloglevel=2,
             )
         except (RuntimeError, OSError) as error:
-            raise ConfigError(
-                f"vocab_size: {kind} cannot make {vocab_size} tokens of these texts"
-                f"{_possible_size(str(error))}"
-            ) from error
+            failed = f"vocab_size: {kind} cannot make {vocab_size} tokens of these texts"
+            raise ConfigError(failed + _possible_size(str(error))) from error
         return cls(written.getvalue(), kind)
 
     def encode(self, text: str) -> list[int]:

@@ -36,8 +36,7 @@ def with_ends(units: Sequence[str]) -> list[str]:
 def read_token_list(path: Path) -> list[str]:
     """Read all tokens, at their ids, from a list of units that begins with `<blank>` or `<unk>`."""
     units = read_units(path)
-    if units[:1] not in ([BLANK_TOKEN], [UNK_TOKEN]):
-        raise ConfigError(
-            f"{path}: its first unit is {units[0]!r}, neither {BLANK_TOKEN} nor {UNK_TOKEN}"
-        )
+    if units[0] not in (BLANK_TOKEN, UNK_TOKEN):
+        neither = f"neither {BLANK_TOKEN} nor {UNK_TOKEN}"
+        raise ConfigError(f"{path}: its first unit is {units[0]!r}, {neither}")
     return units if units[0] == BLANK_TOKEN else with_ends(units)

@@ -46,12 +46,8 @@ def short_lines(lines: TokenLines, most: int) -> np.ndarray:
     if not len(kept):
         raise ConfigError(f"data.max_tokens: all sentences have more than {most} tokens")
     if len(kept) < len(lines):
-        logger.warning(
-            "%d of %d sentences have more than %d tokens and are left out (data.max_tokens)",
-            len(lines) - len(kept),
-            len(lines),
-            most,
-        )
+        message = "%d of %d sentences have more than %d tokens and are left out (data.max_tokens)"
+        logger.warning(message, len(lines) - len(kept), len(lines), most)
     return kept
 
 
@@ -75,11 +71,9 @@ class LmData(L.LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
-        self.options = options
-        self.sos = tokenizer.sos_eos_id
+        self.options, self.seed, self.sos = options, seed, tokenizer.sos_eos_id
         self.train, self.valid = train, valid
         self.short = short_lines(train, options.max_tokens)
-        self.seed = seed
 
     def loader(self, lines: TokenLines, kept: np.ndarray, shuffle: bool) -> DataLoader:
         trainer = self.trainer

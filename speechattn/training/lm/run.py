@@ -67,13 +67,9 @@ def train_lm(
         train, valid = hold_out(train)
         logger.info("no --valid-text: %d sentences are held out", len(valid))
     train, valid = TokenLines.of(train, tokenizer), TokenLines.of(valid, tokenizer)
-    logger.info(
-        "%.2f M parameters; %d sentences, %d tokens, %.2f %% of them <unk>",
-        sum(p.numel() for p in lm.parameters()) / 1e6,
-        len(train),
-        len(train.ids),
-        100.0 * train.unknown / max(1, len(train.ids)),
-    )
+    size, tokens = sum(p.numel() for p in lm.parameters()) / 1e6, len(train.ids)
+    message = "%.2f M parameters; %d sentences, %d tokens, %.2f %% of them <unk>"
+    logger.info(message, size, len(train), tokens, 100.0 * train.unknown / max(1, tokens))
     data = LmData(data_options, train, valid, tokenizer, options.seed)
     folder.mkdir(parents=True, exist_ok=True)
     check_resumed(folder, config, ("lm",))
@@ -90,12 +86,7 @@ def train_lm(
 
 
 def average_lm(
-    config: dict[str, Any],
-    exp: str | Path,
-    tokenizer: Tokenizer,
-    best: int,
-    *,
-    meta: dict[str, Any],
+    config: dict[str, Any], exp: str | Path, tokenizer: Tokenizer, best: int, *, meta: dict
 ) -> None:
     """Average the best epochs of `exp/train` into `exp/lm`."""
     paths = best_checkpoints(Path(exp) / "train", best)

@@ -48,15 +48,7 @@ class LmTask(BaseTask):
         self.tokens += count
         self.sentences += len(batch)
         loss = torch.tensor(-log_prob / count, device=self.device)
-        self.log(
-            "valid_loss",
-            loss,
-            on_step=False,
-            on_epoch=True,
-            prog_bar=True,
-            batch_size=count,
-            sync_dist=True,
-        )
+        self.log_epoch("valid_loss", loss, count, shown=True)
 
     def on_validation_epoch_end(self) -> None:
         sums = torch.tensor(

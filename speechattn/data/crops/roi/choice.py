@@ -27,10 +27,8 @@ def choose(tracks: Sequence[Track], tie: float) -> tuple[Track, str]:
     moves = [_movement(track) for track in alike]
     best = int(np.argmax(moves))
     others = ", ".join(f"{move:.1f}" for i, move in enumerate(moves) if i != best)
-    return alike[best], (
-        f"{len(alike)} faces seen as long and as large, took the one whose mouth moves most "
-        f"({moves[best]:.1f} against {others} grey levels a frame)"
-    )
+    note = f"{len(alike)} faces seen as long and as large, took the one whose mouth moves most"
+    return alike[best], f"{note} ({moves[best]:.1f} against {others} grey levels a frame)"
 
 
 def _movement(track: Track) -> float:

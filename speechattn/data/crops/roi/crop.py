@@ -11,15 +11,9 @@ import numpy as np
 
 # The five-point mean face of insightface (https://github.com/deepinsight/insightface), in
 # pixels of a 112x112 aligned face.
-MEAN_FACE = np.array(
-    [
-        [38.2946, 51.6963],
-        [73.5318, 51.5014],
-        [56.0252, 71.7366],
-        [41.5493, 92.3655],
-        [70.7299, 92.2041],
-    ]
-)
+_X = [38.2946, 73.5318, 56.0252, 41.5493, 70.7299]
+_Y = [51.6963, 51.5014, 71.7366, 92.3655, 92.2041]
+MEAN_FACE = np.stack([_X, _Y], axis=1)
 _MOUTH_WIDTH = float(MEAN_FACE[4, 0] - MEAN_FACE[3, 0])
 
 
@@ -40,8 +34,7 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     Returns:
         float64 (2, 2): scale times rotation `A`, for `A @ (p - mean(source)) + mean(target)`.
     """
-    a = source - source.mean(axis=0)
-    b = target - target.mean(axis=0)
+    a, b = source - source.mean(axis=0), target - target.mean(axis=0)
     spread = float((a**2).sum())
     if spread == 0:
         raise ValueError("all points coincide")
@@ -51,15 +44,12 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def crop_transform(points: np.ndarray, size: int, mouth_width: float) -> np.ndarray:
-    """Compute the affine transform from picture to crop.
+    """Compute the affine matrix from picture to crop, float64 (2, 3), for `cv2.warpAffine`.
 
     Args:
         points: (5, 2) landmarks.
         size: side of the crop in pixels.
         mouth_width: width of the mean face's mouth as a fraction of `size`.
-
-    Returns:
-        float64 (2, 3): affine matrix from picture to crop coordinates, as `cv2.warpAffine` has it.
     """
     points = np.asarray(points, dtype=np.float64)
     matrix = similarity(_anchors(points), _TARGET) * (mouth_width * size / _MOUTH_WIDTH)
@@ -69,15 +59,9 @@ def crop_transform(points: np.ndarray, size: int, mouth_width: float) -> np.ndar
 
 
 def warp(grey: np.ndarray, transform: np.ndarray, size: int) -> np.ndarray:
-    """Cut a crop out of a picture.
+    """Cut uint8 (size, size) out of a picture, uint8 (H, W), beyond which its edge is repeated.
 
-    Args:
-        grey: uint8 (H, W).
-        transform: (2, 3) from picture to crop.
-        size: side of the crop.
-
-    Returns:
-        uint8 (size, size); beyond the picture its edge is repeated.
+    `transform` (2, 3) is that from picture to crop.
     """
     scale = float(np.hypot(transform[0, 0], transform[1, 0]))
     # Bilinear sampling skips pixels when the face is much larger than the crop: then warp to a
@@ -87,11 +71,6 @@ def warp(grey: np.ndarray, transform: np.ndarray, size: int) -> np.ndarray:
         # Pixel centres: crop x covers the large crop's factor * x ... factor * x + factor - 1.
         transform = transform * factor
         transform[:, 2] += (factor - 1) / 2
-    out = cv2.warpAffine(
-        grey,
-        transform,
-        (size * factor, size * factor),
-        flags=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    side = (size * factor, size * factor)
+    out = cv2.warpAffine(grey, transform, side, borderMode=cv2.BORDER_REPLICATE)
     return cv2.resize(out, (size, size), interpolation=cv2.INTER_AREA) if factor > 1 else out

@@ -24,8 +24,7 @@ class SpillFile:
 
     def __init__(self, limit: int = MEMORY_LIMIT):
         self.limit = limit
-        self.in_memory = 0
-        self.on_disk = 0
+        self.in_memory = self.on_disk = 0
         self._file = None
 
     @property
@@ -108,9 +107,7 @@ class CropBuffer(Sequence):
     def blocks(self, before: int = 0, after: int = 0) -> Iterator[np.ndarray]:
         """Yield all crops in order, uint8 (n, side, side) at a time, read as they are asked for.
 
-        Args:
-            before: how often the first one is repeated.
-            after: how often the last one is.
+        The first one is repeated `before` times, the last one `after` times.
         """
         yield from self._repeated(0, before)
         for offset in self._offsets:
@@ -125,8 +122,7 @@ class CropBuffer(Sequence):
 
     def array(self, before: int = 0, after: int = 0) -> np.ndarray:
         """Read all crops, uint8 (before + T + after, side, side); see `blocks`."""
-        out = np.empty((before + len(self) + after, *self._shape), dtype=np.uint8)
-        start = 0
+        out, start = np.empty((before + len(self) + after, *self._shape), dtype=np.uint8), 0
         for block in self.blocks(before, after):
             out[start : start + len(block)] = block
             start += len(block)

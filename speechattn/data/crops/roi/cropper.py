@@ -32,23 +32,14 @@ class StaleDetections(Exception):
 
 @dataclass(frozen=True, eq=False)
 class MouthCrop:
-    """The mouth of one video.
+    """The mouth of one video."""
 
-    Attributes:
-        frames: uint8 (T, side, side), grey.
-        fps: frames per second.
-        landmarks: float32 (T, 5, 2), smoothed, in pixels of the video's pictures.
-        detected: fraction of the pictures searched in which the face was found.
-        detections: the faces in every picture searched; empty if landmarks came with the video.
-        note: what a person should know about the clip; empty for most.
-    """
-
-    frames: np.ndarray
-    fps: float
-    landmarks: np.ndarray
-    detected: float
-    detections: Detections = ()
-    note: str = ""
+    frames: np.ndarray  # uint8 (T, side, side), grey
+    fps: float  # frames per second
+    landmarks: np.ndarray  # float32 (T, 5, 2), smoothed, in pixels of the video's pictures
+    detected: float  # fraction of the pictures searched in which the face was found
+    detections: Detections = ()  # in every picture searched; none if landmarks came with the video
+    note: str = ""  # what a person should know about the clip; empty for most
 
 
 class MouthCropper:
@@ -68,12 +59,8 @@ class MouthCropper:
     ):
         self.options = options or RoiOptions()
         self._detector, self._memory_limit = detector, memory_limit
-        self._cut = replace(
-            self.options,
-            size=self.options.side,
-            mouth_width=self.options.side_mouth_width,
-            scales=(),
-        )
+        side, width = self.options.side, self.options.side_mouth_width
+        self._cut = replace(self.options, size=side, mouth_width=width, scales=())
 
     def crop(
         self,
@@ -129,21 +116,15 @@ class MouthCropper:
             return [Face(np.array([0, 0, 1, 1], dtype=np.float32), 1.0, row)]
 
         crop = self._run(path, locate, 1)
-        if abs(len(crop.frames) - len(points)) > _ROW_SLACK:
-            raise MediaError(
-                landmarks, f"{len(points)} rows for {len(crop.frames)} frames of video {path}"
-            )
+        rows, frames = len(points), len(crop.frames)
+        if abs(frames - rows) > _ROW_SLACK:
+            raise MediaError(landmarks, f"{rows} rows for {frames} frames of video {path}")
         return replace(crop, detected=present, detections=())
 
     def _follow(
         self, path: str | Path, locate: _Locate, every: int
     ) -> tuple[Track, str, int, float, list[list[Face]]]:
-        """Track the faces of a video and choose the speaker.
-
-        Returns:
-            The speaker's track, the note on the choice, how many frames there are, the file's
-            rate, and the faces in every picture searched.
-        """
+        """Return the speaker's track, a note on the choice, count and rate of frames, all faces."""
         tracker = Tracker(self._cut, every, self._memory_limit)
         detections: list[list[Face]] = []
         total, file_fps = 0, 0.0
@@ -153,40 +134,29 @@ class MouthCropper:
             if index % every == 0:
                 detections.append(locate(index, frame))
                 tracker.update(detections[-1])
-        if isinstance(locate, _Replay) and len(detections) != len(locate.detections):
-            raise StaleDetections(
-                f"{path}: {len(locate.detections)} detections cached, {len(detections)} needed"
-            )
+        if isinstance(locate, _Replay) and len(detections) != (cached := len(locate.detections)):
+            needed = len(detections)
+            raise StaleDetections(f"{path}: {cached} detections cached, {needed} needed")
         tracks = tracker.finish()
         if not tracks:
             raise NoFaceError(path, f"no face found in {len(detections)} pictures of {total}")
         track, note = choose(tracks, self.options.tie)
-        if len(tracker.tracks) > 1:
-            _log.debug(
-                "%s: %d faces, took one seen %d times", path, len(tracker.tracks), track.seen
-            )
+        if (count := len(tracker.tracks)) > 1:
+            _log.debug("%s: %d faces, took one seen %d times", path, count, track.seen)
         return track, note, total, file_fps, detections
 
     def _run(self, path: str | Path, locate: _Locate, every: int) -> MouthCrop:
         track, note, total, file_fps, detections = self._follow(path, locate, every)
-        detected = track.seen / len(detections)
+        detected, fps = track.seen / len(detections), self.options.fps
         missing = (track.start, total - track.end)
-        return MouthCrop(
-            frames=track.crops.array(*missing),
-            fps=self.options.fps,
-            landmarks=np.pad(np.stack(track.landmarks), (missing, (0, 0), (0, 0)), mode="edge"),
-            detected=detected,
-            detections=detections,
-            note="; ".join(filter(None, [note, *self._remarks(detected, file_fps)])),
-        )
-
-    def _remarks(self, detected: float, file_fps: float) -> list[str]:
-        remarks = []
+        landmarks = np.pad(np.stack(track.landmarks), (missing, (0, 0), (0, 0)), mode="edge")
+        notes = [note] if note else []
         if detected < _SELDOM:
-            remarks.append(f"face found in {detected:.0%} of the pictures looked at")
-        if file_fps and abs(file_fps / self.options.fps - 1) > 0.01:
-            remarks.append(f"resampled from {file_fps:.4g} to {self.options.fps:g} fps")
-        return remarks
+            notes.append(f"face found in {detected:.0%} of the pictures looked at")
+        if file_fps and abs(file_fps / fps - 1) > 0.01:
+            notes.append(f"resampled from {file_fps:.4g} to {fps:g} fps")
+        frames = track.crops.array(*missing)
+        return MouthCrop(frames, fps, landmarks, detected, detections, "; ".join(notes))
 
 
 class _Replay:
@@ -204,9 +174,8 @@ class _Locator:
     """Searches the whole picture every `search_every` frames, and follows the faces between."""
 
     def __init__(self, detector: FaceDetector, options: RoiOptions):
-        self._detector = detector
+        self._detector, self._every = detector, options.search_every
         self._refiner = detector if isinstance(detector, RefiningDetector) else None
-        self._every = options.search_every
         self._searched = -options.search_every
         self._faces: list[Face] = []
 

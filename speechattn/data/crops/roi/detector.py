@@ -14,17 +14,11 @@ POINTS = ("left eye", "right eye", "nose tip", "left mouth corner", "right mouth
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """One face in one picture.
+    """One face in one picture."""
 
-    Attributes:
-        box: float32 (4,): left, top, right, bottom in pixels; may reach past the picture.
-        score: 0 to 1, the detector's own confidence.
-        points: float32 (5, 2): the five points of `POINTS`.
-    """
-
-    box: np.ndarray
-    score: float
-    points: np.ndarray
+    box: np.ndarray  # float32 (4,): left, top, right, bottom in pixels; may reach past the picture
+    score: float  # 0 to 1, the detector's own confidence
+    points: np.ndarray  # float32 (5, 2): the five points of `POINTS`
 
     @property
     def area(self) -> float:

@@ -14,25 +14,15 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Estimate:
-    """Time and disk that a run over many videos needs.
+    """Time and disk that a run over many videos needs."""
 
-    Attributes:
-        clips: videos to crop.
-        video_seconds: their length together.
-        seconds: wall time.
-        disk: bytes of crops and faces.
-        free: bytes free where they go.
-        workers: processes.
-        measured: clips that were measured.
-    """
-
-    clips: int
-    video_seconds: float
-    seconds: float
-    disk: float
-    free: float
-    workers: int
-    measured: int
+    clips: int  # videos to crop
+    video_seconds: float  # their length together
+    seconds: float  # wall time
+    disk: float  # bytes of crops and faces
+    free: float  # bytes free where they go
+    workers: int  # processes
+    measured: int  # clips that were measured
 
     def __str__(self) -> str:
         return (
@@ -74,15 +64,9 @@ def estimate_run(
         video, share = frames / fps / len(outcomes) * len(items), 1.0
     while not folder.exists():
         folder = folder.parent
-    return Estimate(
-        clips=len(items),
-        video_seconds=video,
-        seconds=taken / frames * video * fps * share / max(workers, 1),
-        disk=disk / frames * video * fps * share,
-        free=shutil.disk_usage(folder).free,
-        workers=workers,
-        measured=len(outcomes),
-    )
+    seconds = taken / frames * video * fps * share / max(workers, 1)
+    space, free = disk / frames * video * fps * share, shutil.disk_usage(folder).free
+    return Estimate(len(items), video, seconds, space, free, workers, len(outcomes))
 
 
 def _hours(seconds: float) -> str:

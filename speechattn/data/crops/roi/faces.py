@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechattn.data.crops.blobs import BlobStore, BlobWriter, Layout, part_folders
+from speechattn.data.crops.blobs import BlobStore, BlobWriter, Layout, index_folders
 from speechattn.data.crops.roi.detector import Face
 from speechattn.data.crops.roi.options import RoiOptions
 
@@ -53,10 +53,9 @@ def file_state(path: str | Path) -> tuple[int, int]:
 def encode_faces(detections: Detections) -> bytes:
     """Pack faces; what comes back is the same to the last bit."""
     counts = np.array([len(faces) for faces in detections], dtype=np.uint16)
-    rows = np.array(
-        [[*face.box, face.score, *np.ravel(face.points)] for faces in detections for face in faces],
-        dtype=np.float32,
-    )
+    every = (face for faces in detections for face in faces)
+    rows = [[*face.box, face.score, *np.ravel(face.points)] for face in every]
+    rows = np.array(rows, dtype=np.float32)
     # Bytes of equal weight side by side: the high ones hardly change.
     planes = rows.reshape(-1, 1).view(np.uint8).T.tobytes() if rows.size else b""
     return zlib.compress(counts.tobytes() + planes, 1)
@@ -81,11 +80,7 @@ class FaceCache:
     """
 
     def __init__(self, folders: Sequence[str | Path]):
-        self._stores = [
-            BlobStore(folder, FACES)
-            for folder in folders
-            if any((f / FACES.index).is_file() for f in (Path(folder), *part_folders(folder)))
-        ]
+        self._stores = [BlobStore(one, FACES) for one in folders if index_folders(one, FACES)]
 
     def get(self, key: str) -> CachedFaces | None:
         """Return the faces of a video if they are known, without a check that they still hold."""

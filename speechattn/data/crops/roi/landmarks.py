@@ -14,36 +14,20 @@ from speechattn.errors import MediaError
 
 
 def five_points(points: np.ndarray) -> np.ndarray:
-    """Take the five points of `detector.POINTS` from the 68 of the iBUG 300-W scheme.
+    """Take the five points of `detector.POINTS`, (..., 5, 2), from the 68 of the iBUG 300-W scheme.
 
-    Args:
-        points: (..., 5, 2), returned as it is, or (..., 68, 2).
-
-    Returns:
-        (..., 5, 2).
+    `points` are (..., 68, 2), or (..., 5, 2), which are returned as they are.
     """
     if points.shape[-2:] == (5, 2):
         return points
     if points.shape[-2:] != (68, 2):
         raise ValueError(f"landmarks must be (T, 5, 2) or (T, 68, 2), not {points.shape}")
-    return np.stack(
-        [
-            points[..., 36:42, :].mean(axis=-2),
-            points[..., 42:48, :].mean(axis=-2),
-            points[..., 30, :],
-            points[..., 48, :],
-            points[..., 54, :],
-        ],
-        axis=-2,
-    )
+    eyes = [points[..., first : first + 6, :].mean(axis=-2) for first in (36, 42)]
+    return np.stack([*eyes, *(points[..., i, :] for i in (30, 48, 54))], axis=-2)
 
 
 def load_landmarks(path: str | Path, fps: float) -> tuple[np.ndarray, float]:
-    """Read a landmark file and bring it to the rate of the crops.
-
-    Args:
-        path: `.npy` or `.npz`, see the module.
-        fps: frames per second of the crops.
+    """Read a landmark file (see the module) and bring it to `fps`, the rate of the crops.
 
     Returns:
         float32 (T, 5, 2), without NaN (interpolated over time), and the fraction of rows that the

@@ -31,12 +31,10 @@ class MediaPipeDetector:
             import mediapipe
         except ImportError as error:
             raise missing_extra("mediapipe", "mediapipe") from error
-        solutions = getattr(mediapipe, "solutions", None)
-        if solutions is None:
-            raise ConfigError(
-                f"mediapipe {getattr(mediapipe, '__version__', '?')} has no "
-                "solutions.face_mesh: pip install 'mediapipe<0.10.30'"
-            )
+        if (solutions := getattr(mediapipe, "solutions", None)) is None:
+            version = getattr(mediapipe, "__version__", "?")
+            advice = "pip install 'mediapipe<0.10.30'"
+            raise ConfigError(f"mediapipe {version} has no solutions.face_mesh: {advice}")
         self._min_score = min_score
         self._mesh = solutions.face_mesh.FaceMesh(
             static_image_mode=True, max_num_faces=max_faces, min_detection_confidence=min_score

@@ -48,9 +48,7 @@ class MtcnnDetector:
     def detect(self, frame: np.ndarray) -> list[Face]:
         """Find every face in `frame`, uint8 RGB (H, W, 3); best first."""
         boxes = self._propose(frame)
-        if len(boxes):
-            boxes = self._filter(frame, boxes)
-        return self._landmarks(frame, boxes)
+        return self._landmarks(frame, self._filter(frame, boxes) if len(boxes) else boxes)
 
     def refine(self, frame: np.ndarray, faces: list[Face]) -> list[Face]:
         """Follow `faces` into `frame` by O-net alone; those it rejects are left out."""
@@ -128,14 +126,9 @@ class _Net:
         self._copies: dict[tuple[int, ...], cv2.dnn.Net] = {}
 
     def __call__(self, inputs: np.ndarray) -> list[np.ndarray]:
-        """Run float32 `inputs` (F, W, H, 3) through; these weights expect transposed pictures.
-
-        Returns:
-            The outputs, (F, ...) each.
-        """
+        """Return the outputs, (F, ...) each, of float32 pictures (F, W, H, 3), transposed ones."""
         count = len(inputs)
-        fill = -count % self._batch
-        if fill:
+        if fill := -count % self._batch:
             blank = np.zeros((fill, *inputs.shape[1:]), dtype=np.float32)
             inputs = np.concatenate([inputs, blank])
         net = self._copy(inputs.shape[1:])

@@ -39,9 +39,6 @@ def extract_on_ray(
         address: of the cluster ('auto' for the one that this machine is part of); None starts Ray
             on this machine alone.
 
-    Returns:
-        What the corpus's crops are.
-
     Raises:
         ConfigError: ray is not installed.
     """

@@ -55,10 +55,8 @@ class RoiOptions:
         for scale in self.scales:
             # Between odd and even sides the middle is off by half a pixel.
             if scale <= 0 or (scale - self.side) % 2:
-                raise ValueError(
-                    "RoiOptions.scales must be positive and all even or all odd, not "
-                    f"{', '.join(map(str, self.scales))}"
-                )
+                wanted, sides = "positive and all even or all odd", ", ".join(map(str, self.scales))
+                raise ValueError(f"RoiOptions.scales must be {wanted}, not {sides}")
 
     @property
     def side(self) -> int:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechattn.data.crops.blobs import part_folders, part_name
+from speechattn.data.crops.blobs import index_folders, part_name
 from speechattn.data.crops.roi.estimation import SAMPLE, Estimate, estimate_run, spread_first
 from speechattn.data.crops.roi.faces import FaceCache, FaceWriter
 from speechattn.data.crops.roi.options import RoiOptions
@@ -33,21 +33,13 @@ _TELL_EVERY = 300.0  # seconds; a log file shows no progress bar
 
 @dataclass(frozen=True)
 class RoiSummary:
-    """Counts of a run.
+    """Counts of a run."""
 
-    Attributes:
-        done: clips cropped in this run.
-        skipped: clips that were in the store before.
-        failed: clips without a crop; listed in `failures.tsv`.
-        frames: crops written in this run.
-        seconds: wall time of this run.
-    """
-
-    done: int
-    skipped: int
-    failed: int
-    frames: int
-    seconds: float
+    done: int  # clips cropped in this run
+    skipped: int  # clips that were in the store before
+    failed: int  # clips without a crop; listed in `failures.tsv`
+    frames: int  # crops written in this run
+    seconds: float  # wall time of this run
 
 
 def extract(
@@ -173,7 +165,7 @@ def estimate(
     if shard is not None:
         items, num_shards = shard_items(items, num_shards, shard), 1
     _check_options(folder, options)
-    if any((one / CROPS.index).is_file() for one in (folder, *part_folders(folder))):
+    if index_folders(folder, CROPS):
         there = CropStore(folder)
         items = [item for item in items if item.key not in there]
     cache = FaceCache([folder, *faces])
@@ -195,19 +187,16 @@ def _announce(estimate: Estimate | None) -> None:
         return
     _log.info("%s", estimate)
     if estimate.disk > estimate.free:
-        raise SpeechattnError(
-            f"the disk is too small: {estimate}; choose another folder or make room, what is "
-            "cropped is kept"
-        )
+        advice = "choose another folder or make room, what is cropped is kept"
+        raise SpeechattnError(f"the disk is too small: {estimate}; {advice}")
 
 
 def _check_options(folder: Path, options: RoiOptions) -> None:
     # Crops of two geometries in one store would train a model on both, unnoticed.
-    for one in (folder, *part_folders(folder)):
-        file, index = one / OPTIONS, one / CROPS.index
-        if not file.is_file() or not index.is_file() or not index.stat().st_size:
+    for one in index_folders(folder, CROPS):
+        if not (one / OPTIONS).is_file() or not (one / CROPS.index).stat().st_size:
             continue
-        before = json.loads(file.read_text())
+        before = json.loads((one / OPTIONS).read_text())
         before["scales"] = tuple(before["scales"])
         old, new = _geometry(RoiOptions(**before)), _geometry(options)
         told = ", ".join(f"{k} was {old[k]}, is {v}" for k, v in new.items() if old[k] != v)

@@ -25,17 +25,11 @@ _Rows = dict[str, tuple[str, str]]  # key -> path, text
 
 @dataclass(frozen=True)
 class MergeSummary:
-    """Counts of a corpus whose shards were merged.
+    """Counts of a corpus whose shards were merged."""
 
-    Attributes:
-        done: clips with crops.
-        failed: clips without; listed in `failures.tsv`.
-        missing: clips that no job has tried.
-    """
-
-    done: int
-    failed: int
-    missing: int
+    done: int  # clips with crops
+    failed: int  # clips without; listed in `failures.tsv`
+    missing: int  # clips that no job has tried
 
 
 def shard_of(key: str, num_shards: int) -> int:
@@ -58,11 +52,8 @@ def merge_shards(items: Sequence[RoiItem], folder: str | Path) -> MergeSummary:
     """Merge the stores, lists of failures and notes that the jobs wrote.
 
     Nothing is cropped, and killed at any moment it is done by calling it again. Clips that no job
-    has tried are counted; running their job again, or the whole without shards, adds them.
-
-    Args:
-        items: the videos of the corpus.
-        folder: of the store.
+    has tried are counted; running their job again, or the whole without shards, adds them. `items`
+    are the videos of the corpus.
 
     Raises:
         SpeechattnError: a job is still writing, or there is nothing to merge.
@@ -79,11 +70,8 @@ def merge_shards(items: Sequence[RoiItem], folder: str | Path) -> MergeSummary:
     merge_parts(folder, FACES)
     merge_parts(folder, CROPS)
     store = CropStore(folder)
-    failures = {
-        item.key: failures[item.key]
-        for item in items
-        if item.key not in store and item.key in failures
-    }
+    lost = [item.key for item in items if item.key not in store]
+    failures = {key: failures[key] for key in lost if key in failures}
     write_rows(folder / FAILURES, "reason", failures)
     for part in parts:
         remove_partial(part)

@@ -16,14 +16,11 @@ def write_contact_sheet(
     store: CropStore, keys: Sequence[str], path: str | Path, *, clips: int = 24, columns: int = 10
 ) -> None:
     """Write a PNG picture with a row of crops for each of some clips, both evenly spaced."""
-    chosen = [keys[i] for i in _spread(len(keys), clips)]
     rows = []
-    for key in chosen:
-        frames = store.read(key)
+    for key in (keys[i] for i in _spread(len(keys), clips)):
+        frames, info = store.read(key), store.info(key)
         picked = frames[_spread(len(frames), columns, exact=True)]
-        height = frames.shape[1]
-        label = np.full((height, _LABEL), 255, dtype=np.uint8)
-        info = store.info(key)
+        label = np.full((height := frames.shape[1], _LABEL), 255, dtype=np.uint8)
         lines = (key[-24:], f"{info.frames} fr {info.fps:g} fps", f"face {info.detected:.0%}")
         for i, line in enumerate(lines):
             spot = (4, min(16 * (i + 1), height - 4))

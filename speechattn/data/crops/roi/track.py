@@ -48,9 +48,7 @@ class Track:
         self._recent, self._options = recent, options
         self._dense = [face.points]  # one (5, 2) a frame from `_first` to `last`
         self._first = self.last = index
-        self.box = face.box
-        self.seen = 1
-        self._area = face.area
+        self.box, self._area, self.seen = face.box, face.area, 1
         self.start = recent.start
         self.crops = CropBuffer(spill)
         self.landmarks: list[np.ndarray] = []
@@ -70,8 +68,7 @@ class Track:
         before, step = self._dense[-1], index - self.last
         for i in range(1, step + 1):
             self._dense.append(before + (face.points - before) * np.float32(i / step))
-        self.last, self.box = index, face.box
-        self.seen += 1
+        self.last, self.box, self.seen = index, face.box, self.seen + 1
         self._area += face.area
         self.crop_until(index - self._options.smoothing // 2 + 1)
 
@@ -114,9 +111,7 @@ class Tracker:
             self._live.remove(track)
             if self._spill.needed:
                 track.crops.flush()
-        pairs = [
-            (overlap(track.box, face.box), track, face) for track in self._live for face in faces
-        ]
+        pairs = [(overlap(t.box, face.box), t, face) for t in self._live for face in faces]
         free_tracks, free_faces = list(self._live), list(faces)
         for value, track, face in sorted(pairs, key=lambda pair: -pair[0]):
             if value < self._options.link_overlap:

@@ -39,19 +39,12 @@ _PATIENCE, _PATIENCE_TIMES, _PATIENCE_UNKNOWN = 600.0, 20.0, 10800.0
 
 @dataclass(frozen=True)
 class RoiItem:
-    """One video to crop.
+    """One video to crop."""
 
-    Attributes:
-        key: name in the store, the cut's id.
-        path: the video.
-        landmarks: landmark file to use instead of the detector (see `landmarks`), or None.
-        seconds: length of the video if it is known, for the estimate of time and disk.
-    """
-
-    key: str
-    path: str
-    landmarks: str | None = None
-    seconds: float | None = None
+    key: str  # name in the store, the cut's id
+    path: str  # the video
+    landmarks: str | None = None  # file to use instead of the detector (see `landmarks`)
+    seconds: float | None = None  # length, if known, for the estimate of time and disk
 
 
 @dataclass(frozen=True)
@@ -109,10 +102,8 @@ class _Worker:
         self._cropper = MouthCropper(options, make())
 
     def __call__(self, task: Task) -> Outcome:
-        begun = time.perf_counter()
-        item = task.item
+        begun, item, cached = time.perf_counter(), task.item, task.cached
         state = (*file_state(item.path), self._number)
-        cached = task.cached
         if cached and (cached.size, cached.modified, cached.detector) != state:
             cached = None
         crop, reason = None, ""
@@ -133,8 +124,7 @@ class _Worker:
         if crop is None:
             return Outcome(reason=reason, faces=cached, seconds=time.perf_counter() - begun)
         if crop.detections:
-            data = encode_faces(crop.detections)
-            cached = CachedFaces(len(crop.detections), *state, data)
+            cached = CachedFaces(len(crop.detections), *state, encode_faces(crop.detections))
         packed = encode(crop.frames, crop.fps, crop.detected, crop.note)
         return Outcome(packed, "", cached, time.perf_counter() - begun)
 
@@ -256,8 +246,6 @@ def _single_threaded() -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
