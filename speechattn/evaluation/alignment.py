@@ -40,9 +40,7 @@ def format_alignment(pairs: Sequence[Pair], width: int = 100) -> str:
             used = 0
         used += cells + 1
         for line, unit in zip(
-            groups[-1],
-            [*(unit or "*" * cells for unit in shown), operation(pair)],
-            strict=True,
+            groups[-1], [*(unit or "*" * cells for unit in shown), operation(pair)], strict=True
         ):
             line.append(unit + " " * (cells - cell_len(unit)))
     return "\n".join(

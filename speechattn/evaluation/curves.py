@@ -69,10 +69,7 @@ def by_epoch(metrics: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, 
 
 
 def _lines(
-    axes: Axes,
-    title: str,
-    series: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    unit: str = "epoch",
+    axes: Axes, title: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]], unit: str = "epoch"
 ) -> None:
     for i, (label, (x, y)) in enumerate(series.items()):
         style = "-" if i < 2 else "--"

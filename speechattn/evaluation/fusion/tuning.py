@@ -7,13 +7,7 @@ import numpy as np
 from kaldialign import edit_distance
 
 from speechattn.errors import SpeechattnError
-from speechattn.evaluation.fusion.rover import (
-    Alternatives,
-    RoverOptions,
-    Unit,
-    Voting,
-    align_all,
-)
+from speechattn.evaluation.fusion.rover import Alternatives, RoverOptions, Unit, Voting, align_all
 
 logger = logging.getLogger(__name__)
 
