@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -135,10 +134,10 @@ def _argument(
 
 def _metavar(hint: Any) -> str:
     """Return how help calls a value of a type."""
-    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
-    if get_origin(hint) is Literal:
-        return f"{{{','.join(map(str, kinds))}}}"
-    return _METAVARS[hint] if hint in _METAVARS else _metavar(kinds[0])
+    if hint in _METAVARS:
+        return _METAVARS[hint]
+    kinds = get_args(hint)  # choices, or the X of `X | None`
+    return f"{{{','.join(map(str, kinds))}}}" if get_origin(hint) is Literal else _metavar(kinds[0])
 
 
 def parse_arguments(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
@@ -156,12 +155,9 @@ def parse_arguments(parser: ArgumentParser, words: Sequence[str]) -> dict[str, A
 def call(function: Callable[..., Any], values: dict[str, Any]) -> Any:
     """Call a command with the values that its parser gives."""
     hints = get_type_hints(function)
-    return function(
-        **{
-            name: call(hint, values) if is_dataclass(hint := hints[name]) else values[name]
-            for name in inspect.signature(function).parameters
-        }
-    )
+    names = inspect.signature(function).parameters
+    groups = {n: call(hints[n], values) for n in names if is_dataclass(hints[n])}
+    return function(**{name: groups[name] if name in groups else values[name] for name in names})
 
 
 def _explain(parser: ArgumentParser, text: str) -> str:

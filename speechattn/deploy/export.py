@@ -84,8 +84,7 @@ class PaddedFusion(nn.Module):
 class EncoderGraph(nn.Module):
     """Input and lengths of each stream to hidden frames, lengths and log-probabilities.
 
-    Args:
-        model: stays as it is; the graph shares its weights.
+    The model stays as it is; the graph shares its weights.
     """
 
     def __init__(self, model: SpeechModel):
@@ -211,9 +210,8 @@ def exportable_decoder(model: nn.Module) -> TransformerDecoder | None:
     for layer in decoder.layers if decoder is not None else ():
         for attention in (layer.self_attention, layer.cross_attention):
             if not isinstance(attention, SoftmaxTokenAttention | SoftmaxCrossAttention):
-                raise ConfigError(
-                    f"export: a decoder with {type(attention).__name__} cannot be exported"
-                )
+                name = type(attention).__name__
+                raise ConfigError(f"export: a decoder with {name} cannot be exported")
     return decoder
 
 
@@ -265,9 +263,8 @@ def write(graph: nn.Module, inputs: Inputs, outputs: Sequence[str], path: Path) 
     try:
         with reference_kernels(), torch.no_grad():
             examples, axes = zip(*inputs.values(), strict=True)
-            program = torch.export.export(
-                graph.eval(), examples, dynamic_shapes=(axes,), strict=False
-            )
+            options = {"dynamic_shapes": (axes,), "strict": False}
+            program = torch.export.export(graph.eval(), examples, **options)
             names = {"input_names": list(inputs), "output_names": list(outputs)}
             written = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     finally:

@@ -165,13 +165,9 @@ def _pictures(details: Details) -> dict[str, Any] | None:
     if not picture:
         return None
     attention = details.cross_attention
-    return {
-        "id": details.id,
-        "reference": details.reference,
-        "text": details.text,
-        "picture": picture,
-        "heads": "" if attention is None else heads_picture(attention),
-    }
+    heads = "" if attention is None else heads_picture(attention)
+    texts = {name: getattr(details, name) for name in ("id", "reference", "text")}
+    return {**texts, "picture": picture, "heads": heads}
 
 
 def _number(entry: Mapping[str, Any] | None, key: str) -> float | None:

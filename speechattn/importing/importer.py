@@ -187,8 +187,7 @@ def _auto_avsr(files: _Files) -> _Found:
         for key in ("model", f"{kind}_backbone"):
             backbone = backbone.get(key, backbone)
             if not isinstance(backbone, Mapping):
-                raise ConfigError(
-                    f"{config}: {key}: {backbone!r}: is no section of keys and values"
-                )
+                wrong = f"{key}: {backbone!r}"
+                raise ConfigError(f"{config}: {wrong}: is no section of keys and values")
     section = auto_avsr.read_sizes(state, backbone, str(files.checkpoint))
     return section, auto_avsr.weight_names(state), state, tokenizer

@@ -13,9 +13,7 @@ ENGINES = {"kaldi": KaldiSearch, "k2": K2Search}
 class DecodingGraph:
     """A graph with the engines over it, each built when it is first asked for.
 
-    Args:
-        graph: what may be said.
-        lm: a larger language model of the graph's words.
+    `lm` is a larger language model of the graph's words.
     """
 
     def __init__(self, graph: Graph, lm: WordLm | None = None):

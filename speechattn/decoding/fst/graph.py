@@ -83,10 +83,8 @@ class Graph:
             meta = json.loads((folder / META).read_text(encoding="utf-8"))
             words = (folder / WORDS).read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{folder}: no graph here; `speechattn graph` makes one ({error})"
-            ) from error
+            text = f"{folder}: no graph here; `speechattn graph` makes one ({error})"
+            raise ConfigError(text) from error
         events = tuple(Event(unit, tuple(words)) for unit, *words in meta["events"])
-        return cls(
-            Arcs.load(folder / ARCS), events, tuple(words), meta["vocab_size"], meta["topology"]
-        )
+        arcs = Arcs.load(folder / ARCS)
+        return cls(arcs, events, tuple(words), meta["vocab_size"], meta["topology"])

@@ -75,12 +75,9 @@ class KaldiSearch:
             beam pruned every path.
         """
         width = self.width
-        decoder = self._kaldi.LatticeSimpleDecoder(
-            self._fst,
-            self._kaldi.LatticeSimpleDecoderConfig(
-                beam=width.beam, lattice_beam=width.lattice_beam
-            ),
-        )
+        beams = {"beam": width.beam, "lattice_beam": width.lattice_beam}
+        options = self._kaldi.LatticeSimpleDecoderConfig(**beams)
+        decoder = self._kaldi.LatticeSimpleDecoder(self._fst, options)
         if not decoder.decode(self._kaldi.DecodableCtc(np.ascontiguousarray(scores, np.float32))):
             return None
         ended = bool(np.isfinite(decoder.final_relative_cost()))

@@ -66,8 +66,7 @@ class Unit:
     """A word or a character of one system's transcript.
 
     Args:
-        key: the form in which units are compared.
-        text: the form that is written.
+        key, text: the forms in which units are compared and written.
         confidence: 0..1.
     """
 
