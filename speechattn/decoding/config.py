@@ -71,7 +71,11 @@ def build_search(section: Any = None, allow: Iterable[str] = ()) -> Search:
                 "plug-ins by their full path"
             )
         section = {**section, "class_path": f"speechattn.decoding.{name}"}
-    return build(_Holder, {"search": section}, "config", allow).search
+    try:
+        return build(_Holder, {"search": section}, "config", allow).search
+    except ConfigError as error:
+        message = str(error).replace("config.search.init_args", "search")
+        raise ConfigError(message.replace("config.search", "search")) from error
 
 
 def search_of(config: Mapping[str, Any], allow: Iterable[str] = (), where: object = "") -> Search:
@@ -86,9 +90,10 @@ def search_of(config: Mapping[str, Any], allow: Iterable[str] = (), where: objec
         where: what the configuration is of, for messages.
     """
     if "decode" in config and "search" not in config:
-        section = converted(config["decode"] or {})
-        logger.warning("%s: its section `decode` is read as `search: %s`", where, section)
-        return build_search(section, allow)
+        search = build_search(converted(config["decode"] or {}), allow)
+        name = type(search).__name__
+        logger.warning("%s: its old section `decode` is read as search: %s", where, name)
+        return search
     return build_search(config.get("search"), allow)
 
 

@@ -97,8 +97,8 @@ def test_from_the_command_line(tiny_model_dir, tiny_corpus, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model=audio"], "written NAME=VALUE"),
-        (["--model=a=x", "--model=a=y"], "there is another a"),
+        (["--model=audio"], "write NAME=VALUE"),
+        (["--model=a=x", "--model=a=y"], "a is given twice"),
         (["--model=a=nowhere"], "nowhere"),
         (["--model=a={audio}", "--weight=a=much"], "--weight"),
         (["--model=a={audio}", "--weight=b=1"], "weights are of b"),

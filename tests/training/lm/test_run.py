@@ -235,7 +235,7 @@ def test_what_is_wrong_is_said_at_once(folder):
     for change, message in (
         ({"model": {}}, "model: no such section"),
         ({"lm": {"width": 15}}, "lm: width 15"),
-        ({"lm": {"layers": 2}}, "lm: .*layers"),
+        ({"lm": {"layers": 2}}, "lm.layers: no such option"),
         ({"data": {"batch_tokens": 0}}, "batch_tokens is 0"),
     ):
         with pytest.raises(ConfigError, match=message):
