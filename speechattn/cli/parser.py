@@ -117,8 +117,7 @@ def _argument(
         settings = settings or {"nargs": "+", **({} if positional else {"action": "extend"})}
         settings["type"] = hint = item
     elif kind is tuple:
-        settings = {"nargs": len(get_args(hint)), "type": item}
-        hint = item
+        settings, hint = {"nargs": len(get_args(hint)), "type": item}, item
     else:
         settings = {"type": hint, **({"nargs": "?"} if positional and not required else {})}
     settings["metavar"] = metavar or _metavar(hint)

@@ -133,10 +133,8 @@ class StepGraph(nn.Module):
                 token: (B, K) int64, <sos> first.
                 position: () int64, how many tokens came before.
                 path: (B, K, M) bool, the nodes that a hypothesis went through.
-                key: (L, B, M, H, Dh), of the nodes; H counts heads of keys.
-                value: (L, B, M, H, Dh).
-                memory_key: (L, B, H, T, Dh).
-                memory_value: (L, B, H, T, Dh).
+                key, value: (L, B, M, H, Dh), of the nodes; H counts heads of keys.
+                memory_key, memory_value: (L, B, H, T, Dh).
                 memory_mask: (B, T) bool, True where a frame is real.
 
         Returns:

@@ -146,11 +146,9 @@ def is_exported(folder: str | Path) -> bool:
 
 
 def load_exported(folder: str | Path, allow: Iterable[str] = ()) -> OnnxModel | Ensemble:
-    """Load the graphs of an exported folder.
+    """Load the graphs of a folder as `export_dir` writes it.
 
-    Args:
-        folder: as `export_dir` writes it.
-        allow: packages beside this one whose classes config.yaml may name.
+    `allow` lists packages beside this one whose classes config.yaml may name.
 
     Raises:
         ConfigError: a file is missing or does not fit, or onnxruntime is not installed.

@@ -29,8 +29,7 @@ class ErrorCounts:
     Args:
         insertions, deletions, substitutions: errors.
         reference_length: units of the references.
-        utterances: number of utterances.
-        wrong_utterances: number of utterances with an error.
+        utterances, wrong_utterances: number of all utterances, and of those with an error.
     """
 
     insertions: int
@@ -67,8 +66,7 @@ class UtteranceScore:
     Args:
         id: utterance id.
         speaker: None if the tables have no speakers.
-        reference: units of the reference.
-        hypothesis: units of the hypothesis; empty for a missing one.
+        reference, hypothesis: their units; no units for a missing hypothesis.
         insertions, deletions, substitutions: errors of the alignment.
     """
 
@@ -236,11 +234,12 @@ def score(
         bootstrap,
         [str(u.speaker) for u in utterances] if blocks == "speaker" else None,
     )
+    low, high = (100 * end for end in interval) if interval else (None, None)
     return ScoreReport(
         unit=unit,
         total=total,
-        ci_low=100 * interval[0] if interval else None,
-        ci_high=100 * interval[1] if interval else None,
+        ci_low=low,
+        ci_high=high,
         ci_level=bootstrap.level,
         ci_blocks=blocks,
         speakers={name: _sum(items) for name, items in by_speaker.items()},

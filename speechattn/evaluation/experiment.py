@@ -98,8 +98,7 @@ class Details:
 
     Args:
         id: utterance id.
-        text: the hypothesis.
-        reference: the reference.
+        text, reference: the hypothesis and the reference.
         tokens: (U,) decoded tokens, without start and end.
         frame_shift: seconds per encoder frame.
         ctc: (T, V) posteriors in [0, 1], or None.

@@ -21,10 +21,6 @@ class Letters(Tokenizer):
 
     kind = "letters"
 
-    @classmethod
-    def _open(cls, folder: Path, kind: str, tokens: list[str]) -> "Letters":
-        return cls(tokens)
-
     def encode(self, text: str) -> list[int]:
         return [self.tokens.index(letter) for letter in text]
 

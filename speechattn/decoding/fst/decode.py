@@ -29,8 +29,7 @@ class DecodingGraph:
         Args:
             library: kaldi or k2.
             width: how much it keeps.
-            penalised: the graph has an arc of its own for the first frame of each token, for a
-                delay penalty.
+            penalised: first frames of tokens have arcs of their own, for a delay penalty.
 
         Raises:
             ConfigError: the library is not installed.

@@ -144,8 +144,8 @@ def align(
 
     Args:
         units: a further system's transcript.
-        columns: entries of the systems merged so far.
-        systems: number of these systems.
+        columns: entries of the `systems` merged so far.
+        systems: number of these.
 
     Returns:
         Pairs (index of a unit or None, index of a column or None) in order.
