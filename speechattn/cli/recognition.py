@@ -67,8 +67,13 @@ class Recognition:
             if self.threads < 1:
                 raise ConfigError(f"--threads {self.threads}: at least 1")
             torch.set_num_threads(self.threads)
-        changes = {"search": self.search, "overrides": self.overrides, "allow": self.allow}
-        search = chosen_search(read_config(self.model), **changes, where=self.model)
+        search = chosen_search(
+            read_config(self.model),
+            search=self.search,
+            overrides=self.overrides,
+            allow=self.allow,
+            where=self.model,
+        )
         names = "allow precision quantize lm ngram hot_words graph graph_ngram".split()
         options = {name: getattr(self, name) for name in names}
         return Transcriber.from_pretrained(self.model, search=search, device=device, **options)
@@ -182,7 +187,13 @@ def decode(
     from speechattn.transcribe.manifests import decode_cuts
     from speechattn.transcribe.timing import profiled
 
-    options = {"batch_seconds": batch_seconds, "details": details}
     with profiled(profile):
-        recogniser = recognition.load().recogniser
-        decode_cuts(recogniser, cuts, output, crops=crops, noise=noise.load(), **options)
+        decode_cuts(
+            recognition.load().recogniser,
+            cuts,
+            output,
+            crops=crops,
+            noise=noise.load(),
+            batch_seconds=batch_seconds,
+            details=details,
+        )

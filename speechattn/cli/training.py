@@ -18,10 +18,6 @@ class Experiment:
     exp: Annotated[Path, "folder of the experiment"]
     overrides: Overrides = ()
 
-    def read(self) -> dict[str, Any]:
-        """Return the configuration with its changes."""
-        return read_config(self.config, self.overrides)
-
 
 def train(
     experiment: Experiment,
@@ -46,7 +42,7 @@ def train(
     """Train a model, or go on training it."""
     from speechattn.training import train
 
-    config = experiment.read()
+    config = read_config(experiment.config, experiment.overrides)
     if noise is not None:
         config["data"] = {**(config.get("data") or {}), "noise": str(noise)}
     folders = (train_cuts, valid_cuts, experiment.tokens, experiment.exp)
@@ -70,5 +66,5 @@ def average(
     if data_dir is not None:
         meta["corpus"] = data_dir.resolve().name
         meta["synthetic"] = (data_dir / SYNTHETIC_MARK).is_file()
-    config = experiment.read()
+    config = read_config(experiment.config, experiment.overrides)
     average(config, experiment.exp, experiment.tokens, best, meta=meta, allow=allow)

@@ -55,8 +55,7 @@ class FoldedConv(nn.Module):
 
     Args:
         conv: the convolution; the stem's 3-D one becomes a 2-D one over stacked frames.
-        norm: the batch norm after it, if there is one.
-        act: the non-linearity after that, if there is one.
+        norm, act: the batch norm and the non-linearity after it, if there are any.
         dtype: of the arithmetic.
     """
 

@@ -48,8 +48,7 @@ class Word:
 
     Attributes:
         text: normalised.
-        start: seconds; for a recognised word, the emission of its first token.
-        end: seconds; for a recognised word, the emission of its last token.
+        start, end: seconds; for a recognised word, the emission of its first and last token.
     """
 
     text: str
@@ -127,9 +126,8 @@ def emission_delay(
         SpeechattnError: a recognised utterance has no reference.
     """
     if extra := sorted(recognised.keys() - references.keys()):
-        raise SpeechattnError(
-            f"{len(extra)} utterances have no reference times, such as {extra[0]}"
-        )
+        count = len(extra)
+        raise SpeechattnError(f"{count} utterances have no reference times, such as {extra[0]}")
     end, start, first, last = ([[] for _ in references] for _ in range(4))  # by utterance
     for row, (utterance, words) in enumerate(references.items()):
         for i, j in matches(words, recognised.get(utterance, ())):

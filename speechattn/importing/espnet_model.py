@@ -39,8 +39,7 @@ def convert(
     deviation where we multiply by its inverse.
 
     Args:
-        state: of the whole model.
-        frontend: made of the same configuration.
+        state, frontend: of the whole model, and made of the same configuration.
         statistics: `feats_stats.npz`, for a checkpoint that does not hold them.
         path: of the checkpoint, for messages.
     """

@@ -37,8 +37,7 @@ class Graph:
     Attributes:
         arcs: labels are units; an output is the number of an event, from 1, or 0 where no unit
             begins.
-        events: (E,), event number i + 1 is events[i].
-        words: (W,), word number i + 1 is words[i].
+        events, words: (E,) and (W,); the number of events[i] or words[i] is i + 1.
         vocab_size: V of the model that the graph was built for.
         topology: of CTC.
     """

@@ -17,8 +17,7 @@ class K2Search:
 
     Args:
         graph: what may be said.
-        width: how much the search keeps.
-        device: of the search.
+        width, device: how much the search keeps, and where it runs.
 
     Raises:
         ConfigError: k2 is not installed.

@@ -44,10 +44,7 @@ class KaldiSearch:
         return other
 
     def search(self, scores: np.ndarray) -> GraphPath:
-        """Return the best path of an utterance's (T, V) log-probabilities.
-
-        If no path ends in a final state, it is the best of all.
-        """
+        """Return the best path of (T, V) log-probabilities, in a final state if any path is."""
         if not len(scores):
             return EMPTY_PATH
         width = self.width

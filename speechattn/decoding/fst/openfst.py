@@ -91,8 +91,8 @@ def grammar_fst(arpa: str | Path, lexicon: Lexicon) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "symbols.txt"
         write_text(table, "".join(f"{word} {i}\n" for i, word in enumerate(symbols)))
-        options = {"input_arpa": str(arpa), "read_symbol_table": str(table)}
-        options |= {"disambig_symbol": BACKOFF, "max_arpa_warnings": 0}
+        files = {"input_arpa": str(arpa), "read_symbol_table": str(table)}
+        options = {**files, "disambig_symbol": BACKOFF, "max_arpa_warnings": 0}
         command = [sys.executable, "-c", ARPA_TO_FST, json.dumps(options)]
         done = subprocess.run(command, capture_output=True)
     if done.returncode:

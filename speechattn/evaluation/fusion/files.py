@@ -244,9 +244,8 @@ def _confidence(value: float) -> float:
 
 
 def _spelled(token: str) -> str:
-    if token == SPACE_TOKEN:
-        return " "
-    return token.replace(UNK_TOKEN, UNK_MARK).replace(WORD_START, " ")
+    text = token.replace(UNK_TOKEN, UNK_MARK).replace(WORD_START, " ")
+    return " " if token == SPACE_TOKEN else text
 
 
 def make_units(text: str, unit: UnitName, pieces: Pieces = ()) -> list[Unit]:

@@ -53,8 +53,8 @@ class DevSet:
 
     def ordered(self, order: Sequence[int]) -> "DevSet":
         """Return the same set with the systems in another order."""
-        names, transcripts = ([x[s] for s in order] for x in (self.names, self.transcripts))
-        return DevSet(names, transcripts, self.references)
+        transcripts = [self.transcripts[s] for s in order]
+        return DevSet([self.names[s] for s in order], transcripts, self.references)
 
     def rate(self, options: RoverOptions, weights: np.ndarray) -> float:
         """Return the error rate of the fused transcripts, percent."""
