@@ -8,6 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -78,11 +79,7 @@ def check_sections(config: Mapping[str, Any], known: Iterable[str]) -> None:
 
 
 def check_class_paths(config: Any, allow: Iterable[str] = (), key: str = "") -> None:
-    """Refuse any `class_path` outside this package and the packages in `allow`.
-
-    Raises:
-        ConfigError: it names the key.
-    """
+    """Raise ConfigError, with the key, for a `class_path` outside this package and `allow`."""
     packages = (PACKAGE, *allow)
     if isinstance(config, Mapping):
         for name, value in config.items():
@@ -104,9 +101,9 @@ def check_class_paths(config: Any, allow: Iterable[str] = (), key: str = "") -> 
                 f"{key}: {config!r} could be read as a class of {top!r}, which is not part of "
                 f"{PACKAGE}; a file's name is safe with its folder before it, as in ./{config}"
             )
-        inside = _yaml(config)
-        if inside != config:
-            check_class_paths(inside, allow, key)
+        with suppress(yaml.YAMLError):
+            if (inside := yaml.safe_load(config)) != config:
+                check_class_paths(inside, allow, key)
 
 
 def _importable(module: str) -> bool:
@@ -115,13 +112,6 @@ def _importable(module: str) -> bool:
         return find_spec(module) is not None
     except ValueError:  # no name, or a module without a spec, such as __main__
         return bool(module)
-
-
-def _yaml(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 def build(kind: type, config: Mapping[str, Any], section: str, allow: Iterable[str] = ()) -> Any:

@@ -1,6 +1,7 @@
 """The command line: one command for each step from a folder of media to text.
 
-A command is a function: `parser` makes its options of the signature and its help of the docstring.
+A command is a function: `parser` makes its options and their help of the signature, and the text
+above them of the docstring.
 Only the parser of the command that is run is made, and libraries are imported in the functions, so
 that help comes at once and `speechattn score` need not load torch.
 """
@@ -10,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Literal
+from typing import Annotated, Literal
 
 from speechattn import __version__
 from speechattn.cli import data, evaluation, language, models, recognition, tools, training
@@ -18,14 +19,11 @@ from speechattn.cli.common import summary
 from speechattn.errors import SpeechattnError, missing_extra, no_such
 
 
-def completion(shell: Literal["bash", "zsh"]) -> None:
+def completion(shell: Annotated[Literal["bash", "zsh"], "bash or zsh"]) -> None:
     """Print a script that completes commands and options in a shell.
 
     It needs the extra `completion`. For bash, write it to
     ~/.local/share/bash-completion/completions/speechattn.
-
-    Args:
-        shell: bash or zsh.
     """
     if find_spec("shtab") is None:
         raise missing_extra("completion", "shtab")

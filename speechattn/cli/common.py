@@ -1,7 +1,6 @@
 """Groups of options that several commands share, and what is read for them."""
 
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,30 +8,35 @@ from typing import Annotated, Any
 
 from speechattn.errors import ConfigError
 
-# Options that take one item at a time and may be repeated: see `parser`.
-Overrides = Annotated[tuple[str, ...], "--set", "KEY=VALUE"]
-Allow = Annotated[tuple[str, ...], "--allow", "PACKAGE"]
+Tokens = Annotated[Path, "folder of the tokenizer"]
+Crops = Annotated[Path | None, "folder of mouth crops, for a model that reads lips"]
+Overrides = Annotated[
+    tuple[str, ...],
+    "change the configuration, e.g. --set training.max_epochs=5; may be repeated",
+    "--set",
+    "KEY=VALUE",
+]
+_ALLOW = "plug-in package whose classes the {} may name; may be repeated"
+AllowInConfig = Annotated[tuple[str, ...], _ALLOW.format("configuration"), "--allow", "PACKAGE"]
+AllowInModel = Annotated[tuple[str, ...], _ALLOW.format("model"), "--allow", "PACKAGE"]
 
 
 def summary(function: Callable[..., Any], whole: bool = False) -> str:
-    """Return the first paragraph of a docstring, or all that stands before its `Args:`."""
-    text = re.split(r"\n\n(?=Args:)", inspect.getdoc(function) or "")[0]
+    """Return the first paragraph of a docstring, or all of it."""
+    text = inspect.getdoc(function) or ""
     return text if whole else " ".join(text.split("\n\n")[0].split()).rstrip(".")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Noise to mix in.
+    """Noise to mix in."""
 
-    Args:
-        noise: sound file that is mixed into the utterances.
-        snr: signal-to-noise ratio in dB.
-        noise_part: stretch of the file that is used, start and end as shares of its length.
-    """
-
-    noise: Path | None = None
-    snr: float = 0.0
-    noise_part: tuple[float, float] = (0.0, 1.0)
+    noise: Annotated[Path | None, "sound file that is mixed into the utterances"] = None
+    snr: Annotated[float, "signal-to-noise ratio in dB"] = 0.0
+    noise_part: Annotated[
+        tuple[float, float],
+        "stretch of the file that is used, start and end as shares of its length",
+    ] = (0.0, 1.0)
 
     def load(self):
         """Return the transform that mixes the noise in, or None without one."""

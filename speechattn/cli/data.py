@@ -2,29 +2,26 @@
 
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from speechattn.cli.common import Allow, Overrides, read_config
+from speechattn.cli.common import AllowInConfig, Tokens, read_config
 from speechattn.errors import ConfigError, SpeechattnError
 
 logger = logging.getLogger(__name__)
 
 
 def synth_grid(
-    output: Path, *, language: Literal["en", "cmn"] = "en", speakers: int = 2,
-    utterances: int = 60, seed: int = 0, workers: int = 2
-) -> None:  # fmt: skip
+    output: Annotated[Path, "folder to make"],
+    *,
+    language: Annotated[Literal["en", "cmn"], "English, with GRID's sentences, or Mandarin"] = "en",
+    speakers: Annotated[int, "number of speakers"] = 2,
+    utterances: Annotated[int, "utterances of each speaker"] = 60,
+    seed: Annotated[int, "seed of everything drawn at random"] = 0,
+    workers: Annotated[int, "worker processes"] = 2,
+) -> None:
     """Make a small synthetic talking-face corpus in the layout of GRID.
 
     The voices are eSpeak NG's (extra `synth`), which is under the GPLv3.
-
-    Args:
-        output: folder to make.
-        language: English, with GRID's sentences, or Mandarin.
-        speakers: number of speakers.
-        utterances: utterances of each speaker.
-        seed: seed of everything drawn at random.
-        workers: worker processes.
     """
     from speechattn.synth import synth_corpus
 
@@ -33,20 +30,17 @@ def synth_grid(
 
 
 def synth_cnvsrc(
-    output: Path, *, clips: int = 620, speakers: int = 8, no_damaged: bool = False,
-    seed: int = 0, workers: int = 2
-) -> None:  # fmt: skip
+    output: Annotated[Path, "folder to make"],
+    *,
+    clips: Annotated[int, "clips of all parts together, 16 to 3000"] = 620,
+    speakers: Annotated[int, "speakers of CN-CVS, at least 4"] = 8,
+    no_damaged: Annotated[bool, "leave out the damaged clips"] = False,
+    seed: Annotated[int, "seed of everything drawn at random"] = 0,
+    workers: Annotated[int, "worker processes"] = 2,
+) -> None:
     """Make a small synthetic talking-face corpus in the layout of CNVSRC.
 
     The voices are eSpeak NG's (extra `synth`), which is under the GPLv3.
-
-    Args:
-        output: folder to make.
-        clips: clips of all parts together, 16 to 3000.
-        speakers: speakers of CN-CVS, at least 4.
-        no_damaged: leave out the damaged clips.
-        seed: seed of everything drawn at random.
-        workers: worker processes.
     """
     from speechattn import synth
 
@@ -55,19 +49,16 @@ def synth_cnvsrc(
 
 
 def prepare_tsv(
-    corpus: Path, output: Path, *, table: str = "manifest.tsv", language: str | None = None,
-    workers: int = 2
-) -> None:  # fmt: skip
+    corpus: Annotated[Path, "folder of the corpus"],
+    output: Annotated[Path, "folder for the manifests"],
+    *,
+    table: Annotated[str, "name of the table in the folder"] = "manifest.tsv",
+    language: Annotated[str | None, "language code of the rows that name none"] = None,
+    workers: Annotated[int, "files read at a time"] = 2,
+) -> None:
     """Make Lhotse manifests of any folder with a table of its files.
 
     The columns of the table are file, speaker, split and text.
-
-    Args:
-        corpus: folder of the corpus.
-        output: folder for the manifests.
-        table: name of the table in the folder.
-        language: language code of the rows that name none.
-        workers: files read at a time.
     """
     from speechattn.data import corpora
 
@@ -75,19 +66,22 @@ def prepare_tsv(
 
 
 def prepare_grid(
-    corpus: Path, output: Path, *, split: Literal["utterance", "speaker"] = "utterance",
-    dev_speakers: tuple[str, ...] = (), test_speakers: tuple[str, ...] = (), workers: int = 2
-) -> None:  # fmt: skip
-    """Make Lhotse manifests of GRID.
-
-    Args:
-        corpus: folder of the corpus, with s1/ or manifest.tsv in it.
-        output: folder for the manifests.
-        split: divide each speaker's utterances, or hold out whole speakers.
-        dev_speakers: with --split speaker, held out for development (default: 7 %).
-        test_speakers: with --split speaker, held out for testing (default: 13 %).
-        workers: files read at a time.
-    """
+    corpus: Annotated[Path, "folder of the corpus, with s1/ or manifest.tsv in it"],
+    output: Annotated[Path, "folder for the manifests"],
+    *,
+    split: Annotated[
+        Literal["utterance", "speaker"],
+        "divide each speaker's utterances, or hold out whole speakers",
+    ] = "utterance",
+    dev_speakers: Annotated[
+        tuple[str, ...], "with --split speaker, held out for development (default: 7 %)"
+    ] = (),
+    test_speakers: Annotated[
+        tuple[str, ...], "with --split speaker, held out for testing (default: 13 %)"
+    ] = (),
+    workers: Annotated[int, "files read at a time"] = 2,
+) -> None:
+    """Make Lhotse manifests of GRID."""
     from speechattn.data import corpora
 
     held_out = {"dev_speakers": dev_speakers, "test_speakers": test_speakers}
@@ -95,23 +89,24 @@ def prepare_grid(
 
 
 def prepare_cnvsrc(
-    corpus: Path, output: Path, *, track: Literal["single", "multi"],
-    year: Literal[2023, 2024, 2025] = 2024, open: bool = False, extra: tuple[Path, ...] = (),
-    lists: Path | None = None, units: Path | None = None, workers: int = 2
-) -> None:  # fmt: skip
-    """Make Lhotse manifests of a track of CNVSRC.
-
-    Args:
-        corpus: folder with cncvs, cnvsrc-single and cnvsrc-multi.
-        output: folder for the manifests.
-        track: one speaker, or several.
-        year: year of the challenge.
-        open: the open track, which trains on all data that is there.
-        extra: with --open, folders with a manifest.tsv to train on too.
-        lists: data/ folder of a baseline with the official lists (default: in the corpus).
-        units: units that the lists' ids stand for (default: beside the lists).
-        workers: files read at a time.
-    """
+    corpus: Annotated[Path, "folder with cncvs, cnvsrc-single and cnvsrc-multi"],
+    output: Annotated[Path, "folder for the manifests"],
+    *,
+    track: Annotated[Literal["single", "multi"], "one speaker, or several"],
+    year: Annotated[Literal[2023, 2024, 2025], "year of the challenge"] = 2024,
+    open: Annotated[bool, "the open track, which trains on all data that is there"] = False,
+    extra: Annotated[
+        tuple[Path, ...], "with --open, folders with a manifest.tsv to train on too"
+    ] = (),
+    lists: Annotated[
+        Path | None, "data/ folder of a baseline with the official lists (default: in the corpus)"
+    ] = None,
+    units: Annotated[
+        Path | None, "units that the lists' ids stand for (default: beside the lists)"
+    ] = None,
+    workers: Annotated[int, "files read at a time"] = 2,
+) -> None:
+    """Make Lhotse manifests of a track of CNVSRC."""
     from speechattn.data import corpora
 
     options = {"open_track": open, "extra": extra, "lists": lists, "units": units}
@@ -119,27 +114,29 @@ def prepare_cnvsrc(
 
 
 def roi(
-    cuts: tuple[Path, ...], *, output: Path, config: Path | None = None,
-    detector: Literal["mtcnn", "mediapipe"] = "mtcnn", no_landmarks: bool = False,
-    workers: int = 2, faces: tuple[Path, ...] = (), dry_run: bool = False, num_shards: int = 1,
-    shard: int | None = None, merge: bool = False, ray: str | None = None
-) -> None:  # fmt: skip
-    """Cut the mouths out of the videos of manifests.
-
-    Args:
-        cuts: Lhotse cuts.
-        output: folder for the crops.
-        config: YAML whose section `roi` has the options (default: RoiOptions).
-        detector: face detector.
-        no_landmarks: run the detector even where the corpus brings landmarks.
-        workers: worker processes.
-        faces: folders of other crops of these videos, whose faces are taken over.
-        dry_run: say how much time and disk it takes, and stop.
-        num_shards: number of jobs that share the videos.
-        shard: number of this job, from 0 (default: all the videos).
-        merge: make one folder of what the jobs wrote, and stop.
-        ray: address of a Ray cluster to run the shards on, auto, or local for this machine.
-    """
+    cuts: Annotated[tuple[Path, ...], "Lhotse cuts"],
+    *,
+    output: Annotated[Path, "folder for the crops"],
+    config: Annotated[
+        Path | None, "YAML whose section `roi` has the options (default: RoiOptions)"
+    ] = None,
+    detector: Annotated[Literal["mtcnn", "mediapipe"], "face detector"] = "mtcnn",
+    no_landmarks: Annotated[
+        bool, "run the detector even where the corpus brings landmarks"
+    ] = False,
+    workers: Annotated[int, "worker processes"] = 2,
+    faces: Annotated[
+        tuple[Path, ...], "folders of other crops of these videos, whose faces are taken over"
+    ] = (),
+    dry_run: Annotated[bool, "say how much time and disk it takes, and stop"] = False,
+    num_shards: Annotated[int, "number of jobs that share the videos"] = 1,
+    shard: Annotated[int | None, "number of this job, from 0 (default: all the videos)"] = None,
+    merge: Annotated[bool, "make one folder of what the jobs wrote, and stop"] = False,
+    ray: Annotated[
+        str | None, "address of a Ray cluster to run the shards on, auto, or local for this machine"
+    ] = None,
+) -> None:
+    """Cut the mouths out of the videos of manifests."""
     from lhotse import CutSet
 
     from speechattn.config import build, read_yaml
@@ -191,21 +188,17 @@ def _log_merged(merged) -> None:
 
 
 def augment_sheet(
-    *, config: Path, crops: Path, output: Path, clip: str | None = None, draws: int = 3,
-    seed: int = 0, overrides: Overrides = (), allow: Allow = ()
-) -> None:  # fmt: skip
-    """Draw what the augmentation of a configuration does to mouth crops.
-
-    Args:
-        config: YAML with a section `data`.
-        crops: folder of mouth crops.
-        output: PNG file to write.
-        clip: id of the clip to show (default: the first).
-        draws: rows for each transform.
-        seed: seed of the transforms.
-        overrides: change the configuration.
-        allow: plug-in package whose classes the configuration may name.
-    """
+    *,
+    config: Annotated[Path, "YAML with a section `data`"],
+    crops: Annotated[Path, "folder of mouth crops"],
+    output: Annotated[Path, "PNG file to write"],
+    clip: Annotated[str | None, "id of the clip to show (default: the first)"] = None,
+    draws: Annotated[int, "rows for each transform"] = 3,
+    seed: Annotated[int, "seed of the transforms"] = 0,
+    overrides: Annotated[tuple[str, ...], "change the configuration", "--set", "KEY=VALUE"] = (),
+    allow: AllowInConfig = (),
+) -> None:
+    """Draw what the augmentation of a configuration does to mouth crops."""
     from speechattn.config import build
     from speechattn.data.augment import SpeedPerturb
     from speechattn.data.augment.sheet import write_augment_sheet
@@ -227,17 +220,15 @@ def augment_sheet(
 
 
 def tokens(
-    cuts: Path, *, output: Path, kind: Literal["char", "bpe", "unigram"] = "char",
-    vocab_size: int | None = None
-) -> None:  # fmt: skip
-    """Make a tokenizer from training transcripts.
-
-    Args:
-        cuts: Lhotse cuts.
-        output: folder for the tokenizer.
-        kind: characters, or the subwords of SentencePiece.
-        vocab_size: number of units, for bpe and unigram.
-    """
+    cuts: Annotated[Path, "Lhotse cuts"],
+    *,
+    output: Annotated[Path, "folder for the tokenizer"],
+    kind: Annotated[
+        Literal["char", "bpe", "unigram"], "characters, or the subwords of SentencePiece"
+    ] = "char",
+    vocab_size: Annotated[int | None, "number of units, for bpe and unigram"] = None,
+) -> None:
+    """Make a tokenizer from training transcripts."""
     from lhotse import CutSet
 
     from speechattn.data.tokenizers import build_tokenizer
@@ -248,14 +239,15 @@ def tokens(
     logger.info("%d units from %d transcripts", tokenizer.vocab_size, len(texts))
 
 
-def import_tokens(units: Path, *, output: Path, bpe_model: Path | None = None) -> None:
-    """Make a tokenizer from a list of units, such as char_units.txt of CNVSRC.
-
-    Args:
-        units: text file, one unit a line.
-        output: folder for the tokenizer.
-        bpe_model: SentencePiece model that cuts texts into the units (default: characters).
-    """
+def import_tokens(
+    units: Annotated[Path, "text file, one unit a line"],
+    *,
+    output: Annotated[Path, "folder for the tokenizer"],
+    bpe_model: Annotated[
+        Path | None, "SentencePiece model that cuts texts into the units (default: characters)"
+    ] = None,
+) -> None:
+    """Make a tokenizer from a list of units, such as char_units.txt of CNVSRC."""
     from speechattn.data.tokenizers import read_token_list
     from speechattn.importing.tokens import make_tokenizer
 
@@ -264,14 +256,13 @@ def import_tokens(units: Path, *, output: Path, bpe_model: Path | None = None) -
     logger.info("%d units of %s", tokenizer.vocab_size, units)
 
 
-def align(cuts: tuple[Path, ...], *, tokens: Path, output: Path) -> None:
-    """Add to cuts the times of their words.
-
-    Args:
-        cuts: Lhotse cuts; the aligner is trained on the first.
-        tokens: folder of the tokenizer.
-        output: folder for the aligned cuts.
-    """
+def align(
+    cuts: Annotated[tuple[Path, ...], "Lhotse cuts; the aligner is trained on the first"],
+    *,
+    tokens: Tokens,
+    output: Annotated[Path, "folder for the aligned cuts"],
+) -> None:
+    """Add to cuts the times of their words."""
     from speechattn.data.tokenizers import Tokenizer
     from speechattn.training.aligner import align
 

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from speechattn.errors import ConfigError
 
@@ -12,23 +12,21 @@ Unit = Literal["char", "word"]
 
 
 def score(
-    *, ref: Path | None = None, hyp: Path | None = None, decode_dir: Path | None = None,
-    unit: Unit = "char", json: Path | None = None, alignments: bool = False,
-    allow_missing: bool = False, allow_extra: bool = False
-) -> None:  # fmt: skip
+    *,
+    ref: Annotated[
+        Path | None, "table of references, id TAB text or id TAB speaker TAB text"
+    ] = None,
+    hyp: Annotated[Path | None, "table of transcripts, id TAB text"] = None,
+    decode_dir: Annotated[Path | None, "decode folder, scored by both units"] = None,
+    unit: Annotated[Unit, "unit of the errors, of --ref and --hyp"] = "char",
+    json: Annotated[Path | None, "file to write the result of --ref and --hyp to"] = None,
+    alignments: Annotated[bool, "print the aligned errors"] = False,
+    allow_missing: Annotated[bool, "count ids without a transcript as deletions"] = False,
+    allow_extra: Annotated[bool, "ignore ids without a reference"] = False,
+) -> None:
     """Score transcripts against references.
 
     Give --ref and --hyp, or --decode-dir.
-
-    Args:
-        ref: table of references, id TAB text or id TAB speaker TAB text.
-        hyp: table of transcripts, id TAB text.
-        decode_dir: decode folder, scored by both units.
-        unit: unit of the errors, of --ref and --hyp.
-        json: file to write the result of --ref and --hyp to.
-        alignments: print the aligned errors.
-        allow_missing: count ids without a transcript as deletions.
-        allow_extra: ignore ids without a reference.
     """
     from rich.console import Console
 
@@ -47,16 +45,15 @@ def score(
 
 
 def delay(
-    decode_dir: Path, *, ref_times: Path, frame_shift: float = 0.04, chunk_seconds: float = 0.0
+    decode_dir: Annotated[Path, "decode folder"],
+    *,
+    ref_times: Annotated[Path, "Lhotse cuts with word alignments"],
+    frame_shift: Annotated[float, "seconds from one hidden frame to the next"] = 0.04,
+    chunk_seconds: Annotated[
+        float, "seconds of a chunk of the encoder, 0 for frame by frame"
+    ] = 0.0,
 ) -> None:
-    """Measure how long after a word was said it is emitted; adds it to score.json.
-
-    Args:
-        decode_dir: decode folder.
-        ref_times: Lhotse cuts with word alignments.
-        frame_shift: seconds from one hidden frame to the next.
-        chunk_seconds: seconds of a chunk of the encoder, 0 for frame by frame.
-    """
+    """Measure how long after a word was said it is emitted; adds it to score.json."""
     from rich.console import Console
 
     from speechattn.evaluation.delay import score_delay
@@ -65,29 +62,34 @@ def delay(
 
 
 def fuse(
-    systems: tuple[Path, ...], *, output: Path, unit: Unit = "word",
-    voting: Literal["frequency", "average", "maximum", "avgconf"] | None = None,
-    alpha: float | None = None, null_confidence: float | None = None,
-    weights: tuple[float, ...] = (), dev: tuple[tuple[str, ...], ...] = (),
-    tune_weights: bool = False, order_by_dev: bool = False, allow_missing: bool = False
-) -> None:  # fmt: skip
-    """Fuse the transcripts of several systems into one (ROVER).
-
-    Args:
-        systems: decode folders, or tables of id TAB text; the first, best one wins ties.
-        output: decode folder to make.
-        unit: unit that is voted on.
-        voting: by votes, with the average or highest confidence, or by confidence as NIST's
-            avgconf (default: best on --dev).
-        alpha: share of the votes in the score, 0 to 1 (default: as --voting).
-        null_confidence: confidence of saying nothing, 0 to 1 (default: as --voting).
-        weights: weights of the systems, in order (default: equal).
-        dev: decode folders of the same systems in the same order, with ref.tsv, to choose on what
-            is not given; repeated for several conditions.
-        tune_weights: choose the weights on --dev.
-        order_by_dev: order the systems by their errors on --dev.
-        allow_missing: fuse ids that only some systems have.
-    """
+    systems: Annotated[
+        tuple[Path, ...], "decode folders, or tables of id TAB text; the first, best one wins ties"
+    ],
+    *,
+    output: Annotated[Path, "decode folder to make"],
+    unit: Annotated[Unit, "unit that is voted on"] = "word",
+    voting: Annotated[
+        Literal["frequency", "average", "maximum", "avgconf"] | None,
+        "by votes, with the average or highest confidence, or by confidence as NIST's avgconf "
+        "(default: best on --dev)",
+    ] = None,
+    alpha: Annotated[
+        float | None, "share of the votes in the score, 0 to 1 (default: as --voting)"
+    ] = None,
+    null_confidence: Annotated[
+        float | None, "confidence of saying nothing, 0 to 1 (default: as --voting)"
+    ] = None,
+    weights: Annotated[tuple[float, ...], "weights of the systems, in order (default: equal)"] = (),
+    dev: Annotated[
+        tuple[tuple[str, ...], ...],
+        "decode folders of the same systems in the same order, with ref.tsv, to choose on "
+        "what is not given; repeated for several conditions",
+    ] = (),
+    tune_weights: Annotated[bool, "choose the weights on --dev"] = False,
+    order_by_dev: Annotated[bool, "order the systems by their errors on --dev"] = False,
+    allow_missing: Annotated[bool, "fuse ids that only some systems have"] = False,
+) -> None:
+    """Fuse the transcripts of several systems into one (ROVER)."""
     from rich.console import Console
 
     from speechattn.evaluation.fusion.files import fuse
@@ -99,17 +101,13 @@ def fuse(
 
 
 def report(
-    exp: tuple[Path, ...], *, output: Path, title: str = "Speech recognition experiments",
-    note: str | None = None
-) -> None:  # fmt: skip
-    """Write one HTML page on one or more experiments.
-
-    Args:
-        exp: folders of experiments.
-        output: HTML file to write.
-        title: heading of the page.
-        note: line in a banner at the top.
-    """
+    exp: Annotated[tuple[Path, ...], "folders of experiments"],
+    *,
+    output: Annotated[Path, "HTML file to write"],
+    title: Annotated[str, "heading of the page"] = "Speech recognition experiments",
+    note: Annotated[str | None, "line in a banner at the top"] = None,
+) -> None:
+    """Write one HTML page on one or more experiments."""
     from rich.console import Console
 
     from speechattn.evaluation.report import summary_table, write_report

@@ -3,9 +3,9 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from speechattn.cli.common import Overrides, read_config
+from speechattn.cli.common import Overrides, Tokens, read_config
 from speechattn.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -13,27 +13,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """The texts.
+    """The texts."""
 
-    Args:
-        text: files with a sentence a line, or Lhotse cuts, whose transcripts are read.
-        tokens: folder of the tokenizer.
-        valid_text: texts to print the perplexity of.
-    """
-
-    text: tuple[Path, ...]
-    tokens: Path
-    valid_text: tuple[Path, ...] = ()
+    text: Annotated[
+        tuple[Path, ...], "files with a sentence a line, or Lhotse cuts, whose transcripts are read"
+    ]
+    tokens: Tokens
+    valid_text: Annotated[tuple[Path, ...], "texts to print the perplexity of"] = ()
 
 
-def ngram(texts: Texts, *, output: Path, order: int = 4, min_count: int = 1) -> None:
-    """Count an n-gram language model of units into an ARPA file.
-
-    Args:
-        output: ARPA file to write, gzipped if its name ends in .gz.
-        order: units of the longest n-gram.
-        min_count: leave out n-grams of three units and more that occur less often.
-    """
+def ngram(
+    texts: Texts,
+    *,
+    output: Annotated[Path, "ARPA file to write, gzipped if its name ends in .gz"],
+    order: Annotated[int, "units of the longest n-gram"] = 4,
+    min_count: Annotated[
+        int, "leave out n-grams of three units and more that occur less often"
+    ] = 1,
+) -> None:
+    """Count an n-gram language model of units into an ARPA file."""
     from speechattn.lm.ngram_training import train_ngram
 
     options = {"order": order, "min_count": min_count, "valid_text": texts.valid_text}
@@ -41,16 +39,14 @@ def ngram(texts: Texts, *, output: Path, order: int = 4, min_count: int = 1) -> 
 
 
 def train_lm(
-    texts: Texts, *, config: Path, exp: Path, best: int = 5, overrides: Overrides = ()
+    texts: Texts,
+    *,
+    config: Annotated[Path, "YAML of the experiment"],
+    exp: Annotated[Path, "folder of the experiment; the model is EXP/lm"],
+    best: Annotated[int, "number of epochs to average"] = 5,
+    overrides: Overrides = (),
 ) -> None:
-    """Train a Transformer language model on text.
-
-    Args:
-        config: YAML of the experiment.
-        exp: folder of the experiment; the model is EXP/lm.
-        best: number of epochs to average.
-        overrides: change the configuration, e.g. --set training.max_epochs=5; may be repeated.
-    """
+    """Train a Transformer language model on text."""
     from speechattn.training.lm.run import train_lm
 
     sections = read_config(config, overrides)
@@ -58,26 +54,32 @@ def train_lm(
 
 
 def graph(
-    *, tokens: Path, output: Path, text: tuple[Path, ...] = (), units: bool = False,
-    segmented: bool = False, max_words: int = 200_000, lexicon: Path | None = None,
-    arpa: Path | None = None, order: int = 3, min_count: int = 1,
-    topology: Literal["standard", "modified"] = "standard"
-) -> None:  # fmt: skip
-    """Build a decoding graph of CTC, a lexicon and an n-gram model of words.
-
-    Args:
-        tokens: folder of the tokenizer.
-        output: folder for the graph.
-        text: files with a sentence a line, or Lhotse cuts, for the words and their n-grams.
-        units: take the tokenizer's units as words, as the loss LatticeFreeMmi needs.
-        segmented: spaces divide the words of ideographs too.
-        max_words: size of the lexicon, the most frequent words.
-        lexicon: lines `word unit unit ...` (default: the words of --text as they are spelled).
-        arpa: n-gram model of words (default: counted from --text).
-        order: words of the longest n-gram.
-        min_count: leave out n-grams of three words and more that occur less often.
-        topology: of CTC; the modified one needs no blank between equal units.
-    """
+    *,
+    tokens: Tokens,
+    output: Annotated[Path, "folder for the graph"],
+    text: Annotated[
+        tuple[Path, ...],
+        "files with a sentence a line, or Lhotse cuts, for the words and their n-grams",
+    ] = (),
+    units: Annotated[
+        bool, "take the tokenizer's units as words, as the loss LatticeFreeMmi needs"
+    ] = False,
+    segmented: Annotated[bool, "spaces divide the words of ideographs too"] = False,
+    max_words: Annotated[int, "size of the lexicon, the most frequent words"] = 200_000,
+    lexicon: Annotated[
+        Path | None, "lines `word unit unit ...` (default: the words of --text as they are spelled)"
+    ] = None,
+    arpa: Annotated[Path | None, "n-gram model of words (default: counted from --text)"] = None,
+    order: Annotated[int, "words of the longest n-gram"] = 3,
+    min_count: Annotated[
+        int, "leave out n-grams of three words and more that occur less often"
+    ] = 1,
+    topology: Annotated[
+        Literal["standard", "modified"],
+        "of CTC; the modified one needs no blank between equal units",
+    ] = "standard",
+) -> None:
+    """Build a decoding graph of CTC, a lexicon and an n-gram model of words."""
     from speechattn.data.tokenizers import Tokenizer
     from speechattn.decoding.fst.build import build_graph
     from speechattn.decoding.fst.lexicon import Lexicon, most_frequent
@@ -106,14 +108,13 @@ def graph(
     build_graph(words, tokenizer, output, arpa, topology)
 
 
-def draw(graph: Path, picture: Path, *, tokens: Path) -> None:
-    """Draw a decoding graph of a few words.
-
-    Args:
-        graph: folder that `speechattn graph` made.
-        picture: file to write: .dot, or with Graphviz installed .svg, .pdf or .png.
-        tokens: folder of the tokenizer.
-    """
+def draw(
+    graph: Annotated[Path, "folder that `speechattn graph` made"],
+    picture: Annotated[Path, "file to write: .dot, or with Graphviz installed .svg, .pdf or .png"],
+    *,
+    tokens: Tokens,
+) -> None:
+    """Draw a decoding graph of a few words."""
     from speechattn.decoding.fst.dot import draw_graph
 
     draw_graph(graph, picture, tokens)

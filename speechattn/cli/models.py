@@ -4,28 +4,37 @@ import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from speechattn.cli.common import Allow, Noise, named
+from speechattn.cli.common import AllowInModel, Noise, named
 from speechattn.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 
 def import_checkpoint(
-    source: Literal["espnet", "auto_avsr", "cnvsrc2023", "cnvsrc2024"], checkpoint: Path,
-    output: Path, *, config: Path | None = None, tokens: Path | None = None,
-    bpe_model: Path | None = None, decode: Path | None = None
-) -> None:  # fmt: skip
-    """Make a model directory from another toolkit's checkpoint.
-
-    Args:
-        source: what wrote it: espnet, auto_avsr, cnvsrc2023 or cnvsrc2024.
-        checkpoint: checkpoint file; of ESPnet, a model or a language model, or a folder with one.
-        output: model directory to make.
-        config: its configuration (default: ESPnet's config.yaml beside it; else as published).
-        tokens: list of its units, one a line; ESPnet's configuration can do without.
-        bpe_model: SentencePiece model of its units (default: ESPnet's own; else characters).
-        decode: a decode YAML of ESPnet's (default: the authors' search).
-    """
+    source: Annotated[
+        Literal["espnet", "auto_avsr", "cnvsrc2023", "cnvsrc2024"],
+        "what wrote it: espnet, auto_avsr, cnvsrc2023 or cnvsrc2024",
+    ],
+    checkpoint: Annotated[
+        Path, "checkpoint file; of ESPnet, a model or a language model, or a folder with one"
+    ],
+    output: Annotated[Path, "model directory to make"],
+    *,
+    config: Annotated[
+        Path | None,
+        "its configuration (default: ESPnet's config.yaml beside it; else as published)",
+    ] = None,
+    tokens: Annotated[
+        Path | None, "list of its units, one a line; ESPnet's configuration can do without"
+    ] = None,
+    bpe_model: Annotated[
+        Path | None, "SentencePiece model of its units (default: ESPnet's own; else characters)"
+    ] = None,
+    decode: Annotated[
+        Path | None, "a decode YAML of ESPnet's (default: the authors' search)"
+    ] = None,
+) -> None:
+    """Make a model directory from another toolkit's checkpoint."""
     from speechattn.importing import import_checkpoint
 
     options = {"config": config, "tokens": tokens, "bpe_model": bpe_model, "decode": decode}
@@ -34,27 +43,35 @@ def import_checkpoint(
 
 def combine(
     *,
-    model: Annotated[tuple[str, ...], "--model", "NAME=DIR"],
-    output: Path,
+    model: Annotated[
+        tuple[str, ...],
+        "a model directory and its name in the ensemble; repeated",
+        "--model",
+        "NAME=DIR",
+    ],
+    output: Annotated[Path, "model directory to make"],
     noise: Noise,
-    weight: Annotated[tuple[str, ...], "--weight", "NAME=SHARE"] = (),
-    cuts: Path | None = None,
-    crops: Path | None = None,
-    search: str | None = None,
-    allow: Allow = (),
+    weight: Annotated[
+        tuple[str, ...],
+        "share of a model in the score; repeated (default: equal shares)",
+        "--weight",
+        "NAME=SHARE",
+    ] = (),
+    cuts: Annotated[Path | None, "Lhotse cuts on which the weights are chosen instead"] = None,
+    crops: Annotated[Path | None, "folder of mouth crops of the cuts"] = None,
+    search: Annotated[
+        str | None,
+        "class of the search, such as JointSearch, or a YAML file with a section `search` "
+        "(default: the first model's)",
+    ] = None,
+    allow: Annotated[
+        tuple[str, ...],
+        "plug-in package whose classes the models may name; may be repeated",
+        "--allow",
+        "PACKAGE",
+    ] = (),
 ) -> None:
-    """Combine several models into one that searches with all of them.
-
-    Args:
-        model: a model directory and its name in the ensemble; repeated.
-        output: model directory to make.
-        weight: share of a model in the score; repeated (default: equal shares).
-        cuts: Lhotse cuts on which the weights are chosen instead.
-        crops: folder of mouth crops of the cuts.
-        search: class of the search, such as JointSearch, or a YAML file with a section `search`
-            (default: the first model's).
-        allow: plug-in package whose classes the models may name; may be repeated.
-    """
+    """Combine several models into one that searches with all of them."""
     from speechattn.data.batches.dataset import read_cuts
     from speechattn.data.crops.store import CropStore
     from speechattn.decoding.config import chosen_search
@@ -90,14 +107,13 @@ def combine(
     logger.info("%s: weights %s", output, ", ".join(weights))
 
 
-def export(*, model: Path, output: Path, allow: Allow = ()) -> None:
-    """Export a model as ONNX graphs, in a folder that --model takes too.
-
-    Args:
-        model: model directory.
-        output: folder for the graphs.
-        allow: plug-in package whose classes the model may name; may be repeated.
-    """
+def export(
+    *,
+    model: Annotated[Path, "model directory"],
+    output: Annotated[Path, "folder for the graphs"],
+    allow: AllowInModel = (),
+) -> None:
+    """Export a model as ONNX graphs, in a folder that --model takes too."""
     from speechattn.deploy.export import export_dir
 
     for path in export_dir(model, output, allow):

@@ -1,4 +1,7 @@
-"""A command's parser, made of its function: parameters are arguments, the docstring is their help.
+"""A command's parser, made of its function: parameters are arguments, annotated with their help.
+
+    Annotated[type, help]    or, for an option that takes one item of its list at a time,
+    Annotated[type, help, option, metavar]
 
 Parameters before the `*` are positional, those behind it are options; one without a default is
 required. A list is given by several words, or by repeating its option. A parameter whose type is a
@@ -11,10 +14,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from docstring_parser import parse
 from jsonargparse import ArgumentError, ArgumentParser
 
 from speechattn.cli.common import summary
@@ -47,13 +48,12 @@ def make_parser(name: str, function: Callable[..., Any]) -> ArgumentParser:
 
     def add(function: Callable[..., Any], group: Any) -> None:
         hints = get_type_hints(function, include_extras=True)
-        helps = {doc.arg_name: doc.description for doc in parse(function.__doc__ or "").params}
         for parameter in inspect.signature(function).parameters.values():
             hint = hints[parameter.name]
             if is_dataclass(hint):
                 add(hint, parser.add_argument_group(summary(hint).lower()))
                 continue
-            name, settings = _argument(parameter, hint, helps[parameter.name] or "")
+            name, settings = _argument(parameter, *get_args(hint))
             metavar = settings.get("metavar")
             if not name.startswith("-"):
                 positional.add_argument(name, **settings)
@@ -93,16 +93,18 @@ def make_tree(commands: dict[str, Callable[..., Any]]) -> ArgumentParser:
     return root
 
 
-def _argument(parameter: inspect.Parameter, hint: Any, text: str) -> tuple[str, dict[str, Any]]:
+def _argument(
+    parameter: inspect.Parameter, hint: Any, text: str, *single: str
+) -> tuple[str, dict[str, Any]]:
     """Return the name of a parameter's argument and what `add_argument` is told of it."""
-    text = " ".join(text.split()).rstrip(".").replace("%", "%%")
+    text = text.replace("%", "%%")
     positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     required = parameter.default is parameter.empty
     default = None if required else parameter.default
     name = parameter.name if positional else f"--{parameter.name.replace('_', '-')}"
     metavar, settings = parameter.name.upper() if positional else None, {}
-    if get_origin(hint) is Annotated:  # an option that takes one item of its list at a time
-        hint, name, metavar = get_args(hint)
+    if single:
+        name, metavar = single
         settings = {"action": "extend", "nargs": 1}
     kind, item = get_origin(hint) or hint, (*get_args(hint), None)[0]
     if kind is tuple and get_args(hint)[-1] is ...:
@@ -115,8 +117,7 @@ def _argument(parameter: inspect.Parameter, hint: Any, text: str) -> tuple[str, 
         settings = settings or {"nargs": "+", **({} if positional else {"action": "extend"})}
         settings["type"] = hint = item
     elif kind is tuple:
-        settings = {"nargs": len(get_args(hint)), "type": item}
-        hint = item
+        settings, hint = {"nargs": len(get_args(hint)), "type": item}, item
     else:
         settings = {"type": hint, **({"nargs": "?"} if positional and not required else {})}
     settings["metavar"] = metavar or _metavar(hint)
@@ -132,10 +133,10 @@ def _argument(parameter: inspect.Parameter, hint: Any, text: str) -> tuple[str, 
 
 def _metavar(hint: Any) -> str:
     """Return how help calls a value of a type."""
-    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
-    if get_origin(hint) is Literal:
-        return f"{{{','.join(map(str, kinds))}}}"
-    return _METAVARS[hint] if hint in _METAVARS else _metavar(kinds[0])
+    if hint in _METAVARS:
+        return _METAVARS[hint]
+    kinds = get_args(hint)  # choices, or the X of `X | None`
+    return f"{{{','.join(map(str, kinds))}}}" if get_origin(hint) is Literal else _metavar(kinds[0])
 
 
 def parse_arguments(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
@@ -153,12 +154,9 @@ def parse_arguments(parser: ArgumentParser, words: Sequence[str]) -> dict[str, A
 def call(function: Callable[..., Any], values: dict[str, Any]) -> Any:
     """Call a command with the values that its parser gives."""
     hints = get_type_hints(function)
-    return function(
-        **{
-            name: call(hint, values) if is_dataclass(hint := hints[name]) else values[name]
-            for name in inspect.signature(function).parameters
-        }
-    )
+    names = inspect.signature(function).parameters
+    groups = {n: call(hints[n], values) for n in names if is_dataclass(hints[n])}
+    return function(**{name: groups[name] if name in groups else values[name] for name in names})
 
 
 def _explain(parser: ArgumentParser, text: str) -> str:

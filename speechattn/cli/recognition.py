@@ -5,48 +5,54 @@ import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from speechattn.cli.common import Allow, Noise, Overrides, check_device
+from speechattn.cli.common import AllowInModel, Crops, Noise, check_device
 from speechattn.errors import ConfigError, SpeechattnError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """Model and search.
+    """Model and search."""
 
-    Args:
-        model: model directory.
-        search: class of the search, such as CtcBeamSearch, or a YAML file with a section `search`
-            (default: the model's).
-        overrides: change an option of the search, e.g. --set beam_size=20; may be repeated.
-        ngram: ARPA file of the model's units; set ngram_weight.
-        lm: directory of a Transformer language model; set lm_weight or lm_rescore_weight.
-        hot_words: text file with a phrase a line, a score behind a tab; set hot_words_weight.
-        graph: folder that `speechattn graph` made; for --search GraphSearch.
-        graph_ngram: larger ARPA file of the graph's words; set ngram_weight.
-        allow: plug-in package whose classes the model may name; may be repeated.
-        device: cpu, cuda (or gpu), cuda:1 or mps.
-        precision: arithmetic of the visual frontend on a CPU; mixed and bf16 are faster and may
-            change a text.
-        quantize: arithmetic of the large linear layers on a CPU; faster, may change a text
-            (default: float32).
-        threads: CPU threads (default: one a core).
-    """
-
-    model: Path
-    search: str | None = None
-    overrides: Overrides = ()
-    ngram: Path | None = None
-    lm: Path | None = None
-    hot_words: Path | None = None
-    graph: Path | None = None
-    graph_ngram: Path | None = None
-    allow: Allow = ()
-    device: str = "cpu"
-    precision: Literal["fp32", "mixed", "bf16"] = "fp32"
-    quantize: Literal["int8", "bf16"] | None = None
-    threads: int | None = None
+    model: Annotated[Path, "model directory"]
+    search: Annotated[
+        str | None,
+        "class of the search, such as CtcBeamSearch, or a YAML file with a section `search` "
+        "(default: the model's)",
+    ] = None
+    overrides: Annotated[
+        tuple[str, ...],
+        "change an option of the search, e.g. --set beam_size=20; may be repeated",
+        "--set",
+        "KEY=VALUE",
+    ] = ()
+    ngram: Annotated[Path | None, "ARPA file of the model's units; set ngram_weight"] = None
+    lm: Annotated[
+        Path | None, "directory of a Transformer language model; set lm_weight or lm_rescore_weight"
+    ] = None
+    hot_words: Annotated[
+        Path | None, "text file with a phrase a line, a score behind a tab; set hot_words_weight"
+    ] = None
+    graph: Annotated[
+        Path | None, "folder that `speechattn graph` made; for --search GraphSearch"
+    ] = None
+    graph_ngram: Annotated[
+        Path | None, "larger ARPA file of the graph's words; set ngram_weight"
+    ] = None
+    allow: AllowInModel = ()
+    device: Annotated[str, "cpu, cuda (or gpu), cuda:1 or mps"] = "cpu"
+    precision: Annotated[
+        Literal["fp32", "mixed", "bf16"],
+        "arithmetic of the visual frontend on a CPU; mixed and bf16 are faster and may change "
+        "a text",
+    ] = "fp32"
+    quantize: Annotated[
+        Literal["int8", "bf16"] | None,
+        "arithmetic of the large linear layers on a CPU; faster, may change a text (default: "
+        "float32)",
+    ] = None
+    threads: Annotated[int | None, "CPU threads (default: one a core)"] = None
 
     def load(self):
         """Return the transcriber that these options describe."""
@@ -74,18 +80,18 @@ class Recognition:
 
 
 def transcribe(
-    recognition: Recognition, files: tuple[str, ...], *,
-    format: Literal["txt", "json", "srt", "vtt", "tsv"] = "txt", output_dir: Path | None = None,
-    batch_size: int = 8
-) -> int:  # fmt: skip
-    """Transcribe media files.
-
-    Args:
-        files: face videos, mouth crops or sound.
-        format: format of the transcripts.
-        output_dir: folder for one transcript a file (default: all to standard output).
-        batch_size: files recognised together.
-    """
+    recognition: Recognition,
+    files: Annotated[tuple[str, ...], "face videos, mouth crops or sound"],
+    *,
+    format: Annotated[
+        Literal["txt", "json", "srt", "vtt", "tsv"], "format of the transcripts"
+    ] = "txt",
+    output_dir: Annotated[
+        Path | None, "folder for one transcript a file (default: all to standard output)"
+    ] = None,
+    batch_size: Annotated[int, "files recognised together"] = 8,
+) -> int:
+    """Transcribe media files."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -121,21 +127,24 @@ def transcribe(
 
 
 def stream(
-    recognition: Recognition, file: str = "-", *, format: Literal["txt", "json"] = "txt",
-    live: bool = False, chunk_size: int | None = None, left_context: int | None = None,
-    endpoint: float = 0.0
-) -> None:  # fmt: skip
-    """Recognise a file, or sound from a pipe, while it arrives.
-
-    Args:
-        file: media file, or - for raw sound on standard input: 16 bits, little-endian, mono, at
-            the model's rate.
-        format: words with their times, or a JSON object an update.
-        live: read a file no faster than it plays.
-        chunk_size: hidden frames of a chunk (default: the model's).
-        left_context: hidden frames before a chunk, -1 for all (default: the model's).
-        endpoint: seconds of silence that end an utterance, 0 for never.
-    """
+    recognition: Recognition,
+    file: Annotated[
+        str,
+        "media file, or - for raw sound on standard input: 16 bits, little-endian, mono, at "
+        "the model's rate",
+    ] = "-",
+    *,
+    format: Annotated[
+        Literal["txt", "json"], "words with their times, or a JSON object an update"
+    ] = "txt",
+    live: Annotated[bool, "read a file no faster than it plays"] = False,
+    chunk_size: Annotated[int | None, "hidden frames of a chunk (default: the model's)"] = None,
+    left_context: Annotated[
+        int | None, "hidden frames before a chunk, -1 for all (default: the model's)"
+    ] = None,
+    endpoint: Annotated[float, "seconds of silence that end an utterance, 0 for never"] = 0.0,
+) -> None:
+    """Recognise a file, or sound from a pipe, while it arrives."""
     from speechattn.data.reader import in_real_time, pieces_of_pipe
     from speechattn.transcribe.streaming.session import StreamOptions
 
@@ -162,19 +171,19 @@ def stream(
 
 
 def decode(
-    recognition: Recognition, *, cuts: Path, output: Path, noise: Noise, crops: Path | None = None,
-    batch_seconds: float = 60.0, details: int = 6, profile: bool = False
-) -> None:  # fmt: skip
-    """Recognise the utterances of a manifest.
-
-    Args:
-        cuts: Lhotse cuts.
-        output: decode folder to make.
-        crops: folder of mouth crops, for a model that reads lips.
-        batch_seconds: seconds of a padded batch at most.
-        details: number of utterances whose posteriors and attention are kept for the report.
-        profile: print which operators took the time.
-    """
+    recognition: Recognition,
+    *,
+    cuts: Annotated[Path, "Lhotse cuts"],
+    output: Annotated[Path, "decode folder to make"],
+    noise: Noise,
+    crops: Crops = None,
+    batch_seconds: Annotated[float, "seconds of a padded batch at most"] = 60.0,
+    details: Annotated[
+        int, "number of utterances whose posteriors and attention are kept for the report"
+    ] = 6,
+    profile: Annotated[bool, "print which operators took the time"] = False,
+) -> None:
+    """Recognise the utterances of a manifest."""
     from speechattn.transcribe.manifests import decode_cuts
     from speechattn.transcribe.timing import profiled
 

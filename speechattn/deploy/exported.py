@@ -29,11 +29,9 @@ FRONTEND = "frontend.safetensors"
 
 
 class OnnxDecoder(Decoder):
-    """An exported decoder with the interface that a search uses; it takes one token at a time.
+    """The graphs of a folder as a decoder for a search, with the sizes of the one exported.
 
-    Args:
-        source: the decoder that was exported; its sizes are read.
-        folder: of the graphs.
+    It takes one token at a time.
     """
 
     scores_sequences = False
@@ -59,17 +57,12 @@ class OnnxDecoder(Decoder):
         tree = state.tree
         key, value = (torch.stack(x) for x in zip(*tree.cache, strict=True))
         memory_key, memory_value = (torch.stack(x) for x in zip(*state.memory, strict=True))
-        log_probs, key, value = run_session(
-            self.step_session,
-            token=token.view(state.utterances, -1),
-            position=torch.tensor(tree.depth),
-            path=tree.path,
-            key=key,
-            value=value,
-            memory_key=memory_key,
-            memory_value=memory_value,
-            memory_mask=state.memory_mask[:, 0, 0],
-        )
+        tokens = token.view(state.utterances, -1)
+        place = {"token": tokens, "position": torch.tensor(tree.depth)}
+        past = {"path": tree.path, "key": key, "value": value}
+        memory = {"memory_key": memory_key, "memory_value": memory_value}
+        memory["memory_mask"] = state.memory_mask[:, 0, 0]
+        log_probs, key, value = run_session(self.step_session, **place, **past, **memory)
         cache = tuple(zip(key, value, strict=True))
         return log_probs.flatten(0, 1), replace(state, tree=tree.grown(cache, tree.growth()))
 
@@ -85,10 +78,9 @@ class OnnxModel(nn.Module):
     def __init__(self, source: SpeechModel, folder: str | Path):
         super().__init__()
         folder = Path(folder)
-        self.modalities = source.modalities
-        self.vocab_size, self.frame_shift = source.vocab_size, source.frame_shift
+        self.modalities, self.vocab_size = source.modalities, source.vocab_size
+        self.sample_rate, self.frame_shift = source.sample_rate, source.frame_shift
         self.crop_size, self.video_fps = source.crop_size, source.video_fps
-        self.sample_rate = source.sample_rate
         self.frontend = source.streams["video"].frontend if "video" in source.streams else None
         self.encoder = open_session(folder / ENCODER)
         self.decoder = None if source.decoder is None else OnnxDecoder(source.decoder, folder)
@@ -154,11 +146,9 @@ def is_exported(folder: str | Path) -> bool:
 
 
 def load_exported(folder: str | Path, allow: Iterable[str] = ()) -> OnnxModel | Ensemble:
-    """Load the graphs of an exported folder.
+    """Load the graphs of a folder as `export_dir` writes it.
 
-    Args:
-        folder: as `export_dir` writes it.
-        allow: packages beside this one whose classes config.yaml may name.
+    `allow` lists packages beside this one whose classes config.yaml may name.
 
     Raises:
         ConfigError: a file is missing or does not fit, or onnxruntime is not installed.
@@ -168,10 +158,8 @@ def load_exported(folder: str | Path, allow: Iterable[str] = ()) -> OnnxModel | 
     if "ensemble" not in config:
         return load_one(folder, config["model"], vocab_size, allow)
     ensemble = config["ensemble"]
-    models = {
-        name: load_one(folder / name, section, vocab_size, allow)
-        for name, section in ensemble["models"].items()
-    }
+    sections = ensemble["models"].items()
+    models = {name: load_one(folder / name, one, vocab_size, allow) for name, one in sections}
     return Ensemble(models, ensemble["weights"])
 
 

@@ -44,19 +44,15 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        return torch.ops.mkldnn._linear_pointwise(
-            x, self.packed, self.bias, self.activation, [], ""
-        )
+        linear = torch.ops.mkldnn._linear_pointwise
+        return linear(x, self.packed, self.bias, self.activation, [], "")
 
 
 def pack(model: nn.Module) -> nn.Module:
-    """Pack the linear layers of a model in place, where this processor's library can.
-
-    Args:
-        model: float32 on a CPU, not to be trained any more.
+    """Pack the linear layers of a float32 model on a CPU, where this processor's library can.
 
     Returns:
-        The model, in evaluation mode.
+        The same model, in evaluation mode, not to be trained any more.
     """
     if not (PACKS and torch.backends.mkldnn.is_available()):
         return model.eval()
@@ -72,8 +68,5 @@ def pack(model: nn.Module) -> nn.Module:
 
 def is_worth_packing(layer: nn.Module) -> bool:
     """Return whether packing this layer gains time."""
-    return (
-        type(layer) is nn.Linear  # subclasses may compute something else
-        and layer.weight.dtype == torch.float32
-        and layer.weight.numel() >= MIN_WEIGHTS
-    )
+    plain = type(layer) is nn.Linear  # subclasses may compute something else
+    return plain and layer.weight.dtype == torch.float32 and layer.weight.numel() >= MIN_WEIGHTS

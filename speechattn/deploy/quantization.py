@@ -37,10 +37,8 @@ class Int8Linear(nn.Module):
     """A linear layer with int8 weights and inputs quantized row by row. It has no gradients.
 
     With x = offset + scale * q and q in 0..255, W x + b is scale * (W q) + offset * (W 1) + b, of
-    which only W q is a matrix product: of bytes, summed in 32 bits.
-
-    Args:
-        linear: the trained layer, float32 on a CPU; its weights are copied.
+    which only W q is a matrix product: of bytes, summed in 32 bits. The trained layer is in float32
+    on a CPU; its weights are copied.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -90,11 +88,7 @@ class Int8Linear(nn.Module):
 
 
 class Bf16Linear(nn.Module):
-    """A linear layer with products in bfloat16, summed in float32. It has no gradients.
-
-    Args:
-        linear: the trained layer, float32 on a CPU; its weights are copied.
-    """
+    """A copy of a trained layer with products in bfloat16, summed in float32, without gradients."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()

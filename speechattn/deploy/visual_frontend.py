@@ -35,15 +35,11 @@ logger = logging.getLogger(__name__)
 FRAMES_AT_ONCE = 64
 
 # oneDNN's convolutions fused with what follows them; torch.compile emits the same calls.
-FUSED = all(
-    hasattr(torch.ops.mkldnn, name)
-    for name in (
-        "_convolution_pointwise",
-        "_convolution_pointwise_",
-        "_reorder_convolution_weight",
-        "_is_mkldnn_bf16_supported",
-    )
+_NEEDED = (
+    "_convolution_pointwise _convolution_pointwise_ _reorder_convolution_weight "
+    "_is_mkldnn_bf16_supported"
 )
+FUSED = all(hasattr(torch.ops.mkldnn, name) for name in _NEEDED.split())
 FUSED_NAMES = {nn.ReLU: "relu", nn.SiLU: "swish"}
 
 
@@ -59,8 +55,7 @@ class FoldedConv(nn.Module):
 
     Args:
         conv: the convolution; the stem's 3-D one becomes a 2-D one over stacked frames.
-        norm: the batch norm after it, if there is one.
-        act: the non-linearity after that, if there is one.
+        norm, act: the batch norm and the non-linearity after it, if there are any.
         dtype: of the arithmetic.
     """
 
@@ -75,8 +70,7 @@ class FoldedConv(nn.Module):
         weight = conv.weight.detach()
         if weight.dim() == 5:
             weight = stack_kernel(weight)
-        bias = conv.bias
-        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+        bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach()
         if norm is not None:
             # In double precision, as the quotient of two rounded numbers would be off.
             scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
@@ -85,8 +79,7 @@ class FoldedConv(nn.Module):
         weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias.detach().to(dtype))
-        self.stride = list(conv.stride[-2:])
-        self.padding = list(conv.padding[-2:])
+        self.stride, self.padding = list(conv.stride[-2:]), list(conv.padding[-2:])
         self.groups = conv.groups
         self.act = copy.deepcopy(act).to(dtype) if act is not None else None
         self.fused_name = FUSED_NAMES.get(type(act), "none")
@@ -109,27 +102,21 @@ class FoldedConv(nn.Module):
             y = y if total is None else y.add_(total)
             return y if self.act is None else self.act(y)
         ops = torch.ops.mkldnn
-        if self.packed is None:
-            self.packed = ops._reorder_convolution_weight(
-                self.weight, self.padding, self.stride, [1, 1], self.groups, list(x.shape)
-            )
         shape = (self.padding, self.stride, [1, 1], self.groups)
+        if self.packed is None:
+            self.packed = ops._reorder_convolution_weight(self.weight, *shape, list(x.shape))
+        args = (self.packed, self.bias, *shape)
         if total is None:
-            y = ops._convolution_pointwise(
-                x, self.packed, self.bias, *shape, self.fused_name, [], ""
-            )
+            y = ops._convolution_pointwise(x, *args, self.fused_name, [], "")
             return y if self.act is None or self.fused_name != "none" else self.act(y)
         # The only non-linearity that oneDNN fuses after a sum.
         name = "relu" if self.fused_name == "relu" else None
-        y = ops._convolution_pointwise_.binary(
-            total, x, self.packed, self.bias, *shape, "add", 1.0, name, [], ""
-        )
+        y = ops._convolution_pointwise_.binary(total, x, *args, "add", 1.0, name, [], "")
         return y if self.act is None or name else self.act(y)
 
     def convolve(self, x: Tensor) -> Tensor:
-        return nn.functional.conv2d(
-            x, self.weight, self.bias, self.stride, self.padding, 1, self.groups
-        )
+        shape = (self.stride, self.padding, 1, self.groups)
+        return nn.functional.conv2d(x, self.weight, self.bias, *shape)
 
 
 def fold_layers(layers: Sequence[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
@@ -172,11 +159,9 @@ class FoldedBlock(nn.Module):
 
 
 class FoldedResNet(PackedFrontend):
-    """A ResNet over frames, folded. It has no training mode and no gradients.
+    """A copy of a ResNet over frames, folded, without training mode and gradients.
 
-    Args:
-        source: the trained frontend; its weights are copied.
-        precision: see `fold_frontend`; features come out as float32 in any case.
+    `precision` is that of `fold_frontend`; features come out as float32 in any case.
     """
 
     def __init__(self, source: PackedResNet, precision: Precision):
@@ -187,9 +172,8 @@ class FoldedResNet(PackedFrontend):
         low = {"fp32": 0, "mixed": len(source.trunk) // 4, "bf16": len(source.trunk)}[precision]
         dtypes = [self.dtype] * low + [torch.float32] * (len(source.trunk) - low)
         self.windows = copy.deepcopy(source.windows)
-        self.stem = nn.Sequential(
-            *fold_layers([*source.stem, source.stem_norm, source.stem_act], self.dtype)
-        )
+        stem = [*source.stem, source.stem_norm, source.stem_act]
+        self.stem = nn.Sequential(*fold_layers(stem, self.dtype))
         self.pool = copy.deepcopy(source.pool)
         self.trunk = nn.ModuleList(map(FoldedBlock, source.trunk, dtypes))
         self.output_norm = copy.deepcopy(source.output_norm)
@@ -210,8 +194,7 @@ class FoldedResNet(PackedFrontend):
         return unpack(self.output_norm(y), lengths, x.shape[1]), lengths
 
     def describe(self, pictures: Tensor, first: Tensor, clips: Clips | None) -> Tensor:
-        y = self.windows.gather(pictures, first).to(self.dtype)
-        y = self.pool(self.stem(y))
+        y = self.pool(self.stem(self.windows.gather(pictures, first).to(self.dtype)))
         for block in self.trunk:
             y = block(y.to(block.dtype), clips)
         return y.mean((2, 3), dtype=torch.float32)

@@ -5,12 +5,7 @@ network, A alternatives of all columns, T frames, U tokens, V units, L layers, H
 """
 
 from speechattn.evaluation.bootstrap import BootstrapOptions
-from speechattn.evaluation.error_rate import (
-    ErrorCounts,
-    ScoreReport,
-    UtteranceScore,
-    score,
-)
+from speechattn.evaluation.error_rate import ErrorCounts, ScoreReport, UtteranceScore, score
 from speechattn.evaluation.score_files import score_both, score_files
 from speechattn.evaluation.text import TextNormalization, normalize, split_units
 

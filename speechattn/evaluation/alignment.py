@@ -24,11 +24,7 @@ def format_alignment(pairs: Sequence[Pair], width: int = 100) -> str:
     """Format three lines (REF, HYP, EVAL) with the units of a pair below each other.
 
     Columns are measured in terminal cells, so CJK lines up. Gaps are shown as asterisks, spaces as
-    open boxes.
-
-    Args:
-        pairs: an alignment.
-        width: cells after which a new group of three lines begins.
+    open boxes. After `width` cells a new group of three lines begins.
     """
     groups: list[list[list[str]]] = [[[], [], []]]
     used = 0
@@ -39,16 +35,9 @@ def format_alignment(pairs: Sequence[Pair], width: int = 100) -> str:
             groups.append([[], [], []])
             used = 0
         used += cells + 1
-        for line, unit in zip(
-            groups[-1],
-            [*(unit or "*" * cells for unit in shown), operation(pair)],
-            strict=True,
-        ):
+        units = [*(unit or "*" * cells for unit in shown), operation(pair)]
+        for line, unit in zip(groups[-1], units, strict=True):
             line.append(unit + " " * (cells - cell_len(unit)))
-    return "\n".join(
-        "\n".join(
-            f"{label:<5} {' '.join(line)}".rstrip()
-            for label, line in zip(("REF", "HYP", "EVAL"), group, strict=True)
-        )
-        for group in groups
-    )
+    labels = ("REF", "HYP", "EVAL")
+    lines = (line for group in groups for line in zip(labels, group, strict=True))
+    return "\n".join(f"{label:<5} {' '.join(line)}".rstrip() for label, line in lines)

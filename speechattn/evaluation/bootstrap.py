@@ -44,8 +44,7 @@ def error_rate_interval(
     """Return the percentile interval of ``sum(errors) / sum(lengths)``.
 
     Args:
-        errors: (B,) errors of each utterance.
-        lengths: (B,) reference length of each utterance.
+        errors, lengths: (B,) errors and reference length of each utterance.
         options: its `blocks` is for the caller.
         blocks: (B,) labels; utterances of one label are drawn together. None draws utterances.
 

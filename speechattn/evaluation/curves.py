@@ -69,10 +69,7 @@ def by_epoch(metrics: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, 
 
 
 def _lines(
-    axes: Axes,
-    title: str,
-    series: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    unit: str = "epoch",
+    axes: Axes, title: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]], unit: str = "epoch"
 ) -> None:
     for i, (label, (x, y)) in enumerate(series.items()):
         style = "-" if i < 2 else "--"
@@ -81,16 +78,9 @@ def _lines(
         x, y = next(iter(series.values()))
         best = int(np.argmin(y))
         axes.plot(x[best], y[best], "o", color=SERIES[0], markersize=4)
-        axes.text(
-            0.98,
-            0.97,
-            f"best {y[best]:.3g} at {unit} {x[best]:g}",
-            transform=axes.transAxes,
-            ha="right",
-            va="top",
-            fontsize=8,
-            color=MUTED,
-        )
+        text = f"best {y[best]:.3g} at {unit} {x[best]:g}"
+        corner = {"transform": axes.transAxes, "ha": "right", "va": "top"}
+        axes.text(0.98, 0.97, text, **corner, fontsize=8, color=MUTED)
     axes.set_title(title)
     axes.set_xlabel(unit)
     axes.grid(axis="y", color=GRID, linewidth=0.8)

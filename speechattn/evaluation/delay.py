@@ -48,8 +48,7 @@ class Word:
 
     Attributes:
         text: normalised.
-        start: seconds; for a recognised word, the emission of its first token.
-        end: seconds; for a recognised word, the emission of its last token.
+        start, end: seconds; for a recognised word, the emission of its first and last token.
     """
 
     text: str
@@ -63,8 +62,7 @@ class Delay:
 
     Attributes:
         words: number of words.
-        mean: over the words.
-        p90: 90th percentile.
+        mean, p90: mean and 90th percentile over the words.
         ci_low, ci_high: bootstrap interval of the mean, over utterances.
     """
 
@@ -80,10 +78,8 @@ class DelayReport:
     """Delays of a test set.
 
     Attributes:
-        end: end delay of all recognised words.
-        start: their start delay.
-        first: end delay of the utterances' first words.
-        last: end delay of their last words.
+        end, start: end and start delay of all recognised words.
+        first, last: end delay of the utterances' first and last words.
         reference_words: number of words in the reference.
     """
 
@@ -102,17 +98,14 @@ class DelayReport:
         table = Table(title=f"emission delay of {self.end.words} of {self.reference_words} words")
         for column in ("ms", "words", "mean", "CI", "90 %"):
             table.add_column(column, justify="left" if column == "ms" else "right")
-        for name, text in (
-            ("end", "end delay"),
-            ("first", "end delay, first words"),
-            ("last", "end delay, last words"),
-            ("start", "start delay"),
-        ):
-            delay = getattr(self, name)
-            mean, low, high, p90 = (
-                "-" if x is None else f"{x:.0f}"
-                for x in (delay.mean, delay.ci_low, delay.ci_high, delay.p90)
-            )
+        for text, delay in {
+            "end delay": self.end,
+            "end delay, first words": self.first,
+            "end delay, last words": self.last,
+            "start delay": self.start,
+        }.items():
+            numbers = (delay.mean, delay.ci_low, delay.ci_high, delay.p90)
+            mean, low, high, p90 = ("-" if x is None else f"{x:.0f}" for x in numbers)
             table.add_row(text, str(delay.words), mean, f"{low} to {high}", p90)
         console.print(table)
 
@@ -133,9 +126,8 @@ def emission_delay(
         SpeechattnError: a recognised utterance has no reference.
     """
     if extra := sorted(recognised.keys() - references.keys()):
-        raise SpeechattnError(
-            f"{len(extra)} utterances have no reference times, such as {extra[0]}"
-        )
+        count = len(extra)
+        raise SpeechattnError(f"{count} utterances have no reference times, such as {extra[0]}")
     end, start, first, last = ([[] for _ in references] for _ in range(4))  # by utterance
     for row, (utterance, words) in enumerate(references.items()):
         for i, j in matches(words, recognised.get(utterance, ())):
@@ -153,9 +145,8 @@ def emission_delay(
 
 def matches(references: Sequence[Word], recognised: Sequence[Word]) -> list[tuple[int, int]]:
     """Return the pairs of indices (reference, recognised) of words that an alignment matches."""
-    pairs = align([w.text for w in references], [w.text for w in recognised], "")
     matched, i, j = [], 0, 0
-    for ref, hyp in pairs:
+    for ref, hyp in align([w.text for w in references], [w.text for w in recognised], ""):
         if ref and ref == hyp:
             matched.append((i, j))
         i, j = i + bool(ref), j + bool(hyp)
@@ -241,8 +232,7 @@ def score_delay(
     Args:
         decode_dir: with `transcripts.jsonl`.
         ref_times: Lhotse cuts of the same utterances with word alignments.
-        frame_shift: seconds from one encoder frame to the next.
-        chunk: seconds of the encoder's chunks; 0 for frame by frame.
+        frame_shift, chunk: as of `emitted_words`.
         console: where a table is printed; None prints nothing.
 
     Raises:

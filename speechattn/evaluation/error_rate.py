@@ -5,7 +5,7 @@ Counts are those of a Levenshtein alignment with unit costs (kaldialign), after 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,8 +29,7 @@ class ErrorCounts:
     Args:
         insertions, deletions, substitutions: errors.
         reference_length: units of the references.
-        utterances: number of utterances.
-        wrong_utterances: number of utterances with an error.
+        utterances, wrong_utterances: number of all utterances, and of those with an error.
     """
 
     insertions: int
@@ -56,16 +55,8 @@ class ErrorCounts:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counts and rates under their names in score.json."""
-        return {
-            "error_rate": self.error_rate,
-            "errors": self.errors,
-            "insertions": self.insertions,
-            "deletions": self.deletions,
-            "substitutions": self.substitutions,
-            "reference_length": self.reference_length,
-            "utterances": self.utterances,
-            "sentence_error_rate": self.sentence_error_rate,
-        }
+        names = "error_rate errors insertions deletions substitutions reference_length utterances"
+        return {name: getattr(self, name) for name in [*names.split(), "sentence_error_rate"]}
 
 
 @dataclass(frozen=True)
@@ -75,8 +66,7 @@ class UtteranceScore:
     Args:
         id: utterance id.
         speaker: None if the tables have no speakers.
-        reference: units of the reference.
-        hypothesis: units of the hypothesis; empty for a missing one.
+        reference, hypothesis: their units; no units for a missing hypothesis.
         insertions, deletions, substitutions: errors of the alignment.
     """
 
@@ -149,13 +139,8 @@ class ScoreReport:
 
     def confusions(self, count: int) -> list[tuple[Pair, int]]:
         """Return the most frequent errors as ((reference unit, hypothesis unit), count)."""
-        pairs = Counter(
-            pair
-            for utterance in self.utterances
-            if utterance.errors
-            for pair in utterance.alignment()
-            if pair[0] != pair[1]
-        )
+        wrong = [utterance for utterance in self.utterances if utterance.errors]
+        pairs = Counter(pair for u in wrong for pair in u.alignment() if pair[0] != pair[1])
         return sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:count]
 
     def render(self, console: Console | None = None, show_alignments: bool = False) -> None:
@@ -163,26 +148,20 @@ class ScoreReport:
         console = console or Console()
         console.print(self._rich_table())
         if self.ci_low is not None:
-            console.print(
-                f"{self.ci_level:.0%} interval by bootstrap over {self.ci_blocks}s", style="dim"
-            )
+            text = f"{self.ci_level:.0%} interval by bootstrap over {self.ci_blocks}s"
+            console.print(text, style="dim")
         for ids, meaning in (
             (self.missing, "without a hypothesis, counted as deletions"),
             (self.extra, "without a reference, left out"),
         ):
             if ids:
                 console.print(f"{len(ids)} {meaning}: {_shortened(ids)}", style="yellow")
-        if show_alignments:
-            for utterance in self.utterances:
-                if utterance.errors:
-                    title = utterance.id + (f" ({utterance.speaker})" if utterance.speaker else "")
-                    console.print(
-                        f"\n{title}: {utterance.errors} errors / {len(utterance.reference)}\n"
-                        + format_alignment(utterance.alignment()),
-                        markup=False,
-                        highlight=False,
-                        soft_wrap=True,
-                    )
+        for utterance in self.utterances if show_alignments else ():
+            if utterance.errors:
+                title = utterance.id + (f" ({utterance.speaker})" if utterance.speaker else "")
+                text = f"\n{title}: {utterance.errors} errors / {len(utterance.reference)}\n"
+                text += format_alignment(utterance.alignment())
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _rich_table(self) -> RichTable:
         name = RATE_NAMES[self.unit]
@@ -229,18 +208,13 @@ def score(
     normalization = normalization or TextNormalization()
     bootstrap = bootstrap or BootstrapOptions()
     missing, extra = _unmatched(reference, hypothesis, allow_missing, allow_extra)
-    unknown = [key for key in reference if speakers and key not in speakers]
-    if unknown:
+    if unknown := [key for key in reference if speakers and key not in speakers]:
         raise SpeechattnError(f"{len(unknown)} ids have no speaker: {_shortened(unknown)}")
-    utterances = tuple(
-        _score_one(
-            key,
-            speakers[key] if speakers else None,
-            split_units(normalize(text, normalization), unit),
-            split_units(normalize(hypothesis.get(key, ""), normalization), unit),
-        )
-        for key, text in reference.items()
-    )
+    utterances = []
+    for key, text in reference.items():
+        texts = (text, hypothesis.get(key, ""))
+        units = (tuple(split_units(normalize(t, normalization), unit)) for t in texts)
+        utterances.append(_score_one(key, speakers[key] if speakers else None, *units))
     total = _sum(utterances)
     if not total.reference_length:
         raise SpeechattnError(f"nothing to score: {len(reference)} references without any {unit}")
@@ -260,15 +234,16 @@ def score(
         bootstrap,
         [str(u.speaker) for u in utterances] if blocks == "speaker" else None,
     )
+    low, high = (100 * end for end in interval) if interval else (None, None)
     return ScoreReport(
         unit=unit,
         total=total,
-        ci_low=100 * interval[0] if interval else None,
-        ci_high=100 * interval[1] if interval else None,
+        ci_low=low,
+        ci_high=high,
         ci_level=bootstrap.level,
         ci_blocks=blocks,
         speakers={name: _sum(items) for name, items in by_speaker.items()},
-        utterances=utterances,
+        utterances=tuple(utterances),
         missing=missing,
         extra=extra,
         normalization=normalization,
@@ -303,26 +278,17 @@ def _unmatched(
 
 
 def _score_one(
-    key: str, speaker: str | None, reference: Sequence[str], hypothesis: Sequence[str]
+    key: str, speaker: str | None, reference: tuple[str, ...], hypothesis: tuple[str, ...]
 ) -> UtteranceScore:
-    errors = kaldialign.edit_distance(reference, hypothesis)
-    return UtteranceScore(
-        id=key,
-        speaker=speaker,
-        reference=tuple(reference),
-        hypothesis=tuple(hypothesis),
-        insertions=errors["ins"],
-        deletions=errors["del"],
-        substitutions=errors["sub"],
-    )
+    counts = kaldialign.edit_distance(reference, hypothesis)
+    errors = (counts[name] for name in ("ins", "del", "sub"))
+    return UtteranceScore(key, speaker, reference, hypothesis, *errors)
 
 
-def _sum(utterances: Iterable[UtteranceScore]) -> ErrorCounts:
-    utterances = list(utterances)
+def _sum(utterances: Sequence[UtteranceScore]) -> ErrorCounts:
+    errors = ("insertions", "deletions", "substitutions")
     return ErrorCounts(
-        insertions=sum(u.insertions for u in utterances),
-        deletions=sum(u.deletions for u in utterances),
-        substitutions=sum(u.substitutions for u in utterances),
+        **{name: sum(getattr(u, name) for u in utterances) for name in errors},
         reference_length=sum(len(u.reference) for u in utterances),
         utterances=len(utterances),
         wrong_utterances=sum(u.errors > 0 for u in utterances),
@@ -330,18 +296,10 @@ def _sum(utterances: Iterable[UtteranceScore]) -> ErrorCounts:
 
 
 def _cells(counts: ErrorCounts, interval: str) -> list[str]:
-    numbers = (
-        counts.utterances,
-        counts.reference_length,
-        counts.insertions,
-        counts.deletions,
-        counts.substitutions,
-    )
-    rates = [
-        "\u2013" if rate is None else f"{rate:.2f}"
-        for rate in (counts.error_rate, counts.sentence_error_rate)
-    ]
-    return [*map(str, numbers), rates[0], interval, rates[1]]
+    numbers = "utterances reference_length insertions deletions substitutions".split()
+    rates = (counts.error_rate, counts.sentence_error_rate)
+    errors, sentences = ("\u2013" if rate is None else f"{rate:.2f}" for rate in rates)
+    return [*(str(getattr(counts, name)) for name in numbers), errors, interval, sentences]
 
 
 def _shortened(ids: Sequence[str], count: int = 5) -> str:

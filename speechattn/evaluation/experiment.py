@@ -56,14 +56,8 @@ class Decode:
         if not (ref.is_file() and hyp.is_file()):
             return None
         try:
-            return score_files(
-                ref,
-                hyp,
-                unit,
-                allow_missing=True,
-                allow_extra=True,
-                bootstrap=BootstrapOptions(replications=0),
-            )
+            none = BootstrapOptions(replications=0)
+            return score_files(ref, hyp, unit, allow_missing=True, allow_extra=True, bootstrap=none)
         except SpeechattnError as error:
             log.warning("left out of the report: %s", error)
             return None
@@ -74,8 +68,7 @@ class Experiment:
     """One experiment folder.
 
     Args:
-        name: name in tables.
-        folder: its path.
+        name, folder: its name in tables, and its path.
         meta: content of meta.json, or empty.
         metrics: columns of metrics.csv as (rows,) float64 with NaN for blanks; may be empty.
         decodes: its decoded splits.
@@ -105,8 +98,7 @@ class Details:
 
     Args:
         id: utterance id.
-        text: the hypothesis.
-        reference: the reference.
+        text, reference: the hypothesis and the reference.
         tokens: (U,) decoded tokens, without start and end.
         frame_shift: seconds per encoder frame.
         ctc: (T, V) posteriors in [0, 1], or None.
@@ -140,12 +132,9 @@ def read_experiments(folders: Iterable[str | Path] | Mapping[str, str | Path]) -
     Raises:
         SpeechattnError: a folder does not exist.
     """
-    named = (
-        list(folders.items())
-        if isinstance(folders, Mapping)
-        else [(Path(folder).resolve().name, folder) for folder in folders]
-    )
-    return [read_experiment(folder, name) for name, folder in named]
+    if isinstance(folders, Mapping):
+        return [read_experiment(folder, name) for name, folder in folders.items()]
+    return [read_experiment(folder) for folder in folders]
 
 
 def read_experiment(folder: str | Path, name: str | None = None) -> Experiment:
@@ -154,22 +143,14 @@ def read_experiment(folder: str | Path, name: str | None = None) -> Experiment:
     if not folder.is_dir():
         raise SpeechattnError(f"{folder}: no such experiment folder")
     meta = _read_json(folder / "model" / "meta.json") or _read_json(folder / "meta.json")
-    return Experiment(
-        name=name or folder.resolve().name,
-        folder=folder,
-        meta=meta,
-        metrics=read_metrics(folder / "train" / "metrics.csv"),
-        decodes=tuple(
-            Decode(
-                split=path.name.removeprefix("decode_"),
-                folder=path,
-                scores=read_scores(path),
-                details=tuple(sorted((path / "details").glob("*.npz"))),
-            )
-            for path in sorted(folder.glob("decode_*"))
-            if path.is_dir()
-        ),
-    )
+    metrics = read_metrics(folder / "train" / "metrics.csv")
+    decodes = []
+    for path in sorted(folder.glob("decode_*")):
+        if path.is_dir():
+            details = tuple(sorted((path / "details").glob("*.npz")))
+            split = path.name.removeprefix("decode_")
+            decodes.append(Decode(split, path, read_scores(path), details))
+    return Experiment(name or folder.resolve().name, folder, meta, metrics, tuple(decodes))
 
 
 def read_scores(decode_dir: Path) -> dict[str, dict[str, Any]]:
@@ -193,9 +174,7 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
 def read_details(path: Path, vocabulary: tuple[str, ...] | None = None) -> Details | None:
     """Read ``details/<utterance>.npz``; None, with a warning, when the file is damaged.
 
-    Args:
-        path: the file.
-        vocabulary: (V,) token strings, used if the file has none.
+    `vocabulary` has (V,) token strings, used if the file has none.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -208,12 +187,11 @@ def read_details(path: Path, vocabulary: tuple[str, ...] | None = None) -> Detai
         vocabulary = tuple(map(str, content["vocabulary"]))
     if vocabulary and ctc is not None and len(vocabulary) != ctc.shape[1]:
         vocabulary = None
-    tokens = tuple(map(str, content.get("tokens", ())))
     return Details(
         id=path.stem,
         text=str(content.get("text", "")),
         reference=str(content.get("reference", "")),
-        tokens=tokens,
+        tokens=tuple(map(str, content.get("tokens", ()))),
         frame_shift=float(content.get("frame_shift", 0.04)),
         ctc=None if ctc is None else ctc.astype(np.float32),
         cross_attention=_ranked(content, "cross_attention", 4),

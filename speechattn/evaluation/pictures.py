@@ -4,6 +4,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from rich.cells import cell_len
 
@@ -18,11 +19,7 @@ MAX_ROWS = 40  # units shown of the posteriors
 
 
 def utterance_picture(details: Details) -> str:
-    """Draw crops, transcript, posteriors and attention over one time axis, as far as there are any.
-
-    Returns:
-        SVG, or an empty string without any of them.
-    """
+    """Draw crops, transcript, posteriors, attention over one time axis as SVG; "" without any."""
     attention = details.cross_attention
     posteriors = None if details.ctc is None else ctc_rows(details.ctc)
     words = words_in_time(details)
@@ -64,37 +61,21 @@ def utterance_picture(details: Details) -> str:
 
 
 def heads_picture(attention: np.ndarray) -> str:
-    """Draw every head of every layer, and each layer's mean, as small multiples.
-
-    Args:
-        attention: (L, H, U, T) weights.
-    """
+    """Draw each head of weights (L, H, U, T), and each layer's mean, as small multiples."""
     layers, heads = attention.shape[:2]
     columns = heads + 1
     cell = (WIDTH - 0.6) / max(columns, 5)
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(0.6 + cell * columns, 0.3 + layers * (0.55 * cell + 0.08)))
         grid = figure.subplots(layers, columns, squeeze=False)
-        figure.subplots_adjust(
-            left=0.6 / figure.get_figwidth(),
-            right=1,
-            bottom=0.01,
-            top=1 - 0.25 / figure.get_figheight(),
-            wspace=0.06,
-            hspace=0.12,
-        )
+        left, top = 0.6 / figure.get_figwidth(), 1 - 0.25 / figure.get_figheight()
+        edges = {"left": left, "right": 1, "bottom": 0.01, "top": top}
+        figure.subplots_adjust(**edges, wspace=0.06, hspace=0.12)
         for layer in range(layers):
             weights = attention[layer].astype(np.float32)
             pictures = [_shrink(picture, 120, 200) for picture in (*weights, weights.mean(axis=0))]
             for column, (axes, picture) in enumerate(zip(grid[layer], pictures, strict=True)):
-                axes.imshow(
-                    picture,
-                    aspect="auto",
-                    cmap=HEAT,
-                    vmin=0,
-                    vmax=_ceiling(picture),
-                    interpolation="none",
-                )
+                _image(axes, picture, vmax=_ceiling(picture))
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(column == heads)
                 axes.spines[:].set_color(MUTED)
@@ -102,19 +83,12 @@ def heads_picture(attention: np.ndarray) -> str:
                     title = "mean" if column == heads else f"head {column + 1}"
                     axes.set_title(title, fontsize=8, color=MUTED, pad=3)
                 if column == 0:
-                    axes.set_ylabel(
-                        f"layer {layer + 1}", fontsize=8, rotation=0, ha="right", va="center"
-                    )
+                    _side_label(axes, f"layer {layer + 1}", 8)
         return to_svg(figure)
 
 
 def ctc_rows(ctc: np.ndarray, threshold: float = 0.1) -> list[int]:
-    """Return the units whose posteriors ever pass a threshold, without blank, in order of time.
-
-    Args:
-        ctc: (T, V) posteriors.
-        threshold: of the posterior.
-    """
+    """Return the units but blank whose posteriors (T, V) pass a threshold, in order of time."""
     peaks = ctc.max(axis=0)
     peaks[0] = 0
     chosen = np.flatnonzero(peaks >= threshold)
@@ -153,15 +127,8 @@ def _film(axes: Axes, details: Details, shape: float) -> None:
     count = min(count, len(crops))
     middle = ((np.arange(count) + 0.5) * len(crops) / count).astype(int)
     strip = np.concatenate(list(crops[middle]), axis=1)
-    axes.imshow(
-        strip,
-        aspect="auto",
-        cmap="gray",
-        vmin=0,
-        vmax=255,
-        extent=(0, details.duration, 0, 1),
-        interpolation="antialiased",
-    )
+    extent = (0, details.duration, 0, 1)
+    _image(axes, strip, "gray", vmax=255, extent=extent, interpolation="antialiased")
     for edge in np.arange(1, count) * details.duration / count:
         axes.axvline(edge, color="white", linewidth=1.5)
     axes.set_yticks([])
@@ -195,15 +162,7 @@ def _posteriors(axes: Axes, details: Details, rows: list[int], inches: float) ->
         (details.ctc[:, :1].T, BLANK, 0, 1),
     ):
         if len(values):
-            axes.imshow(
-                _shrink(values),
-                aspect="auto",
-                cmap=cmap,
-                vmin=0,
-                vmax=1,
-                extent=(0, details.duration, low, high),
-                interpolation="none",
-            )
+            _image(axes, _shrink(values), cmap, extent=(0, details.duration, low, high))
     names = details.vocabulary
     labels = [shown_token(names[unit]) if names else f"#{unit}" for unit in reversed(rows)]
     axes.set(ylim=(0, count))
@@ -215,23 +174,15 @@ def _posteriors(axes: Axes, details: Details, rows: list[int], inches: float) ->
 def _attention(axes: Axes, details: Details, inches: float) -> None:
     mean = details.cross_attention[-1].astype(np.float32).mean(axis=0)  # (U', T)
     count = len(mean)
-    axes.imshow(
-        _shrink(mean),
-        aspect="auto",
-        cmap=HEAT,
-        vmin=0,
-        vmax=_ceiling(mean),
-        extent=(0, mean.shape[1] * details.frame_shift, count, 0),
-        interpolation="none",
-    )
+    extent = (0, mean.shape[1] * details.frame_shift, count, 0)
+    _image(axes, _shrink(mean), vmax=_ceiling(mean), extent=extent)
     labels = [shown_token(token) for token in details.tokens][:count]
     labels += ["end"] * (count - len(labels))
     axes.set(ylim=(count, 0))
     axes.set_yticks(np.arange(count) + 0.5, labels)
     _row_labels(axes, count, inches)
-    axes.set_title(
-        "decoder cross-attention, last layer, mean over heads", pad=4, fontsize=9, color=MUTED
-    )
+    title = "decoder cross-attention, last layer, mean over heads"
+    axes.set_title(title, pad=4, fontsize=9, color=MUTED)
 
 
 def _row_labels(axes: Axes, count: int, inches: float) -> None:
@@ -247,8 +198,21 @@ def _row_labels(axes: Axes, count: int, inches: float) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _side_label(axes: Axes, text: str) -> None:
-    axes.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9)
+def _side_label(axes: Axes, text: str, size: int = 9) -> None:
+    axes.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=size)
+
+
+def _image(
+    axes: Axes,
+    picture: np.ndarray,
+    cmap: str | Colormap = HEAT,
+    *,
+    vmax: float = 1.0,
+    extent: tuple[float, ...] | None = None,
+    interpolation: str = "none",
+) -> None:
+    style = {"vmin": 0, "vmax": vmax, "interpolation": interpolation}
+    axes.imshow(picture, cmap, aspect="auto", extent=extent, **style)
 
 
 def _shrink(picture: np.ndarray, rows: int = 400, columns: int = 1000) -> np.ndarray:

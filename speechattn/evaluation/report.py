@@ -57,12 +57,10 @@ def write_report(
 
     Args:
         exp_dirs: experiment folders, or name to folder.
-        output: the HTML file.
-        title: its heading.
+        output, title: the HTML file and its heading.
         note: a banner under the heading. An experiment whose meta.json has a true ``synthetic``
             brings the banner about synthetic data by itself.
-        worst: number of utterances shown with their errors, per decoded split.
-        max_details: number of utterances shown with pictures, per decoded split.
+        worst, max_details: utterances of a decoded split shown with their errors, with pictures.
 
     Returns:
         The path of the file.
@@ -112,8 +110,7 @@ def summary_table(
             if not decode.scores:
                 continue
             cells = []
-            for unit in UNITS:
-                entry = decode.scores.get(unit)
+            for entry in map(decode.scores.get, UNITS):
                 interval = _interval(entry)
                 cells.append(_percent(entry) + (f" ({interval})" if interval else ""))
             utterances = str(decode.any_score.get("utterances", ""))
@@ -165,13 +162,9 @@ def _pictures(details: Details) -> dict[str, Any] | None:
     if not picture:
         return None
     attention = details.cross_attention
-    return {
-        "id": details.id,
-        "reference": details.reference,
-        "text": details.text,
-        "picture": picture,
-        "heads": "" if attention is None else heads_picture(attention),
-    }
+    heads = "" if attention is None else heads_picture(attention)
+    texts = {name: getattr(details, name) for name in ("id", "reference", "text")}
+    return {**texts, "picture": picture, "heads": heads}
 
 
 def _number(entry: Mapping[str, Any] | None, key: str) -> float | None:

@@ -82,17 +82,9 @@ def score_both(
     Writes ``score.json`` beside them: ``{"char": ..., "word": ...}``, each `ScoreReport.to_dict`.
     """
     folder = Path(decode_dir)
-    reports = {
-        unit: score_files(
-            folder / "ref.tsv",
-            folder / "hyp.tsv",
-            unit,
-            allow_missing=allow_missing,
-            normalization=normalization,
-            bootstrap=bootstrap,
-        )
-        for unit in UNITS
-    }
+    tables = (folder / "ref.tsv", folder / "hyp.tsv")
+    options = {"normalization": normalization, "bootstrap": bootstrap}
+    reports = {u: score_files(*tables, u, allow_missing=allow_missing, **options) for u in UNITS}
     write_json(folder / "score.json", {unit: r.to_dict() for unit, r in reports.items()})
     return reports
 

@@ -49,9 +49,7 @@ def to_svg(figure: Figure) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     used = set(re.findall(r"#([\w-]+)", svg))
-    svg = re.sub(
-        r'\sid="([^"]*)"', lambda found: found.group(0) if found.group(1) in used else "", svg
-    )
+    svg = re.sub(r'\sid="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
     # matplotlib lists its own families; font sizes stay.
     svg = re.sub(r"font: ([^;\"']*?px) [^;\"]*", rf"font: \1 {FONT}", svg)

@@ -73,9 +73,7 @@ def normalize(text: str, options: TextNormalization | None = None) -> str:
     if options.remove_punctuation:
         text = _without_punctuation(text)
     text = " ".join(text.split())
-    if options.join_cjk:
-        text = _SPACE_BESIDE_CJK.sub("", text)
-    return text
+    return _SPACE_BESIDE_CJK.sub("", text) if options.join_cjk else text
 
 
 def split_units(text: str, unit: Unit) -> list[str]:

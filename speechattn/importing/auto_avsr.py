@@ -86,11 +86,8 @@ _SHORTCUT: Mapping[str, Rules] = {
 
 def _frontend_names(stream: str, names: list[str]) -> Names:
     """Map names of a ResNet-18 with a 3-D or a 1-D stem."""
-    blocks = [
-        f"trunk.layer{stage}.{block}."
-        for stage in range(1, 5)
-        for block in numbers(names, f"trunk.layer{stage}")
-    ]
+    stages = [f"trunk.layer{stage}" for stage in range(1, 5)]
+    blocks = [f"{stage}.{block}." for stage in stages for block in numbers(names, stage)]
     # Ours are counted through all stages.
     counted = tuple((f"^{re.escape(name)}", f"trunk.{i}.") for i, name in enumerate(blocks))
     rules = (*_FRONTEND_RULES, *_SHORTCUT[stream], *counted)

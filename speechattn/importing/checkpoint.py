@@ -45,10 +45,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _weights(loaded: Any, path: Path) -> dict[str, Tensor]:
-    for key in _INSIDE:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-            break
+    inside = [loaded.get(key) for key in _INSIDE] if isinstance(loaded, Mapping) else []
+    loaded = next((weights for weights in inside if isinstance(weights, Mapping)), loaded)
     if not isinstance(loaded, Mapping) or not loaded:
         raise ConfigError(f"{path}: holds no weights by their names")
     if wrong := [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]:

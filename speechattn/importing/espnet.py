@@ -59,17 +59,20 @@ ENCODER_RULES: Rules = (
     (r"\.merge_proj\.", ".merge."),
 )
 
+_TRANSFORMER_RULES: Rules = (
+    (r"\.self_attn\.linear_out\.", ".self_attention.output."),
+    (r"\.feed_forward\.w_1\.", ".feed_forward.0."),
+    (r"\.feed_forward\.w_2\.", ".feed_forward.3."),
+    (r"\.norm1\.", ".norm_self."),
+)
 DECODER_RULES: Rules = (
     (r"^embed\.0\.", "embed."),
     (r"^output_layer\.", "output."),
     (r"^output_norm\.", "after_norm."),  # before 2020
     (r"^decoders\.", "layers."),
-    (r"\.self_attn\.linear_out\.", ".self_attention.output."),
     (r"\.src_attn\.linear_q\.", ".cross_attention.query."),
     (r"\.src_attn\.linear_out\.", ".cross_attention.output."),
-    (r"\.feed_forward\.w_1\.", ".feed_forward.0."),
-    (r"\.feed_forward\.w_2\.", ".feed_forward.3."),
-    (r"\.norm1\.", ".norm_self."),
+    *_TRANSFORMER_RULES,
     (r"\.norm2\.", ".norm_cross."),
     (r"\.norm3\.", ".norm_feed_forward."),
 )
@@ -78,10 +81,7 @@ LM_RULES: Rules = (
     (r"^encoder\.encoders\.", "layers."),
     (r"^encoder\.after_norm\.", "after_norm."),
     (r"^decoder\.", "output."),
-    (r"\.self_attn\.linear_out\.", ".self_attention.output."),
-    (r"\.feed_forward\.w_1\.", ".feed_forward.0."),
-    (r"\.feed_forward\.w_2\.", ".feed_forward.3."),
-    (r"\.norm1\.", ".norm_self."),
+    *_TRANSFORMER_RULES,
     (r"\.norm2\.", ".norm_feed_forward."),
 )
 # We join several matrices into one: their prefix, the letters in order, our prefix.
@@ -164,7 +164,6 @@ def decoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def numbers(names: Iterable[str], prefix: str) -> list[str]:
     """Return the numbers that follow `prefix.` in the names, in order."""
-    found = {
-        name[len(prefix) + 1 :].split(".")[0] for name in names if name.startswith(f"{prefix}.")
-    }
+    prefix = f"{prefix}."
+    found = {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
     return sorted(found, key=lambda number: (len(number), number))

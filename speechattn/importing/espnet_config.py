@@ -225,8 +225,8 @@ def read_config(config: Mapping[str, Any], vocab_size: int, where: str) -> dict[
     translate(config, TOP, "", problems)
     model = translate(config.get("model_conf"), MODEL, "model_conf.", problems)
     encoder = _encoder(config, vocab_size, problems)
-    section: dict[str, Any] = {"audio": {"frontend": _frontend(config, problems)}}
-    section["audio"]["encoder"] = encoder
+    frontend = _frontend(config, problems)
+    section: dict[str, Any] = {"audio": {"frontend": frontend, "encoder": encoder}}
     weight = model["ctc_weight"]
     if not isinstance(weight, (int, float)):
         problems.append(f"model_conf.ctc_weight: {weight!r}: is no number")
@@ -236,18 +236,11 @@ def read_config(config: Mapping[str, Any], vocab_size: int, where: str) -> dict[
         section["decoder"] = _decoder(config, encoder, problems)
     section |= translate(config.get("ctc_conf"), CTC, "ctc_conf.", problems)
     refuse(problems, f"{where} cannot be imported")
-    _agree(section)
+    sound, sizes = frontend["init_args"], encoder["init_args"]
+    sizes["input_size"] = sound["num_bins"]
+    section["sample_rate"] = sound["sample_rate"]
+    section["frame_shift"] = FACTORS[sizes["subsampling"]] * sound["hop"] / sound["sample_rate"]
     return section
-
-
-def _agree(section: dict[str, Any]) -> None:
-    """Copy sizes and rates to every place that has to agree."""
-    frontend = section["audio"]["frontend"]["init_args"]
-    encoder = section["audio"]["encoder"]["init_args"]
-    encoder["input_size"] = frontend["num_bins"]
-    section["sample_rate"] = frontend["sample_rate"]
-    factor = FACTORS[encoder["subsampling"]]
-    section["frame_shift"] = factor * frontend["hop"] / frontend["sample_rate"]
 
 
 _FEATURES = ("input_size", "frontend", "frontend_conf")
@@ -308,11 +301,7 @@ def _frontend(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
 
 
 def _hertz(rate: int | str) -> int:
-    """Return a sample rate in Hz; ESPnet writes 16k for 16000.
-
-    Raises:
-        ValueError: it is no whole number above 0.
-    """
+    """Return a sample rate in Hz, 16000 for 16k; ValueError if it is no whole number above 0."""
     text = str(rate).lower()
     hertz = float(text.removesuffix("k")) * (1000 if text.endswith("k") else 1)
     if hertz < 1 or not hertz.is_integer():

@@ -35,15 +35,7 @@ def is_lm(config: Mapping[str, Any]) -> bool:
 
 
 def read_lm_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return our `lm:` section for an ESPnet configuration.
-
-    Args:
-        config: all of `config.yaml`.
-        where: the file, for messages.
-
-    Raises:
-        ConfigError: it lists every key that cannot be imported.
-    """
+    """Return our `lm:` section for an ESPnet configuration, as `espnet_config.read_config` does."""
     problems: list[str] = []
     # Their default is another model with other keys.
     config = {"lm": "seq_rnn", **config}

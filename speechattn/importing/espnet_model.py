@@ -39,17 +39,13 @@ def convert(
     deviation where we multiply by its inverse.
 
     Args:
-        state: of the whole model.
-        frontend: made of the same configuration.
+        state, frontend: of the whole model, and made of the same configuration.
         statistics: `feats_stats.npz`, for a checkpoint that does not hold them.
         path: of the checkpoint, for messages.
     """
     state = dict(state)
-    filters = state.pop(_MEL, None)
-    if filters is not None and not (
-        filters.shape == frontend.filters.shape
-        and torch.allclose(filters.float(), frontend.filters, atol=1e-6)
-    ):
+    filters, ours = state.pop(_MEL, frontend.filters), frontend.filters
+    if filters.shape != ours.shape or not torch.allclose(filters.float(), ours, atol=1e-6):
         raise ConfigError(
             f"{path}: its mel filters ({_MEL}) are not those that frontend_conf describes"
         )

@@ -64,8 +64,7 @@ def import_checkpoint(
         source: the toolkit that wrote it.
         src: the checkpoint, or for `espnet` an experiment's folder with one `.pth` in it.
         dest: the new model directory; of a language model (espnet) the one that `--lm` reads.
-        config: its configuration. For `espnet` by default `config.yaml` beside the checkpoint; the
-            others can do without one.
+        config: its configuration, for `espnet` by default `config.yaml` beside the checkpoint.
         tokens: list of units. auto_avsr and the CNVSRC baselines need their `*_units.txt`; for
             `espnet` it replaces the list in the configuration.
         bpe_model: SentencePiece model of units that are not characters; for `espnet` where the one
@@ -187,8 +186,7 @@ def _auto_avsr(files: _Files) -> _Found:
         for key in ("model", f"{kind}_backbone"):
             backbone = backbone.get(key, backbone)
             if not isinstance(backbone, Mapping):
-                raise ConfigError(
-                    f"{config}: {key}: {backbone!r}: is no section of keys and values"
-                )
+                wrong = f"{key}: {backbone!r}"
+                raise ConfigError(f"{config}: {wrong}: is no section of keys and values")
     section = auto_avsr.read_sizes(state, backbone, str(files.checkpoint))
     return section, auto_avsr.weight_names(state), state, tokenizer

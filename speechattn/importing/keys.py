@@ -54,13 +54,10 @@ Keys = Mapping[str, Key]
 def translate(
     section: Mapping[str, Any] | None, keys: Keys, name: str, problems: list[str]
 ) -> dict[str, Any]:
-    """Translate a section of theirs into our arguments.
+    """Translate a section of theirs into our arguments, by a rule for each known key.
 
-    Args:
-        section: theirs.
-        keys: a rule for each known key.
-        name: of the section with a dot behind it, for messages.
-        problems: each key that cannot be imported adds a line.
+    Each key that cannot be imported adds a line to `problems`, which begins with `name`, that of
+    the section with a dot behind it.
     """
     if section is not None and not isinstance(section, Mapping):
         problems.append(f"{name.removesuffix('.')}: {section!r}: is no section of keys and values")
@@ -71,20 +68,18 @@ def translate(
     arguments = {}
     for key, rule in keys.items():
         value = given.get(key, rule.default)
+        values = rule.values
         if rule.only and not any(_same(value, wanted) for wanted in rule.only):
             absent = "" if key in given else ", the default there"
-            problems.append(
-                f"{name}{key}: {value!r}{absent}: only {_either(rule.only)} can be imported"
-            )
-        elif rule.values is not None:
-            if not isinstance(value, (str, type(None))) or value not in rule.values:
-                problems.append(
-                    f"{name}{key}: {value!r}: only {_either(tuple(rule.values))} can be imported"
-                )
-            else:
-                arguments[rule.to] = rule.values[value]
-        elif rule.to is not None:
+            only = " or ".join(map(repr, rule.only))
+            problems.append(f"{name}{key}: {value!r}{absent}: only {only} can be imported")
+        elif values is None and rule.to is not None:
             arguments[rule.to] = value
+        elif values is not None and isinstance(value, str | None) and value in values:
+            arguments[rule.to] = values[value]
+        elif values is not None:
+            only = " or ".join(map(repr, values))
+            problems.append(f"{name}{key}: {value!r}: only {only} can be imported")
     return arguments
 
 
@@ -96,7 +91,3 @@ def refuse(problems: Sequence[str], what: str) -> None:
 
 def _same(a: Any, b: Any) -> bool:
     return a == b and isinstance(a, bool) == isinstance(b, bool)
-
-
-def _either(values: tuple[Any, ...]) -> str:
-    return " or ".join(map(repr, values))

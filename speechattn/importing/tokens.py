@@ -58,10 +58,7 @@ def with_pieces(model: bytes, pieces: Sequence[str]) -> tuple[bytes, Literal["bp
     the pieces of its training text. Here a unit's id is its piece's place in the model. So the
     pieces are put in the units' order, each with its score. Pieces that are no unit are dropped. A
     unit that is no piece (auto_avsr has some such characters) gets a place, but text never has it.
-
-    Args:
-        model: a serialised ModelProto.
-        pieces: `<unk>` first.
+    The model is a serialised ModelProto; of the pieces `<unk>` comes first.
 
     Raises:
         struct.error, IndexError, ValueError: it is no such model.

@@ -12,38 +12,28 @@ from speechattn.cli.parser import UsageError, call, make_parser, parse_arguments
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Noise to mix in.
+    """Noise to mix in."""
 
-    Args:
-        noise: sound file.
-        part: stretch of it.
-    """
-
-    noise: Path | None = None
-    part: tuple[float, float] = (0.0, 1.0)
+    noise: Annotated[Path | None, "sound file"] = None
+    part: Annotated[tuple[float, float], "stretch of it"] = (0.0, 1.0)
 
 
 def command(
-    files: tuple[Path, ...], *, model: Path, noise: Noise, unit: Literal["char", "word"] = "char",
-    order: int = 4, alpha: float | None = None, live: bool = False,
-    overrides: Annotated[tuple[str, ...], "--set", "KEY=VALUE"] = (),
-    text: tuple[Path, ...] = (), dev: tuple[tuple[str, ...], ...] = ()
-) -> dict:  # fmt: skip
+    files: Annotated[tuple[Path, ...], "files to read"],
+    *,
+    model: Annotated[Path, "model directory"],
+    noise: Noise,
+    unit: Annotated[Literal["char", "word"], "unit of the errors"] = "char",
+    order: Annotated[int, "longest n-gram, at most 90% of it"] = 4,
+    alpha: Annotated[float | None, "share (default: chosen)"] = None,
+    live: Annotated[bool, "no faster"] = False,
+    overrides: Annotated[tuple[str, ...], "change the config", "--set", "KEY=VALUE"] = (),
+    text: Annotated[tuple[Path, ...], "texts"] = (),
+    dev: Annotated[tuple[tuple[str, ...], ...], "development sets"] = (),
+) -> dict:
     """Do something.
 
     And more.
-
-    Args:
-        files: files to read.
-        model: model directory.
-        unit: unit of the errors.
-        order: longest n-gram, at most
-            90% of it.
-        alpha: share (default: chosen).
-        live: no faster.
-        overrides: change the config.
-        text: texts.
-        dev: development sets.
     """
     return locals()
 

@@ -1,5 +1,6 @@
 """A transducer as arrays, which any library can take and which is saved without pickle."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,8 @@ class Arcs:
     Arcs are sorted by their source. State 0 is the start.
 
     Attributes:
-        source: (A,) int32.
-        target: (A,) int32.
-        label: (A,) int32, input labels.
-        output: (A,) int32, output labels; 0 is epsilon.
+        source, target: (A,) int32, states.
+        label, output: (A,) int32, input and output labels; 0 is epsilon of the output.
         score: (A,) float32.
         final: (S,) float32, final scores; -inf for states that are not final.
     """
@@ -40,25 +39,22 @@ class Arcs:
         """Return A."""
         return len(self.source)
 
+    @property
+    def columns(self) -> tuple[np.ndarray, ...]:
+        """Return source, target, label, output and score."""
+        return (self.source, self.target, self.label, self.output, self.score)
+
     def first(self) -> np.ndarray:
         """Return (S + 1,) int64: the arcs of state s are first[s] to first[s + 1] - 1."""
         return np.searchsorted(self.source, np.arange(self.states + 1))
 
     @classmethod
-    def of(
-        cls,
-        source: np.ndarray,
-        target: np.ndarray,
-        label: np.ndarray,
-        output: np.ndarray,
-        score: np.ndarray,
-        final: np.ndarray,
-    ) -> "Arcs":
-        """Make a transducer of arcs in any order."""
-        order = np.argsort(source, kind="stable")
-        columns = [np.asarray(c)[order].astype(np.int32) for c in (source, target, label, output)]
-        score = np.asarray(score)[order].astype(np.float32)
-        return cls(*columns, score, np.asarray(final, dtype=np.float32))
+    def of(cls, columns: Sequence[np.ndarray], final: np.ndarray) -> "Arcs":
+        """Make a transducer of the `columns` of arcs in any order."""
+        order = np.argsort(columns[0], kind="stable")
+        *numbers, score = (np.asarray(column)[order] for column in columns)
+        numbers = [column.astype(np.int32) for column in numbers]
+        return cls(*numbers, score.astype(np.float32), np.asarray(final, dtype=np.float32))
 
     def save(self, path: str | Path) -> None:
         """Write one `.npz` file."""

@@ -56,7 +56,6 @@ def build_graph(
     arcs = with_ctc(units, topology)
     graph = Graph(arcs, events, lexicon.words, vocab, topology)
     graph.save(folder)
-    logger.info(
-        "%s: %d words, %d states, %d arcs", folder, len(lexicon.words), arcs.states, len(arcs)
-    )
+    counts = (len(lexicon.words), arcs.states, len(arcs))
+    logger.info("%s: %d words, %d states, %d arcs", folder, *counts)
     return graph

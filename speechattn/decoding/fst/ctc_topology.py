@@ -30,9 +30,8 @@ def with_ctc(arcs: Arcs, topology: Topology = "standard") -> Arcs:
         raise ValueError(f"topology is standard or modified, not {topology!r}")
     states = arcs.states
     unit = int(arcs.label.max(initial=0)) + 1
-    entries, entry = np.unique(
-        arcs.target.astype(np.int64) * unit + arcs.label, return_inverse=True
-    )
+    key = arcs.target.astype(np.int64) * unit + arcs.label
+    entries, entry = np.unique(key, return_inverse=True)
     entered, entering = entries // unit, entries % unit  # state and unit of each entry
     inside = states + np.arange(len(entries))  # the states whose last frame was a unit
     after = states + entry  # (A,), where an arc leads that reads the first frame of its unit
@@ -57,12 +56,11 @@ def with_ctc(arcs: Arcs, topology: Topology = "standard") -> Arcs:
         index += np.repeat(first[entered], count)
         other = arcs.label[index] != entering[owner]
         owner, index = owner[other], index[other]
-        columns.append(
-            [inside[owner], after[index], arcs.label[index], arcs.output[index], arcs.score[index]]
-        )
+        label, output, score = (c[index] for c in arcs.columns[2:])
+        columns.append([inside[owner], after[index], label, output, score])
         final = np.concatenate([arcs.final, arcs.final[entered]])
     else:
-        columns.append([arcs.source, arcs.target, arcs.label, arcs.output, arcs.score])
+        columns.append(list(arcs.columns))
         columns.append(silent(inside, entered, entering))
         final = np.concatenate([arcs.final, np.full(len(entries), -np.inf)])
-    return Arcs.of(*(np.concatenate(c) for c in zip(*columns, strict=True)), final)
+    return Arcs.of([np.concatenate(c) for c in zip(*columns, strict=True)], final)

@@ -13,9 +13,7 @@ ENGINES = {"kaldi": KaldiSearch, "k2": K2Search}
 class DecodingGraph:
     """A graph with the engines over it, each built when it is first asked for.
 
-    Args:
-        graph: what may be said.
-        lm: a larger language model of the graph's words.
+    `lm` is a larger language model of the graph's words.
     """
 
     def __init__(self, graph: Graph, lm: WordLm | None = None):
@@ -31,8 +29,7 @@ class DecodingGraph:
         Args:
             library: kaldi or k2.
             width: how much it keeps.
-            penalised: the graph has an arc of its own for the first frame of each token, for a
-                delay penalty.
+            penalised: first frames of tokens have arcs of their own, for a delay penalty.
 
         Raises:
             ConfigError: the library is not installed.

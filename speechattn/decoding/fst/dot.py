@@ -83,17 +83,13 @@ def graph_dot(graph: Graph, tokens: Sequence[str]) -> str:
             "a short --lexicon, or --max-words 5)"
         )
     labels: dict[tuple[int, int], list[str]] = {}
-    columns = (arcs.source, arcs.target, arcs.label, arcs.output, arcs.score)
-    for source, target, label, output, score in zip(*(c.tolist() for c in columns), strict=True):
+    rows = zip(*(column.tolist() for column in arcs.columns), strict=True)
+    for source, target, label, output, score in rows:
         words = " ".join(graph.text([output] if output else []))
         text = tokens[label] + (f":{words}" if words else "") + _score(score, "/")
         labels.setdefault((source, target), []).append(text)
-    lines = [
-        "digraph {",
-        "  rankdir=LR",
-        "  node [shape=circle]",
-        '  start [shape=point, label=""]',
-    ]
+    lines = ["digraph {", "  rankdir=LR", "  node [shape=circle]"]
+    lines.append('  start [shape=point, label=""]')
     for state, score in enumerate(arcs.final.tolist()):
         final = score > float("-inf")
         shape = ", shape=doublecircle" if final else ""

@@ -6,8 +6,6 @@ arc that reads a unit gets a copy for each state in its target's closure, which 
 two. Paths and scores stay the same.
 """
 
-from dataclasses import replace
-
 import numpy as np
 
 from speechattn.decoding.fst.arcs import Arcs
@@ -17,11 +15,7 @@ Closure = dict[tuple[int, tuple[int, ...]], float]
 
 
 class Phrases:
-    """Numbers of word sequences that one arc writes; a single word keeps its own number.
-
-    Args:
-        words: W; numbers up to W are words.
-    """
+    """Numbers of word sequences that one arc writes; numbers up to `words` (W) are single words."""
 
     def __init__(self, words: int):
         self.words = words
@@ -71,12 +65,13 @@ def without_epsilons(arcs: Arcs, silent: np.ndarray, phrases: Phrases) -> Arcs:
         return closures[state]
 
     rows: list[tuple[int, int, int, int, float]] = []
-    for i in np.flatnonzero(~silent & np.isin(arcs.target, list(silent_of))).tolist():
-        begin = (int(arcs.source[i]), int(arcs.label[i]))
+    copied = np.isin(arcs.target, list(silent_of))
+    kept = ~silent & ~copied
+    for i in np.flatnonzero(~silent & copied).tolist():
+        source, label = int(arcs.source[i]), int(arcs.label[i])
         word = (output[i],) if output[i] else ()
         for (end, words), s in closure(target[i]).items():
-            rows.append((*begin[:1], end, begin[1], phrases.number(word + words), score[i] + s))
-    kept = ~silent & ~np.isin(arcs.target, list(silent_of))
+            rows.append((source, end, label, phrases.number(word + words), score[i] + s))
     # The start has no incoming arcs: it gets the arcs of its closure.
     for (end, words), s in closure(0).items():
         if end == 0:
@@ -89,12 +84,8 @@ def without_epsilons(arcs: Arcs, silent: np.ndarray, phrases: Phrases) -> Arcs:
                 number = phrases.number(words + word + more)
                 rows.append((0, far, int(arcs.label[i]), number, s + score[i] + far_score))
     table = np.array(rows, dtype=np.float64).reshape(-1, 5)
-    columns = [
-        np.concatenate([c[kept], new])
-        for c, new in zip(
-            (arcs.source, arcs.target, arcs.label, arcs.output, arcs.score), table.T, strict=True
-        )
-    ]
+    pairs = zip(arcs.columns, table.T, strict=True)
+    columns = [np.concatenate([column[kept], new]) for column, new in pairs]
     final = arcs.final.copy()
     final[0] = max(arcs.final[end] + s for (end, words), s in closure(0).items() if not words)
-    return replace(Arcs.of(*columns, final), final=final)
+    return Arcs.of(columns, final)

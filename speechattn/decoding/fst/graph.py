@@ -37,8 +37,7 @@ class Graph:
     Attributes:
         arcs: labels are units; an output is the number of an event, from 1, or 0 where no unit
             begins.
-        events: (E,), event number i + 1 is events[i].
-        words: (W,), word number i + 1 is words[i].
+        events, words: (E,) and (W,); the number of events[i] or words[i] is i + 1.
         vocab_size: V of the model that the graph was built for.
         topology: of CTC.
     """
@@ -83,10 +82,8 @@ class Graph:
             meta = json.loads((folder / META).read_text(encoding="utf-8"))
             words = (folder / WORDS).read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{folder}: no graph here; `speechattn graph` makes one ({error})"
-            ) from error
+            text = f"{folder}: no graph here; `speechattn graph` makes one ({error})"
+            raise ConfigError(text) from error
         events = tuple(Event(unit, tuple(words)) for unit, *words in meta["events"])
-        return cls(
-            Arcs.load(folder / ARCS), events, tuple(words), meta["vocab_size"], meta["topology"]
-        )
+        arcs = Arcs.load(folder / ARCS)
+        return cls(arcs, events, tuple(words), meta["vocab_size"], meta["topology"])

@@ -17,8 +17,7 @@ class K2Search:
 
     Args:
         graph: what may be said.
-        width: how much the search keeps.
-        device: of the search.
+        width, device: how much the search keeps, and where it runs.
 
     Raises:
         ConfigError: k2 is not installed.
@@ -27,11 +26,8 @@ class K2Search:
     def __init__(self, graph: Graph, width: SearchWidth | None = None, device: str = "cpu"):
         self.graph = graph
         self.width = width or SearchWidth()
-        arcs = graph.arcs
-        self._intersection = Intersection(
-            Columns(arcs.source, arcs.target, arcs.label, arcs.output, arcs.score, arcs.final),
-            device,
-        )
+        columns = Columns(*graph.arcs.columns, graph.arcs.final)
+        self._intersection = Intersection(columns, device)
 
     def with_width(self, width: SearchWidth) -> "K2Search":
         """Return a search of another width over the same graph."""

@@ -44,10 +44,7 @@ class KaldiSearch:
         return other
 
     def search(self, scores: np.ndarray) -> GraphPath:
-        """Return the best path of an utterance's (T, V) log-probabilities.
-
-        If no path ends in a final state, it is the best of all.
-        """
+        """Return the best path of (T, V) log-probabilities, in a final state if any path is."""
         if not len(scores):
             return EMPTY_PATH
         width = self.width
@@ -75,12 +72,9 @@ class KaldiSearch:
             beam pruned every path.
         """
         width = self.width
-        decoder = self._kaldi.LatticeSimpleDecoder(
-            self._fst,
-            self._kaldi.LatticeSimpleDecoderConfig(
-                beam=width.beam, lattice_beam=width.lattice_beam
-            ),
-        )
+        beams = {"beam": width.beam, "lattice_beam": width.lattice_beam}
+        options = self._kaldi.LatticeSimpleDecoderConfig(**beams)
+        decoder = self._kaldi.LatticeSimpleDecoder(self._fst, options)
         if not decoder.decode(self._kaldi.DecodableCtc(np.ascontiguousarray(scores, np.float32))):
             return None
         ended = bool(np.isfinite(decoder.final_relative_cost()))

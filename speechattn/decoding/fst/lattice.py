@@ -18,12 +18,10 @@ class Lattice:
     States are sorted by time, state 0 is the start, and arcs are sorted by source.
 
     Attributes:
-        source: (A,) int32.
-        target: (A,) int32.
+        source, target: (A,) int32, states.
         label: (A,) int32, the unit of the frame.
         output: (A,) int32, the number of the graph's event that begins here; 0 for none.
-        graph: (A,) float32, scores of the graph's arcs.
-        frame: (A,) float32, scores of the units in their frames.
+        graph, frame: (A,) float32, scores of the graph's arcs, and of the units in their frames.
         final: (S,) float32, the graph's final scores; -inf where no path ends.
         time: (S,) int32, frames before each state.
     """
@@ -144,11 +142,9 @@ def total(lattice: Lattice) -> float:
 
 
 def posteriors(lattice: Lattice, scale: float = 1.0) -> np.ndarray:
-    """Return (A,) float64, the posterior probability of each arc.
+    """Return (A,) float64, the posterior of each arc of a lattice in which some path ends.
 
-    Args:
-        lattice: at least one path of it ends.
-        scale: factor of all scores.
+    `scale` is a factor of all scores.
     """
     scores = scale * lattice.scores
     forth, final = _forward(lattice, scores), scale * lattice.final.astype(np.float64)
@@ -189,12 +185,8 @@ def confidences(lattice: Lattice, path: GraphPath, posterior: np.ndarray) -> lis
     """Return the confidence of each event of a path, 0..1.
 
     It is the posterior of the event between the midpoints to the events before and after it, so
-    that a word that all paths have, if in different frames, gets its full probability.
-
-    Args:
-        lattice: all paths.
-        path: one of them.
-        posterior: (A,) from `posteriors`.
+    that a word that all paths have, if in different frames, gets its full probability. `posterior`
+    is (A,), from `posteriors`.
     """
     starts = np.array(path.starts, np.float64)
     edges = np.concatenate([[-np.inf], (starts[1:] + starts[:-1]) / 2, [np.inf]])
@@ -243,12 +235,10 @@ class Expanded:
 
     Attributes:
         lattice: what was expanded.
-        source: (A',) indices of pairs.
-        target: (A',) likewise.
+        source, target: (A',) indices of pairs.
         arc: (A',) the lattice's arc.
         score: (A',) what `step` adds.
-        state: (P,) the lattice's state of each pair.
-        memory: (P,) its memory.
+        state, memory: (P,) the lattice's state and the memory of each pair.
     """
 
     lattice: Lattice
@@ -260,12 +250,7 @@ class Expanded:
     memory: np.ndarray
 
     def with_graph(self, score: np.ndarray, final: np.ndarray) -> Lattice:
-        """Return the product as a lattice with these scores of the graph.
-
-        Args:
-            score: (A',).
-            final: (P,), -inf where no path ends.
-        """
+        """Return the product as a lattice with the graph's scores (A',) and final scores (P,)."""
         old = self.lattice
         columns = (old.label[self.arc], old.output[self.arc], score, old.frame[self.arc])
         return Lattice.of((self.source, self.target, *columns), final)

@@ -36,11 +36,9 @@ class Lexicon:
 
     @classmethod
     def spelled(cls, words: Iterable[str], tokenizer: Tokenizer) -> "Lexicon":
-        """Spell words with a tokenizer; those that it cannot spell are left out with a warning.
+        """Spell words with the model's tokenizer; leave out duplicates.
 
-        Args:
-            words: duplicates are ignored.
-            tokenizer: of the model.
+        Words that it cannot spell are left out with a warning.
         """
         kept, entries, lost = [], [], []
         for word in dict.fromkeys(words):
@@ -51,11 +49,11 @@ class Lexicon:
             kept.append(word)
             entries.append((len(kept), tuple(units)))
         if lost:
+            counts = (len(lost), len(lost) + len(kept))
             logger.warning(
                 "lexicon: left out %d of %d words with characters that the model has no unit for, "
                 "such as %s",
-                len(lost),
-                len(lost) + len(kept),
+                *counts,
                 " ".join(lost[:5]),
             )
         return cls(tuple(kept), tuple(entries), _separator(tokenizer))
@@ -87,8 +85,7 @@ class Lexicon:
                 continue
             if not units:
                 raise ConfigError(f"{path}, line {row}: {word!r} has no units")
-            unknown = [unit for unit in units if unit not in number]
-            if unknown:
+            if unknown := [unit for unit in units if unit not in number]:
                 raise ConfigError(
                     f"{path}, line {row}: the model has no unit {unknown[0]!r}; its tokens.txt "
                     "lists the units"

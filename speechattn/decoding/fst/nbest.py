@@ -16,12 +16,7 @@ from speechattn.decoding.fst.path import GraphPath
 
 
 def nbest(lattice: Lattice, count: int) -> list[GraphPath]:
-    """Return the best paths of a lattice, best first, one for each sequence of events.
-
-    Args:
-        lattice: the paths.
-        count: how many at most.
-    """
+    """Return at most `count` best paths, best first, one for each sequence of events."""
     ahead = best_to_end(lattice)  # (S,)
     if not np.isfinite(ahead[0]):
         return []

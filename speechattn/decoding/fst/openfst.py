@@ -50,11 +50,7 @@ def lexicon_fst(lexicon: Lexicon, vocab_size: int) -> Any:
     """Return L, which reads units and writes any number of words.
 
     If the lexicon has a separator, it stands between words, but not beside an ideograph. Labels
-    above V + 1 are disambiguation symbols.
-
-    Args:
-        lexicon: the words.
-        vocab_size: V.
+    above V + 1, V being `vocab_size`, are disambiguation symbols.
     """
     kaldifst = openfst_library()
     # States where a word may begin that needs no space, where one may begin that needs a space
@@ -95,15 +91,10 @@ def grammar_fst(arpa: str | Path, lexicon: Lexicon) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "symbols.txt"
         write_text(table, "".join(f"{word} {i}\n" for i, word in enumerate(symbols)))
-        options = {
-            "input_arpa": str(arpa),
-            "read_symbol_table": str(table),
-            "disambig_symbol": BACKOFF,
-            "max_arpa_warnings": 0,
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", ARPA_TO_FST, json.dumps(options)], capture_output=True
-        )
+        files = {"input_arpa": str(arpa), "read_symbol_table": str(table)}
+        options = {**files, "disambig_symbol": BACKOFF, "max_arpa_warnings": 0}
+        command = [sys.executable, "-c", ARPA_TO_FST, json.dumps(options)]
+        done = subprocess.run(command, capture_output=True)
     if done.returncode:
         log = done.stderr.decode(errors="replace").replace(" []:", ":")
         reasons = re.findall(r"^(?:\[[EF]\]|\w*Error:) (.+)$", log, re.MULTILINE) or [log.strip()]
@@ -146,4 +137,4 @@ def to_arcs(fst: Any) -> Arcs:
         names = np.arange(states)
         names[[0, start]] = start, 0
         source, target, final = names[source], names[target], final[names]
-    return Arcs.of(source, target, label, output, -table[:, 4], final)
+    return Arcs.of((source, target, label, output, -table[:, 4]), final)

@@ -13,8 +13,7 @@ class GraphPath:
         events: numbers of the graph's events along it.
         starts: the frame of each event.
         labels: (T,) int32, the unit of each frame; empty if the search does not tell.
-        score: sum of the frames' and the graph's scores.
-        graph: the graph's part of `score`.
+        score, graph: sum of the frames' and the graph's scores, and the graph's part of it.
         ended: the path ends in a final state; else the frames ended within a word or a sentence, or
             the search was too narrow.
     """

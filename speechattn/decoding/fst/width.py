@@ -1,4 +1,4 @@
-"""SearchWidth: how much a search over a graph keeps."""
+"""How much a search over a graph keeps."""
 
 from dataclasses import dataclass
 

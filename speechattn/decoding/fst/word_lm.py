@@ -37,13 +37,7 @@ class WordLm:
         self.ngram = NgramLm.from_arpa(path, [BLANK_TOKEN, UNK_TOKEN, *words, SOS_EOS_TOKEN])
 
     def rescored(self, lattice: Lattice, graph: Graph, weight: float = 1.0) -> Lattice:
-        """Return the lattice with this model's scores in place of the graph's.
-
-        Args:
-            lattice: over the graph.
-            graph: whose events the lattice writes.
-            weight: factor of this model's scores.
-        """
+        """Return a lattice over `graph`, its scores replaced by `weight` times this model's."""
         words = _words_of(graph)  # (E + 1, M)
 
         def step(state: np.ndarray, output: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,7 @@ UNKNOWN_CONFIDENCE = 0.5  # of a system without confidences
 
 @dataclass(frozen=True)
 class System:
-    """One system's transcripts.
-
-    Args:
-        path: their folder or table.
-        transcripts: units by utterance id, in the file's order.
-    """
+    """One system's folder or table, and its units by utterance id, in the file's order."""
 
     path: Path
     transcripts: dict[str, list[Unit]]
@@ -120,7 +115,7 @@ def fuse(
     ids = common_ids(inputs, allow_missing)
     alternatives = align_utterances([[s.transcripts.get(key) for s in inputs] for key in ids])
     texts = [join_units(units, unit) for units in alternatives.fuse(options, shares)]
-    chosen = _summary(unit, options, shares, inputs, ids=ids, sets=sets)
+    chosen = _summary(unit, options, shares, inputs, ids=set(ids), sets=sets)
     output.mkdir(parents=True, exist_ok=True)
     if references is not None:
         shutil.copyfile(references, output / "ref.tsv")
@@ -159,7 +154,7 @@ def _summary(
     shares: np.ndarray,
     inputs: Sequence[System],
     *,
-    ids: Sequence[str],
+    ids: Set[str],
     sets: Sequence[DevSet],
 ) -> dict[str, Any]:
     """Return the content of `fuse.yaml`."""
@@ -167,12 +162,8 @@ def _summary(
         "unit": unit,
         **(asdict(options) if options.voting != "frequency" else {"voting": "frequency"}),
         "systems": [
-            {
-                "path": str(system.path),
-                "weight": float(weight),
-                "missing": sum(key not in system.transcripts for key in ids),
-            }
-            for weight, system in zip(shares, inputs, strict=True)
+            {"path": str(s.path), "weight": weight, "missing": len(ids - s.transcripts.keys())}
+            for weight, s in zip(shares.tolist(), inputs, strict=True)
         ],
         "dev": [
             {
@@ -238,10 +229,8 @@ def read_confidences(path: Path, unit: UnitName) -> dict[str, tuple[str, Pieces]
             continue
         try:
             transcript = json.loads(line)
-            pieces = [
-                (_spelled(span["text"]), _confidence(span["confidence"]))
-                for span in transcript["words" if unit == "word" else "tokens"]
-            ]
+            spans = transcript["words" if unit == "word" else "tokens"]
+            pieces = [(_spelled(s["text"]), _confidence(s["confidence"])) for s in spans]
             found[transcript["id"]] = (transcript["text"], pieces)
         except (ValueError, KeyError, TypeError) as error:
             raise SpeechattnError(f"{path}:{number}: not a transcript ({error!r})") from None
@@ -255,21 +244,16 @@ def _confidence(value: float) -> float:
 
 
 def _spelled(token: str) -> str:
-    if token == SPACE_TOKEN:
-        return " "
-    return token.replace(UNK_TOKEN, UNK_MARK).replace(WORD_START, " ")
+    text = token.replace(UNK_TOKEN, UNK_MARK).replace(WORD_START, " ")
+    return " " if token == SPACE_TOKEN else text
 
 
 def make_units(text: str, unit: UnitName, pieces: Pieces = ()) -> list[Unit]:
     """Split a transcript into units with keys by the text rule of `speechattn.evaluation.text`.
 
     A unit's confidence is the mean of its characters', and a character has that of its piece. A
-    character in no piece has the mean of the pieces, or UNKNOWN_CONFIDENCE without any.
-
-    Args:
-        text: as the system wrote it.
-        unit: `word` or `char`.
-        pieces: the system's words (for words) or tokens (for characters).
+    character in no piece has the mean of the pieces, or UNKNOWN_CONFIDENCE without any. Pieces are
+    the system's words (for words) or tokens (for characters).
     """
     # Composes as the text rule does, but before the characters are split.
     text = normalize(unicodedata.normalize("NFC", text), AS_WRITTEN)
@@ -285,12 +269,8 @@ def character_confidences(text: str, pieces: Pieces, spaces: bool) -> list[float
     """Return the confidence of each character; `spaces`: the text's spaces are characters, too."""
     if not pieces:
         return [UNKNOWN_CONFIDENCE] * len(text)
-    characters, confidences = [], []
-    for piece, confidence in pieces:
-        for character in piece:
-            if spaces or not character.isspace():
-                characters.append(character)
-                confidences.append(confidence)
+    pairs = [(c, share) for piece, share in pieces for c in piece if spaces or not c.isspace()]
+    characters, confidences = [c for c, _ in pairs], [share for _, share in pairs]
     mean = sum(confidence for _, confidence in pieces) / len(pieces)
     spelled = "".join(characters)
     start = len(spelled) - len(spelled.lstrip())  # a space before the first token
@@ -358,8 +338,6 @@ def read_dev(paths: Sequence[Path], count: int, unit: UnitName, allow_missing: b
             raise SpeechattnError(
                 f"{where} lacks {len(differing)} utterances, such as {min(differing)!r}"
             )
-    return DevSet(
-        names=[str(path) for path in paths],
-        transcripts=[[system.transcripts.get(key) for key in ids] for system in systems],
-        references=[split_units(normalize(texts[key]), unit) for key in ids],
-    )
+    transcripts = [[system.transcripts.get(key) for key in ids] for system in systems]
+    units = [split_units(normalize(texts[key]), unit) for key in ids]
+    return DevSet([str(path) for path in paths], transcripts, units)

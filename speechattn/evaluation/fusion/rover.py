@@ -66,8 +66,7 @@ class Unit:
     """A word or a character of one system's transcript.
 
     Args:
-        key: the form in which units are compared.
-        text: the form that is written.
+        key, text: the forms in which units are compared and written.
         confidence: 0..1.
     """
 
@@ -145,8 +144,8 @@ def align(
 
     Args:
         units: a further system's transcript.
-        columns: entries of the systems merged so far.
-        systems: number of these systems.
+        columns: entries of the `systems` merged so far.
+        systems: number of these.
 
     Returns:
         Pairs (index of a unit or None, index of a column or None) in order.

@@ -7,13 +7,7 @@ import numpy as np
 from kaldialign import edit_distance
 
 from speechattn.errors import SpeechattnError
-from speechattn.evaluation.fusion.rover import (
-    Alternatives,
-    RoverOptions,
-    Unit,
-    Voting,
-    align_all,
-)
+from speechattn.evaluation.fusion.rover import Alternatives, RoverOptions, Unit, Voting, align_all
 
 logger = logging.getLogger(__name__)
 
@@ -49,21 +43,18 @@ class DevSet:
     @property
     def single_rates(self) -> list[float]:
         """Return each system's own error rate, percent; missing utterances count as deletions."""
-        return [
-            100
-            * sum(
-                edit_distance(reference, [u.key for u in units or []])["total"]
-                for reference, units in zip(self.references, system, strict=True)
-            )
-            / self.length
-            for system in self.transcripts
-        ]
+        rates = []
+        for system in self.transcripts:
+            keys = ([u.key for u in units or []] for units in system)
+            pairs = zip(self.references, keys, strict=True)
+            errors = sum(edit_distance(*pair)["total"] for pair in pairs)
+            rates.append(100 * errors / self.length)
+        return rates
 
     def ordered(self, order: Sequence[int]) -> "DevSet":
         """Return the same set with the systems in another order."""
-        return DevSet(
-            [self.names[s] for s in order], [self.transcripts[s] for s in order], self.references
-        )
+        transcripts = [self.transcripts[s] for s in order]
+        return DevSet([self.names[s] for s in order], transcripts, self.references)
 
     def rate(self, options: RoverOptions, weights: np.ndarray) -> float:
         """Return the error rate of the fused transcripts, percent."""
@@ -82,11 +73,8 @@ class DevSet:
 
 def align_utterances(utterances: Sequence[Sequence[list[Unit] | None]]) -> Alternatives:
     """Align the transcripts (B, M) of each utterance; None where a system has none."""
-    return Alternatives(
-        [align_all(transcripts) for transcripts in utterances],
-        len(utterances[0]),
-        [[t is not None for t in transcripts] for transcripts in utterances],
-    )
+    present = [[t is not None for t in transcripts] for transcripts in utterances]
+    return Alternatives([align_all(each) for each in utterances], len(utterances[0]), present)
 
 
 def mean_rate(sets: Sequence[DevSet], options: RoverOptions, weights: np.ndarray) -> float:
@@ -145,12 +133,7 @@ def with_neighbours(grid: np.ndarray) -> np.ndarray:
 def choose_weights(
     sets: Sequence[DevSet], weights: np.ndarray, options: RoverOptions
 ) -> np.ndarray:
-    """Change one weight at a time as long as errors become fewer.
-
-    Args:
-        sets: development sets of the same systems in the same order.
-        weights: (M,) to start from.
-        options: of the vote.
+    """Change one of the weights (M,) at a time as long as errors become fewer.
 
     Returns:
         (M,) weights whose mean is 1.

@@ -62,7 +62,7 @@ def made(rows, final, words=("w",), units=4) -> Graph:
     """Of `source target label output score` rows; output n writes word n."""
     columns = np.array(rows, dtype=np.float64).reshape(-1, 5).T
     events = tuple(Event(1, (number,)) for number in range(1, len(words) + 1))
-    return Graph(Arcs.of(*columns, np.array(final)), events, tuple(words), units)
+    return Graph(Arcs.of(columns, np.array(final)), events, tuple(words), units)
 
 
 def test_all_arcs_and_states_are_there(graph, tokenizer):

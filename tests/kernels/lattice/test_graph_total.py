@@ -18,7 +18,7 @@ def acceptor(seed: int = 0) -> Arcs:
         [(0, 1, 1), (0, 2, 2), (1, 1, 1), (1, 2, 3), (1, 2, 2), (2, 0, 1), (2, 0, 1), (2, 2, 3)]
     ).T
     score = np.random.default_rng(seed).standard_normal(len(label)) - 1
-    return Arcs.of(source, target, label, label, score, np.array([-0.3, -np.inf, -0.7]))
+    return Arcs.of((source, target, label, label, score), np.array([-0.3, -np.inf, -0.7]))
 
 
 def frames(seed: int = 0, scale: float = 1.0) -> torch.Tensor:
@@ -75,7 +75,7 @@ def test_nothing_ends():
     """A path needs two frames; then one item has none, and no gradient."""
     source, target, label = np.array([(0, 1, 1), (1, 2, 2)]).T
     final = np.array([-np.inf, -np.inf, 0.0])
-    arcs = with_ctc(Arcs.of(source, target, label, label, np.zeros(2), final))
+    arcs = with_ctc(Arcs.of((source, target, label, label, np.zeros(2)), final))
     x = frames()
     y = graph_total(x, LENGTHS, GraphMatrices.from_arcs(arcs))
     assert y[1] == -np.inf and y[2] == -np.inf and y[[0, 3]].isfinite().all()
