@@ -82,7 +82,9 @@ class GroupedSelfAttention(RelativeSelfAttention):
         depth = group * self.width // heads
         q, k, v = (self._groups(f(x), lengths) for f in (self.query, self.key, self.value))
         y = relative_attention(
-            *(q, k, v),
+            q,
+            k,
+            v,
             self.position(positions).view(-1, heads, depth),  # (2E-1, H, Dh)
             self.content_bias.flatten().repeat(group).view(heads, depth),
             self.position_bias.flatten().repeat(group).view(heads, depth),

@@ -72,7 +72,10 @@ class BidirectionalDecoder(Decoder):
         self.vocab_size, self.memory_size, self.width = vocab_size, memory_size, width
         self.left, self.right = (
             TransformerDecoder(
-                *(vocab_size, memory_size, width, attention_heads),
+                vocab_size,
+                memory_size,
+                width,
+                attention_heads,
                 linear_units=linear_units,
                 num_blocks=blocks,
                 dropout=dropout,

@@ -122,7 +122,10 @@ class BranchformerBlock(Block):
         if not (fixed and cgmlp_weight == 0):
             self.cgmlp_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
             self.cgmlp = ConvolutionalGatingMLP(
-                *(width, cgmlp_units, cgmlp_kernel, dropout),
+                width,
+                cgmlp_units,
+                cgmlp_kernel,
+                dropout,
                 linear=gate_linear,
                 gate_activation=gate_activation,
                 causal=causal,

@@ -190,7 +190,10 @@ class EfficientConformerEncoder(Encoder):
         for ((width, wider), stride), blocks, group in zip(steps, num_blocks, groups, strict=True):
             make_block = partial(
                 EfficientConformerBlock,
-                *(width, attention_heads, ff_ratio, conv_kernel),
+                width,
+                attention_heads,
+                ff_ratio,
+                conv_kernel,
                 group=group,
                 dropout=dropout,
             )

@@ -157,7 +157,10 @@ class EnhancedResNet3D(PackedResNet):
             nonlocal made
             made += 1
             return kind(
-                *(width, inner, stride, activation),
+                width,
+                inner,
+                stride,
+                activation,
                 attention=attention[stage],
                 temporal=temporal[stage],
                 pooled_shortcut=shortcut == "pooled",

@@ -76,7 +76,10 @@ class BlankRegularisedCTC(CtcCriterion):
         self, log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor
     ) -> Tensor:
         return blank_regularised_ctc_loss(
-            *(log_probs, lengths, tokens, token_lengths),
+            log_probs,
+            lengths,
+            tokens,
+            token_lengths,
             repeat_penalty=self.repeat_penalty,
             max_repeats=self.max_repeats,
             modified=self.modified,

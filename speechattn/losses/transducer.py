@@ -126,7 +126,9 @@ class PrunedTransducerLoss(nn.Module):
         simple, px_grad, py_grad = simple_transducer(
             head.simple_am(hidden),
             head.simple_lm(predicted),
-            *(tokens, lengths, token_lengths),
+            tokens,
+            lengths,
+            token_lengths,
             lm_only_scale=self.lm_only_scale,
             am_only_scale=self.am_only_scale,
             **options,

@@ -39,7 +39,11 @@ class SpeechTask(BaseTask):
         "step",
         *(f"train_{name}" for name in FIGURES),
         *(f"valid_{name}" for name in FIGURES if name != "risk"),  # which training alone has
-        *("valid_error", "lr", "skipped", "unreadable", "seconds"),
+        "valid_error",
+        "lr",
+        "skipped",
+        "unreadable",
+        "seconds",
     )
     summary = (
         "epoch {epoch}: train loss {train_loss}, valid loss {valid_loss}, "

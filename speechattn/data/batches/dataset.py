@@ -219,7 +219,11 @@ def open_cuts(
     if len(lost):
         logger.warning(
             "%s: %d of %d cuts left out, they lack a mouth crop or sound: %s%s",
-            *(path, len(lost), len(cuts), " ".join(lost[:5].ids()), " ..." * (len(lost) > 5)),
+            path,
+            len(lost),
+            len(cuts),
+            " ".join(lost[:5].ids()),
+            " ..." if len(lost) > 5 else "",
         )
     if not usable.any():
         raise ConfigError(f"{path}: no cut has {' and '.join(modalities)}")

@@ -127,7 +127,10 @@ class EpochLoader(DataLoader):
         logger.warning(
             "the epoch that was interrupted at batch %d of %d has %d batches now, and goes on at "
             "%d: some of its utterances are read twice, or not at all",
-            *(state["done"], state["total"], self.total, self.start),
+            state["done"],
+            state["total"],
+            self.total,
+            self.start,
         )
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
         progress.ready = progress.started = progress.processed = self.start

@@ -85,7 +85,11 @@ def block_sparse_attention(
         compute = {"reference": reference, "torch": gathered}[backend]
     with torch.autocast(q.device.type, enabled=False):
         y = compute(
-            *(q, k, v, lengths, layout),
+            q,
+            k,
+            v,
+            lengths,
+            layout,
             block=block,
             causal=causal,
             dropout=dropout,
