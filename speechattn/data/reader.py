@@ -58,7 +58,7 @@ class MediaReader:
         modalities: 'audio', 'video' or both.
         sample_rate: of the sound, in Hz.
         video_fps: pictures a second.
-        crop_size: side of the square that the model sees of a mouth crop, in pixels.
+        crop_size: side of the square that the model takes of a mouth crop, in pixels.
         cropper: cuts mouths out of face videos.
     """
 

@@ -12,7 +12,7 @@ from speechattn.decoding.alignment import WordTime, token_times, word_times
 from speechattn.decoding.ctc import AlignmentError
 from speechattn.evaluation.alignment import SPACE
 from speechattn.evaluation.experiment import Details
-from speechattn.evaluation.svg import BLANK, HEAT, INK, MUTED, RC, SERIES, WIDTH, to_svg
+from speechattn.evaluation.svg import BLANK_COLORS, HEAT, INK, MUTED, RC, SERIES, WIDTH, to_svg
 
 LABELS = 0.95  # inches on the left for token labels
 MAX_ROWS = 40  # units shown of the posteriors
@@ -159,7 +159,7 @@ def _posteriors(axes: Axes, details: Details, rows: list[int], inches: float) ->
     count = len(rows) + 1
     for values, cmap, low, high in (
         (details.ctc[:, rows].T, HEAT, 1, count),
-        (details.ctc[:, :1].T, BLANK, 0, 1),
+        (details.ctc[:, :1].T, BLANK_COLORS, 0, 1),
     ):
         if len(values):
             _image(axes, _shrink(values), cmap, extent=(0, details.duration, low, high))

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 INK, MUTED, GRID = "#1d2733", "#6b7785", "#e3e7ec"
 SERIES = ("#1f5fa8", "#c4572e", "#2f8a63", "#8a55a8", "#a88414", "#4b5563")
 HEAT = LinearSegmentedColormap.from_list("heat", ["#f6f8fb", "#9cc1e4", "#1f5fa8", "#0b2545"])
-BLANK = LinearSegmentedColormap.from_list("blank", ["#fbfbfc", "#d5dae1"])
+BLANK_COLORS = LinearSegmentedColormap.from_list("blank", ["#fbfbfc", "#d5dae1"])
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', 'Noto Sans CJK SC', sans-serif"
 RC = {
     "font.size": 9,

@@ -90,7 +90,7 @@ def decode_cuts(
                 if not len(batch):
                     continue
                 found = recogniser.recognise(batch)
-                # Before the transcripts: what has one is not looked at again.
+                # Before the transcripts: what has one is not decoded again.
                 for i, transcript in enumerate(found):
                     if transcript.id in chosen:
                         write_details(output / "details", recogniser, batch, i, transcript.text)
