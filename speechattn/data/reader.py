@@ -6,10 +6,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import IOBase
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -23,8 +22,17 @@ from speechattn.data.media import fit_audio, iter_video, probe, resample, stream
 from speechattn.errors import MediaError
 
 Array = np.ndarray | Tensor
-# A path, sound or mouth crops as an array, both as a pair, or a media file's bytes.
-Source = str | Path | Array | tuple[Array | None, Array | None] | bytes | IOBase
+
+
+class OpenFile(Protocol):
+    """Anything that reads bytes: a file, an upload, what `NamedTemporaryFile` returns."""
+
+    def read(self) -> bytes:
+        """Return the rest of the content."""
+
+
+# A path, sound or mouth crops as an array, both as a pair, a media file's bytes or the open file.
+Source = str | Path | Array | tuple[Array | None, Array | None] | bytes | OpenFile
 # A live source's next piece: sound, mouth crops, or a pair of which one may be None.
 Piece = Array | tuple[Array | None, Array | None]
 
@@ -94,16 +102,15 @@ class MediaReader:
         """
         if isinstance(source, str | Path):
             yield _File(str(source), source, self)
-        elif isinstance(source, bytes | bytearray | IOBase):
+        elif is_media_content(source):
             name = str(getattr(source, "name", name))
-            content = source.read() if isinstance(source, IOBase) else source
-            with _spooled(content) as path:
+            with _spooled(_content(source, name)) as path:
                 try:
                     yield _File(name, path, self)
                 except MediaError as error:
                     raise type(error)(name, error.reason) from error
         else:
-            yield self._of_arrays(source, sample_rate, name)
+            yield self._of_arrays(cast(Piece, source), sample_rate, name)
 
     def read(self, media: MediaSource) -> Item:
         """Read a source as a whole.
@@ -168,7 +175,8 @@ class MediaReader:
         for part in piece if isinstance(piece, tuple) else (piece,):
             if part is None:
                 continue
-            part = np.asarray(part)
+            # a tensor may require gradients or lie on a GPU
+            part = part.detach().cpu().numpy() if isinstance(part, Tensor) else np.asarray(part)
             modality = "video" if part.dtype == np.uint8 else "audio"
             if not (self.uses_video if modality == "video" else self.uses_audio):
                 takes = "mouth crops, uint8 (n, H, H)" if self.uses_video else "sound, float (n,)"
@@ -230,8 +238,21 @@ class _Arrays:
         yield self.arrays["video"]
 
 
+def is_media_content(source: Source) -> TypeGuard[bytes | bytearray | OpenFile]:
+    """Return whether a source is a media file's bytes or an open file, no path and no array."""
+    # by its method: wrappers such as NamedTemporaryFile's are of no class of `io`
+    return isinstance(source, bytes | bytearray) or hasattr(source, "read")
+
+
+def _content(source: bytes | bytearray | OpenFile, name: str) -> bytes | bytearray:
+    content = source if isinstance(source, bytes | bytearray) else source.read()
+    if isinstance(content, str):
+        raise MediaError(name, "opened as text; open it in binary mode, 'rb'")
+    return content
+
+
 @contextmanager
-def _spooled(content: bytes) -> Iterator[str]:
+def _spooled(content: bytes | bytearray) -> Iterator[str]:
     """Yield the path of a temporary file with this content."""
     handle, path = tempfile.mkstemp(suffix=".npy" if content[:6] == b"\x93NUMPY" else "")
     try:

@@ -1,7 +1,6 @@
 """Transcriber: a trained model directory and files in, transcripts out."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from io import IOBase
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +10,7 @@ from speechattn.config import build
 from speechattn.data.batches.batch import Item, collate
 from speechattn.data.crops.roi import RoiOptions
 from speechattn.data.long_form import LongFormOptions
-from speechattn.data.reader import MediaSource, Piece, Source
+from speechattn.data.reader import MediaSource, Piece, Source, is_media_content
 from speechattn.data.tokenizers import Tokenizer
 from speechattn.decoding import Search
 from speechattn.decoding.config import search_of
@@ -194,6 +193,7 @@ class Transcriber:
 def _as_list(sources: Source | Sequence[Source]) -> list[Source] | None:
     """Return several sources; None for one, which may be a pair of arrays."""
     if isinstance(sources, tuple):
-        named = any(isinstance(one, str | Path | bytes | IOBase) for one in sources)
-        return list(cast(Sequence[Source], sources)) if named else None
+        several = cast(Sequence[Source], sources)
+        named = any(isinstance(one, str | Path) or is_media_content(one) for one in several)
+        return list(several) if named else None
     return sources if isinstance(sources, list) else None

@@ -1,6 +1,7 @@
 """Transcriber: every kind of file that it takes or refuses, and the same numbers as the recipe."""
 
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -364,6 +365,36 @@ def test_bytes_and_open_files(tiny_model_dir, media, modality, name):
     assert [(t.id, t.text) for t in pair] == [(wanted.id, wanted.text)] * 2
 
 
+class Upload:
+    """A file-like of no class of `io`."""
+
+    def __init__(self, content: bytes):
+        self.content = content
+
+    def read(self) -> bytes:
+        return self.content
+
+
+def test_file_likes(tiny_model_dir, media):
+    transcriber = load(tiny_model_dir("audio"))
+    wanted = transcriber.transcribe(media / "a.flac")
+    content = (media / "a.flac").read_bytes()
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.seek(0)
+        found = transcriber.transcribe(file)
+    assert (found.id, found.text) == (file.name, wanted.text)
+    assert transcriber.transcribe(Upload(content)).text == wanted.text
+    several = transcriber.transcribe((Upload(content), bytearray(content)))
+    assert [t.text for t in several] == [wanted.text] * 2
+
+
+def test_a_file_opened_as_text(tiny_model_dir, tmp_path):
+    (tmp_path / "a.txt").write_text("bin blue")
+    with (tmp_path / "a.txt").open() as file, pytest.raises(MediaError, match="binary mode"):
+        load(tiny_model_dir("audio")).transcribe(file)
+
+
 def test_bytes_of_no_media_are_named(tiny_model_dir):
     transcriber = load(tiny_model_dir("audio"))
     with pytest.raises(MediaError, match="^input: not media"):
@@ -382,6 +413,7 @@ def test_arrays_and_tensors(tiny_model_dir, media):
     for source in (
         wave,
         torch.from_numpy(wave),
+        torch.from_numpy(wave).requires_grad_(),
         wave.astype(np.float64),
         integers,
         [wave][0][None],
